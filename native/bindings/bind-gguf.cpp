@@ -1,0 +1,53 @@
+// bind-gguf.cpp: metadata and tensor table of a GGUF file by ggml's own reader, without its data. Python's
+// files.py checks with it that a file is whole before upstream maps it.
+#include "bindings.h"
+#include "ggml-cpp.h"
+#include "gguf.h"
+
+#include <cstring>
+
+static py::object value_of(const gguf_context * gguf, int64_t id) {
+    switch (gguf_get_kv_type(gguf, id)) {
+        case GGUF_TYPE_UINT8: return py::int_(gguf_get_val_u8(gguf, id));
+        case GGUF_TYPE_INT8: return py::int_(gguf_get_val_i8(gguf, id));
+        case GGUF_TYPE_UINT16: return py::int_(gguf_get_val_u16(gguf, id));
+        case GGUF_TYPE_INT16: return py::int_(gguf_get_val_i16(gguf, id));
+        case GGUF_TYPE_UINT32: return py::int_(gguf_get_val_u32(gguf, id));
+        case GGUF_TYPE_INT32: return py::int_(gguf_get_val_i32(gguf, id));
+        case GGUF_TYPE_UINT64: return py::int_(gguf_get_val_u64(gguf, id));
+        case GGUF_TYPE_INT64: return py::int_(gguf_get_val_i64(gguf, id));
+        case GGUF_TYPE_FLOAT32: return py::float_(gguf_get_val_f32(gguf, id));
+        case GGUF_TYPE_FLOAT64: return py::float_(gguf_get_val_f64(gguf, id));
+        case GGUF_TYPE_BOOL: return py::bool_(gguf_get_val_bool(gguf, id));
+        case GGUF_TYPE_STRING: {
+            const char * text = gguf_get_val_str(gguf, id);
+            PyObject *   str  = PyUnicode_DecodeUTF8(text, (Py_ssize_t) strlen(text), "replace");
+            return py::reinterpret_steal<py::object>(str);
+        }
+        default: return py::none(); // arrays (vocabularies, mostly) are not needed to check a file
+    }
+}
+
+// (metadata, arrays as None, [(name, type, offset, bytes), ...], offset of the data)
+static py::tuple gguf_info(const std::string & path) {
+    const gguf_init_params params = { /* no_alloc */ true, /* ctx */ nullptr };
+    const gguf_context_ptr gguf(gguf_init_from_file(path.c_str(), params));
+    if (!gguf) {
+        throw py::value_error("not a readable GGUF file");
+    }
+    py::dict metadata;
+    for (int64_t i = 0; i < gguf_get_n_kv(gguf.get()); i++) {
+        metadata[py::str(gguf_get_key(gguf.get(), i))] = value_of(gguf.get(), i);
+    }
+    py::list tensors;
+    for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); i++) {
+        tensors.append(py::make_tuple(
+            py::bytes(gguf_get_tensor_name(gguf.get(), i)), ggml_type_name(gguf_get_tensor_type(gguf.get(), i)),
+            gguf_get_tensor_offset(gguf.get(), i), gguf_get_tensor_size(gguf.get(), i)));
+    }
+    return py::make_tuple(metadata, tensors, gguf_get_data_offset(gguf.get()));
+}
+
+void register_gguf(py::module_ & m) {
+    m.def("gguf_info", &gguf_info, py::arg("path"));
+}

@@ -1,0 +1,61 @@
+// bind-score.cpp: scores and selection over NumPy arrays. The GIL is released while ggml computes.
+#include "bindings.h"
+
+static py::dict score_tokens(
+    const float_array & x, const std::optional<float_array> & semantic, const qap_params & params,
+    const std::optional<std::string> & device, int32_t n_threads) {
+    if (x.ndim() != 2) {
+        throw py::value_error("x: expected shape (n_tok, n_embd), got " + std::to_string(x.ndim()) + " dimensions");
+    }
+    const py::ssize_t n = x.shape(0);
+    if (n > INT32_MAX || x.shape(1) > INT32_MAX) {
+        throw py::value_error("x: too large");
+    }
+    if (semantic && (semantic->ndim() != 1 || semantic->shape(0) != n)) {
+        throw py::value_error("semantic: expected shape (" + std::to_string(n) + ",)");
+    }
+    float_array error(n), outlier(n), sensitivity(n), relevance(n), total(n);
+    qap_scores  out = { error.mutable_data(),     outlier.mutable_data(), sensitivity.mutable_data(),
+                        relevance.mutable_data(), total.mutable_data(),   0.0f };
+
+    const float * x_data = x.data();
+    const float * p_data = semantic ? semantic->data() : nullptr;
+    const char *  name   = device ? device->c_str() : nullptr;
+    int           status = 0;
+    {
+        const py::gil_scoped_release nogil;
+        status = qap_score(x_data, (int32_t) n, (int32_t) x.shape(1), p_data, &params, name, n_threads, &out);
+    }
+    check(status);
+
+    using namespace pybind11::literals;
+    return py::dict(
+        "error"_a = error, "outlier"_a = outlier, "sensitivity"_a = sensitivity, "semantic"_a = relevance,
+        "alpha"_a = out.alpha, "total"_a = total);
+}
+
+static index_array select_tokens(
+    const std::optional<float_array> & total, int32_t n_tokens, int32_t n_keep, const std::string & method, uint64_t seed) {
+    const int32_t id = qap_id_from_name("select", method.c_str());
+    if (id < 0) {
+        throw py::value_error("method: unknown name '" + method + "'");
+    }
+    if (total && (total->ndim() != 1 || total->shape(0) != n_tokens)) {
+        throw py::value_error("total: expected shape (" + std::to_string(n_tokens) + ",)");
+    }
+    if (n_tokens < 1 || n_keep < 1 || n_keep > n_tokens) {
+        throw py::value_error("n_keep: expected a number in 1.." + std::to_string(n_tokens) + ", got " + std::to_string(n_keep));
+    }
+    index_array indices(n_keep);
+    check(qap_select(total ? total->data() : nullptr, n_tokens, n_keep, id, seed, indices.mutable_data()));
+    return indices;
+}
+
+void register_score(py::module_ & m) {
+    m.def(
+        "score", &score_tokens, py::arg("x").noconvert(), py::arg("semantic").noconvert().none(true), py::arg("params"),
+        py::arg("device").none(true), py::arg("n_threads"));
+    m.def(
+        "select", &select_tokens, py::arg("total").noconvert().none(true), py::arg("n_tokens"), py::arg("n_keep"),
+        py::arg("method"), py::arg("seed"));
+}

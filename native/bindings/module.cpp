@@ -1,0 +1,41 @@
+// module.cpp: the Python module qap_gguf._core. Only qap_gguf imports it; python/qap_gguf/_load.py has loaded
+// libllama and our libmtmd before.
+#include "bindings.h"
+#include "ggml-backend.h"
+#include "ggml.h"
+#include "llama.h"
+
+// devices that ggml can use in this process: (name, description, kind, total bytes)
+static py::list list_devices() {
+    py::list devices;
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        ggml_backend_dev_t dev  = ggml_backend_dev_get(i);
+        const char *       kind = "accelerator";
+        switch (ggml_backend_dev_type(dev)) {
+            case GGML_BACKEND_DEVICE_TYPE_CPU: kind = "cpu"; break;
+            case GGML_BACKEND_DEVICE_TYPE_GPU: kind = "gpu"; break;
+            case GGML_BACKEND_DEVICE_TYPE_IGPU: kind = "igpu"; break;
+            default: break;
+        }
+        size_t free  = 0;
+        size_t total = 0;
+        ggml_backend_dev_memory(dev, &free, &total);
+        devices.append(py::make_tuple(ggml_backend_dev_name(dev), ggml_backend_dev_description(dev), kind, total));
+    }
+    return devices;
+}
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "Native part of qap_gguf. Use the functions of the package qap_gguf, which check their arguments.";
+    m.attr("__version__")      = QAP_PACKAGE_VERSION;
+    m.attr("upstream_version") = qap_upstream_version();
+    m.attr("MAX_MAGNITUDE")    = QAP_MAX_MAGNITUDE;
+    m.def("ggml_version", [] { return std::string(ggml_version()); });
+    m.def("ggml_commit", [] { return std::string(ggml_commit()); });
+    m.def("system_info", [] { return std::string(llama_print_system_info()); });
+    m.def("devices", &list_devices);
+    register_params(m);
+    register_score(m);
+    register_encoder(m);
+    register_gguf(m);
+}

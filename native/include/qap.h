@@ -1,0 +1,130 @@
+/*
+ * qap.h: quantization-aware pruning of image tokens, the only public header of the native part.
+ *
+ * Plain C, opaque upstream types. Implements QAPruner (arXiv 2604.02816) as ggml graphs:
+ * group-wise quantization error, outlier magnitude, semantic relevance, fusion, selection.
+ *
+ * Array shapes are written [rows, columns], rows being tokens, C order, float32.
+ * A function that can fail returns 0 on success and -1 on failure; qap_last_error() then holds
+ * one line for the calling thread. No function aborts the process for bad arguments.
+ */
+#ifndef QAP_H
+#define QAP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define QAP_API __attribute__((visibility("default")))
+
+#define QAP_VERSION 1            /* value of the GGUF key qap.version */
+#define QAP_MAX_MAGNITUDE 1e30f  /* larger features are refused: squares and ranges stay finite below it */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct mtmd_context;
+struct mtmd_input_chunk;
+
+/* ids; the names are in the tables of src/params.cpp and equal those of Python and the CLI */
+enum qap_error { QAP_ERROR_INT2 = 2, QAP_ERROR_INT4 = 4, QAP_ERROR_INT8 = 8 }; /* int<b>: the id is b, 2..8 */
+enum qap_outlier { QAP_OUTLIER_RANGE = 0 };
+enum qap_semantic { QAP_SEMANTIC_AUTO = 0, QAP_SEMANTIC_CLS = 1, QAP_SEMANTIC_NONE = 2 };
+enum qap_selector { QAP_SELECT_TOPK = 0, QAP_SELECT_RANDOM = 1, QAP_SELECT_UNIFORM = 2 };
+enum qap_positions { QAP_POSITIONS_AUTO = 0, QAP_POSITIONS_COMPACT = 1 };
+
+struct qap_params {
+    double   keep_ratio;     /* (0, 1]; used when n_keep is 0 */
+    int32_t  n_keep;         /* tokens to keep, or 0 */
+    float    alpha;          /* [0, 1]: weight of the semantic relevance */
+    bool     alpha_dynamic;  /* alpha follows the spread of the sensitivity */
+    int32_t  error;          /* enum qap_error */
+    int32_t  group_size;     /* channels that share a scale, >= 1 */
+    int32_t  outlier;        /* enum qap_outlier */
+    float    outlier_weight; /* [0, 1] */
+    int32_t  semantic;       /* enum qap_semantic */
+    int32_t  select;         /* enum qap_selector */
+    int32_t  positions;      /* enum qap_positions */
+    uint64_t seed;           /* of the random selector */
+};
+
+/* Caller-owned outputs of qap_score, each [n_tokens] or NULL. */
+struct qap_scores {
+    float * error;       /* E: || x - Q(x) ||_2 */
+    float * outlier;     /* R */
+    float * sensitivity; /* Q: (1 - w) minmax(E) + w minmax(R) */
+    float * semantic;    /* P: min-max normalised, zeros without a signal */
+    float * total;       /* S: alpha P + (1 - alpha) Q */
+    float   alpha;       /* the alpha that was used */
+};
+
+/* What one encode found; arrays belong to the chunk and live until its next encode. */
+struct qap_report {
+    int32_t         n_total;     /* N: tokens that the projector gave */
+    int32_t         n_keep;      /* K */
+    bool            done;        /* false before the chunk was encoded */
+    float           alpha;
+    const int32_t * indices;     /* [n_keep], sorted ascending */
+    const float *   error;       /* [n_total] or NULL; so are all that follow */
+    const float *   outlier;
+    const float *   sensitivity;
+    const float *   semantic;
+    const float *   attention;   /* class-token attention, mean over heads, not normalised */
+    const float *   total;
+};
+
+/* --- general --- */
+
+QAP_API const char * qap_last_error(void); /* "" when the last call of this thread succeeded */
+QAP_API bool         qap_disabled(void);   /* QAP_DISABLE=1: every hook does nothing */
+QAP_API bool         qap_stock_encoder(void); /* QAP_STOCK_ENCODER=1: upstream's encoder defects are left in place */
+QAP_API const char * qap_upstream_version(void); /* the llama-cpp-python version that this library was built from */
+
+/* --- parameters --- */
+
+QAP_API struct qap_params qap_params_default(void);
+QAP_API int               qap_params_check(const struct qap_params * params);
+/* K for n_tokens, or -1 (n_keep larger than n_tokens) */
+QAP_API int32_t           qap_params_count(const struct qap_params * params, int32_t n_tokens);
+
+/* name <-> id; -1 or NULL for an unknown one. kind: "error", "outlier", "semantic", "select", "positions" */
+QAP_API int32_t      qap_id_from_name(const char * kind, const char * name);
+QAP_API const char * qap_name_from_id(const char * kind, int32_t id);
+
+/* What tokenization uses: the innermost override of the calling thread, else the process default, else the
+ * qap.* keys of the mmproj file, else nothing (dense). NULL clears the default; a NULL override means dense. */
+QAP_API int  qap_default_set(const struct qap_params * params);
+QAP_API bool qap_default_get(struct qap_params * params);
+QAP_API int  qap_override_push(const struct qap_params * params);
+QAP_API void qap_override_pop(void);
+
+/* --- scores and selection over features --- */
+
+/* x: [n_tokens, n_embd]; semantic: [n_tokens] raw relevance or NULL; device: a ggml device name or NULL (CPU) */
+QAP_API int qap_score(
+    const float * x, int32_t n_tokens, int32_t n_embd, const float * semantic, const struct qap_params * params,
+    const char * device, int32_t n_threads, struct qap_scores * out);
+
+/* total: [n_tokens]; indices: [n_keep], sorted ascending. total may be NULL for random and uniform. */
+QAP_API int qap_select(
+    const float * total, int32_t n_tokens, int32_t n_keep, int32_t selector, uint64_t seed, int32_t * indices);
+
+/* --- chunks of libmtmd --- */
+
+/* the qap.* keys of the file that the context was made from; false when it has none */
+QAP_API bool qap_context_file_params(const struct mtmd_context * ctx, struct qap_params * params);
+/* NULL when images of this model can be pruned, else one line that says why not */
+QAP_API const char * qap_context_why_not(const struct mtmd_context * ctx);
+
+/* Replace the plan of an image chunk. plan_capture: keep all tokens, note the class-token attention.
+ * plan_indices: the given tokens are kept (for embeddings that the caller selected itself). */
+QAP_API int qap_chunk_plan_capture(const struct mtmd_context * ctx, struct mtmd_input_chunk * chunk);
+QAP_API int qap_chunk_plan_indices(struct mtmd_input_chunk * chunk, const int32_t * indices, int32_t n_keep);
+QAP_API int qap_chunk_report(const struct mtmd_input_chunk * chunk, struct qap_report * report);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* QAP_H */

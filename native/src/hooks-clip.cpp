@@ -1,0 +1,200 @@
+// hooks-clip.cpp: the hooks inside the image encoder: find the attention in the graph, append the scores,
+// read them back, select, gather. Upstream facts (llama.cpp 0c1e570): clip_encode() takes the last node of the
+// graph as the embeddings; build_attn() makes either flash_attn_ext(q, cast(k), ...) or soft_max(mul_mat(k, q)).
+#include "clip-graph.h"
+#include "clip-impl.h"
+#include "clip-model.h"
+#include "qap-error.h"
+#include "ggml-backend.h"
+#include "qap-hooks.h"
+#include "qap-plan.h"
+
+#include <cmath>
+#include <cstring>
+
+// nodes that one image can add: scores take about 45, the rest is room
+static const size_t MAX_NODES = 128;
+
+// q and k of one self-attention, [d_head, n_pos, n_head] each
+struct attention_inputs {
+    ggml_tensor * q     = nullptr;
+    ggml_tensor * k     = nullptr;
+    float         scale = 1.0f;
+};
+
+// The last self-attention over n_pos positions: that of the layer whose output the projector gets.
+static attention_inputs find_last_attention(ggml_cgraph * gf, int64_t n_pos) {
+    for (int i = ggml_graph_n_nodes(gf) - 1; i >= 0; i--) {
+        ggml_tensor *    node = ggml_graph_node(gf, i);
+        attention_inputs in;
+        if (node->op == GGML_OP_FLASH_ATTN_EXT) {
+            in.q = node->src[0];
+            in.k = node->src[1];
+            if (in.k->op == GGML_OP_CPY && in.k->src[0]->type == GGML_TYPE_F32) {
+                in.k = in.k->src[0]; // before the cast to f16
+            }
+        } else if (node->op == GGML_OP_SOFT_MAX && node->src[0]->op == GGML_OP_MUL_MAT) {
+            in.k = node->src[0]->src[0];
+            in.q = node->src[0]->src[1];
+        } else {
+            continue;
+        }
+        // both operations keep the scale first among their parameters
+        std::memcpy(&in.scale, node->op_params, sizeof(float));
+        if (in.q->ne[1] == n_pos && in.k->ne[1] == n_pos && in.q->ne[2] == in.k->ne[2] && in.q->ne[3] == 1) {
+            return in;
+        }
+    }
+    return {};
+}
+
+// Attention of the class token to the patches, [n_tokens], or null where the encoder has no class token
+// or merges patches.
+static ggml_tensor * build_class_attention(ggml_context * ctx, ggml_cgraph * gf, const clip_model & model, int64_t n_tokens) {
+    if (model.class_embedding == nullptr) {
+        return nullptr;
+    }
+    const attention_inputs in = find_last_attention(gf, n_tokens + 1);
+    if (in.q == nullptr) {
+        return nullptr;
+    }
+    // Token i comes from row i + 1 in either order. Upstream's own order has the class token in the last row
+    // (002-llava-encoder.patch, defect A), ours in row 0.
+    const int64_t query = qap_stock_encoder() ? n_tokens : 0;
+    ggml_tensor * row   = qap_build_attention_row(ctx, in.q, in.k, query, in.scale);
+    return ggml_cont(ctx, ggml_view_1d(ctx, row, n_tokens, sizeof(float)));
+}
+
+static qap_graph build_nodes(const clip_model & model, ggml_cgraph * gf, qap_plan * plan, const qap_params & params) {
+    qap_graph graph;
+    graph.plan       = plan;
+    graph.embeddings = ggml_graph_node(gf, -1);
+    graph.ctx.reset(ggml_init({ ggml_tensor_overhead() * MAX_NODES, nullptr, /* no_alloc */ true }));
+    ggml_set_output(graph.embeddings);
+
+    ggml_context * ctx      = graph.ctx.get();
+    const int64_t  n_embd   = graph.embeddings->ne[0];
+    const int64_t  n_tokens = ggml_nelements(graph.embeddings) / n_embd;
+    const bool     capture  = plan != nullptr && plan->capture;
+
+    if (params.semantic != QAP_SEMANTIC_NONE || capture) {
+        graph.attention = build_class_attention(ctx, gf, model, n_tokens);
+    }
+    if (graph.attention != nullptr) {
+        ggml_set_output(graph.attention);
+        ggml_build_forward_expand(gf, graph.attention);
+    }
+    if (!capture) {
+        ggml_tensor * x = ggml_reshape_2d(ctx, graph.embeddings, n_embd, n_tokens);
+        graph.scores    = qap_build_scores(ctx, x, graph.attention, params);
+        qap_expand_scores(gf, graph.scores);
+    }
+    return graph;
+}
+
+qap_graph qap_hook_reserve(const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf) {
+    const bool plain = imgs.entries.size() == 1 && ggml_is_contiguous(ggml_graph_node(gf, -1)) &&
+                       ggml_graph_node(gf, -1)->type == GGML_TYPE_F32;
+    if (qap_disabled() || imgs.is_audio || model.modality != CLIP_MODALITY_VISION || !plain) {
+        return {};
+    }
+    return build_nodes(model, gf, nullptr, qap_params_default());
+}
+
+qap_graph qap_hook_build(const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf) {
+    return imgs.qap ? build_nodes(model, gf, imgs.qap.get(), imgs.qap->params) : qap_graph();
+}
+
+// --- results ---
+
+static void read_floats(ggml_tensor * tensor, std::vector<float> & out) {
+    out.clear();
+    if (tensor != nullptr) {
+        out.resize(ggml_nelements(tensor));
+        ggml_backend_tensor_get(tensor, out.data(), 0, ggml_nbytes(tensor));
+    }
+}
+
+static bool is_usable(const std::vector<float> & values) {
+    for (const float value : values) {
+        if (!(std::fabs(value) <= QAP_MAX_MAGNITUDE)) { // false for NaN as well
+            return false;
+        }
+    }
+    return true;
+}
+
+static int read_scores(const qap_graph & graph, qap_plan & plan) {
+    read_floats(graph.scores.error, plan.error);
+    read_floats(graph.scores.outlier, plan.outlier);
+    read_floats(graph.scores.sensitivity, plan.sensitivity);
+    read_floats(graph.scores.semantic, plan.semantic);
+    read_floats(graph.scores.total, plan.total);
+    plan.alpha = plan.params.alpha;
+    if (graph.scores.alpha != nullptr) {
+        ggml_backend_tensor_get(graph.scores.alpha, &plan.alpha, 0, sizeof(float));
+    }
+    if (!is_usable(plan.error) || !is_usable(plan.outlier) || !is_usable(plan.attention)) {
+        return qap_fail(
+            "expected finite image features below %g, got others from the encoder; "
+            "check the mmproj file, or an f16 overflow on this device",
+            (double) QAP_MAX_MAGNITUDE);
+    }
+    if (graph.attention == nullptr && plan.params.semantic == QAP_SEMANTIC_CLS) {
+        return qap_fail("semantic: this encoder has no class token (cls); use none or auto");
+    }
+    if (graph.attention == nullptr && !plan.params.alpha_dynamic && plan.params.alpha == 1.0f &&
+        plan.params.select == QAP_SELECT_TOPK) {
+        return qap_fail("alpha: 1 leaves nothing to rank by, for this encoder has no semantic signal; use alpha < 1");
+    }
+    plan.indices.resize(plan.n_keep);
+    return qap_select(
+        plan.total.data(), plan.n_total, plan.n_keep, plan.params.select, plan.params.seed, plan.indices.data());
+}
+
+// Copy the kept rows, runs of neighbours in one piece.
+static void gather_rows(ggml_tensor * embeddings, const std::vector<int32_t> & indices, float * out) {
+    const size_t row_size = ggml_row_size(embeddings->type, embeddings->ne[0]);
+    for (size_t first = 0; first < indices.size();) {
+        size_t last = first + 1;
+        while (last < indices.size() && indices[last] == indices[last - 1] + 1) {
+            last++;
+        }
+        ggml_backend_tensor_get(
+            embeddings, (char *) out + first * row_size, indices[first] * row_size, (last - first) * row_size);
+        first = last;
+    }
+}
+
+bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
+    qap_plan &    plan     = *graph.plan;
+    const int64_t n_embd   = graph.embeddings->ne[0];
+    const int64_t n_tokens = ggml_nelements(graph.embeddings) / n_embd;
+    plan.done              = false;
+
+    if (n_tokens != plan.n_total) {
+        qap_fail("expected %d tokens from the encoder, got %d", (int) plan.n_total, (int) n_tokens);
+        LOG_ERR("%s: %s\n", __func__, qap_last_error());
+        return false;
+    }
+    read_floats(graph.attention, plan.attention);
+    if (plan.capture) {
+        plan.indices.resize(plan.n_total);
+        for (int32_t i = 0; i < plan.n_total; i++) {
+            plan.indices[i] = i;
+        }
+    } else if (read_scores(graph, plan) != 0) {
+        LOG_ERR("%s: %s\n", __func__, qap_last_error());
+        return false;
+    }
+    plan.done = true;
+    if (out != nullptr && !out->empty()) {
+        if (out->size() != (size_t) plan.n_keep * n_embd) {
+            qap_fail("expected room for %d rows of %d, got %zu floats", (int) plan.n_keep, (int) n_embd, out->size());
+            LOG_ERR("%s: %s\n", __func__, qap_last_error());
+            return false;
+        }
+        gather_rows(graph.embeddings, plan.indices, out->data());
+    }
+    return true;
+}

@@ -1,0 +1,57 @@
+// qap-hooks.h: everything that 001-hooks.patch calls. Included by the patched clip-impl.h, so that clip.cpp and
+// mtmd.cpp see it. Each hook says who calls it and when; with QAP_DISABLE=1 no plan is ever made, and
+// every hook does nothing.
+#pragma once
+
+#include "ggml-cpp.h"
+#include "ggml.h"
+#include "scorers/scorers.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+struct clip_model;
+struct clip_image_f32_batch;
+struct mtmd_context;
+struct mtmd_input_chunk;
+struct mtmd_input_chunks;
+struct mtmd_serialization;
+struct qap_plan;
+
+// Our nodes behind an encoder graph. Owns the memory of their headers: it must live until the results are read.
+struct qap_graph {
+    qap_plan *       plan = nullptr; // null: nothing was added
+    ggml_context_ptr ctx;
+    ggml_tensor *    embeddings = nullptr; // [n_embd, n_tokens], what upstream would return
+    ggml_tensor *    attention  = nullptr; // [n_tokens], raw
+    qap_score_nodes  scores;
+};
+
+// clip.cpp, clip_model_loader::reserve_compute_meta(): after build(), so that the buffers fit our nodes too.
+// There is no plan yet; nodes for the default parameters are added to images.
+qap_graph qap_hook_reserve(const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf);
+
+// clip.cpp, clip_encode(): after build(), before allocation. Adds nodes when the batch has a plan.
+qap_graph qap_hook_build(const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf);
+
+// clip.cpp, clip_encode(): after the graph ran, when qap_hook_build() added nodes; its result is clip_encode()'s.
+// Reads the scores, selects, and writes the kept rows to `out`, [n_keep, n_embd].
+bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out);
+
+// mtmd.cpp, end of mtmd_context's constructor. The qap.* keys of the file or null; throws for invalid ones.
+std::unique_ptr<qap_params> qap_hook_load(const char * mmproj);
+
+// mtmd.cpp, mtmd_tokenizer::add_media(): after the chunks of one image were added. Plans them.
+// Throws std::runtime_error with one line when the image cannot be pruned as asked.
+void qap_hook_plan(const mtmd_context * ctx, mtmd_input_chunks & chunks);
+
+// mtmd.cpp, mtmd_image_tokens::n_tokens()
+uint32_t qap_hook_n_tokens(const qap_plan & plan);
+
+// mtmd.cpp, mtmd_image_tokens_get_decoder_pos(): with M-RoPE a kept token has the place of its own patch
+size_t qap_hook_source_index(const qap_plan * plan, bool mrope, size_t i);
+
+// mtmd.cpp, mtmd_input_chunk::serialize() and deserialize(), at their ends. A dense chunk's bytes are upstream's.
+void qap_hook_save(const mtmd_input_chunk & chunk, mtmd_serialization & ser);
+void qap_hook_load_plan(mtmd_input_chunk & chunk, mtmd_serialization & ser);

@@ -1,0 +1,39 @@
+// error-int.cpp: error of symmetric b-bit integer quantization in groups of channels, b = 2..8.
+//
+// Source: QAPruner (arXiv 2604.02816), G = 128, scale = absmax / 7 for 4 bits:
+//   s = max|x_g| / L,  L = 2^(b-1) - 1,  q = round(x / (s + 1e-8)),  Q(x) = s q,  E = || x - Q(x) ||_2
+// Two deviations that change no result beyond rounding: the last, shorter group is filled with zeros (they
+// move neither the maximum nor the error), and the error is divided by the token's largest |x| before it is
+// squared and multiplied back after the root, so that neither 1e-30 nor 1e30 leaves the range of float.
+#include "scorers.h"
+
+#include <algorithm>
+#include <cfloat>
+
+static const float EPS = 1e-8f; // of the paper's division
+
+ggml_tensor * qap_build_error(ggml_context * ctx, ggml_tensor * x, int32_t error, int32_t group_size) {
+    const int64_t n_embd   = x->ne[0];
+    const int64_t n_tokens = x->ne[1];
+    const int64_t group    = std::min<int64_t>(group_size, n_embd);
+    const int64_t n_groups = (n_embd + group - 1) / group;
+    const float   levels   = (float) ((1 << (error - 1)) - 1);
+
+    if (n_groups * group != n_embd) {
+        x = ggml_pad(ctx, x, (int) (n_groups * group - n_embd), 0, 0, 0);
+    }
+    ggml_tensor * xg     = ggml_reshape_2d(ctx, x, group, n_groups * n_tokens);
+    ggml_tensor * absmax = qap_build_window_max(ctx, ggml_abs(ctx, xg), group); // [1, n_groups * n_tokens]
+    ggml_tensor * scale  = ggml_scale(ctx, absmax, 1.0f / levels);
+
+    ggml_tensor * q   = ggml_round(ctx, ggml_div(ctx, xg, ggml_scale_bias(ctx, scale, 1.0f, EPS)));
+    ggml_tensor * err = ggml_sub(ctx, xg, ggml_mul(ctx, q, scale)); // [group, n_groups * n_tokens]
+
+    // unit: the token's largest |x|, never zero
+    ggml_tensor * unit = qap_build_window_max(ctx, ggml_reshape_2d(ctx, absmax, n_groups, n_tokens), n_groups);
+    unit               = ggml_clamp(ctx, unit, FLT_MIN, FLT_MAX); // [1, n_tokens]
+
+    err = ggml_div(ctx, ggml_reshape_2d(ctx, err, n_groups * group, n_tokens), unit);
+    ggml_tensor * norm = ggml_sqrt(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, err))); // [1, n_tokens]
+    return ggml_reshape_1d(ctx, ggml_mul(ctx, norm, unit), n_tokens);
+}

@@ -1,0 +1,224 @@
+"""What the subcommands share: the prune options, the model options, and the ways to write to a stream.
+
+One word per idea: an option here means the same in every subcommand (docs/design.md, section 4). Data goes to stdout,
+notes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from qap_gguf.config import ERRORS, OUTLIERS, POSITIONS, SELECTORS, SEMANTICS, PruneConfig
+from qap_gguf.errors import ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class State:
+    """What one run of the command remembers from its options, for the handling of errors."""
+
+    debug: bool = False
+
+
+def _parse_alpha(_ctx: click.Context, param: click.Parameter, value: str | None) -> float | str | None:
+    """A number or the word "dynamic"; the range is checked by PruneConfig."""
+    if value is None or value == "dynamic":
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f'expected a number in 0..1 or "dynamic", got {value!r}', param=param) from None
+
+
+_PRUNE: Final[dict[str, Callable[[Any], Any]]] = {
+    "n_keep": click.option(
+        "--n-keep", type=click.IntRange(min=1), metavar="K", help="Keep exactly K tokens of each image."
+    ),
+    "keep_ratio": click.option(
+        "--keep-ratio", type=float, metavar="R", help="Keep this part of the tokens, 0 < R <= 1.  [default: 0.125]"
+    ),
+    "alpha": click.option(
+        "--alpha",
+        callback=_parse_alpha,
+        metavar="A",
+        help='Weight of the semantic score, 0..1; the rest goes to the sensitivity to quantization. Or "dynamic".  '
+        "[default: 0.7]",
+    ),
+    "error": click.option(
+        "--error",
+        type=click.Choice(ERRORS),
+        metavar="Q",
+        help="Quantizer whose error is measured, int2 to int8.  [default: int4]",
+    ),
+    "group_size": click.option(
+        "--group-size",
+        type=click.IntRange(min=1),
+        metavar="G",
+        help="Channels that share one quantization scale.  [default: 128]",
+    ),
+    "outlier": click.option(
+        "--outlier", type=click.Choice(OUTLIERS), help="How the outliers of a token are measured.  [default: range]"
+    ),
+    "outlier_weight": click.option(
+        "--outlier-weight",
+        type=float,
+        metavar="W",
+        help="Weight of outliers against quantization error, 0..1.  [default: 0.5]",
+    ),
+    "semantic": click.option(
+        "--semantic",
+        type=click.Choice(SEMANTICS),
+        help="Source of the semantic score: cls is the class token's attention.  [default: auto]",
+    ),
+    "select": click.option(
+        "--select", type=click.Choice(SELECTORS), help="How the tokens are chosen from the scores.  [default: topk]"
+    ),
+    "positions": click.option(
+        "--positions", type=click.Choice(POSITIONS), help="Positions of the kept tokens.  [default: auto]"
+    ),
+    "seed": click.option(
+        "--seed",
+        type=click.IntRange(0, 2**64 - 1),
+        metavar="N",
+        help="Seed of everything random: --select random, sampling, resampling.  [default: 0]",
+    ),
+    "dense": click.option("--dense", "--no-prune", "dense", is_flag=True, help="Keep every token: no pruning at all."),
+}
+
+
+def prune_options(*, without: Collection[str] = ()) -> Callable[[F], F]:
+    """Add the common prune options, except those in `without`; the command takes them as ``**prune``.
+
+    None of them has a default here, so that the command sees which were given.
+    """
+
+    def decorate(function: F) -> F:
+        for name, option in reversed(list(_PRUNE.items())):
+            if name not in without:
+                function = option(function)
+        return function
+
+    return decorate
+
+
+def prune_given(prune: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the prune options that were on the command line; --seed and --dense are not among them.
+
+    Raises:
+        click.UsageError: options that contradict each other.
+    """
+    given = {name: value for name, value in prune.items() if value is not None and name not in ("dense", "seed")}
+    if "n_keep" in given and "keep_ratio" in given:
+        raise click.UsageError("--n-keep and --keep-ratio exclude each other; give one of them")
+    if prune.get("dense") and given:
+        first = "--" + next(iter(given)).replace("_", "-")
+        raise click.UsageError(f"--dense keeps every token, so {first} has no meaning; drop one of them")
+    return given
+
+
+def prune_config(prune: Mapping[str, Any]) -> PruneConfig | None:
+    """Turn the prune options into a config; None means: do not prune.
+
+    Raises:
+        click.UsageError: options that contradict each other, or a value outside its range.
+    """
+    given = prune_given(prune)
+    if prune.get("dense"):
+        return None
+    if prune.get("seed") is not None:
+        given["seed"] = prune["seed"]
+    return make_config(given)
+
+
+def make_config(values: Mapping[str, Any]) -> PruneConfig:
+    """PruneConfig of options: a value outside its range is a usage error here."""
+    try:
+        return PruneConfig.from_dict(values)
+    except ConfigError as err:
+        raise click.UsageError(str(err)) from err
+
+
+def sampler_seed(seed: int) -> int:
+    """Return the part of a 64-bit seed that VisionModel takes for sampling (31 bits)."""
+    return seed % 2**31
+
+
+def model_options(function: F) -> F:
+    """Add -m, --mmproj, --threads, --device and --ctx."""
+    options = [
+        click.option(
+            "-m",
+            "--model",
+            type=click.Path(path_type=Path),
+            metavar="GGUF",
+            help="Language model. [default: the packaged one]",
+        ),
+        click.option(
+            "--mmproj",
+            type=click.Path(path_type=Path),
+            metavar="GGUF",
+            help="Image encoder and projector that belong to the model. [default: the packaged one]",
+        ),
+        click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. [default: all cores]"),
+        click.option("--device", metavar="NAME", help="Device to run on, as `qap-gguf info` names it. [default: best]"),
+        click.option(
+            "--ctx", type=click.IntRange(min=1), default=2048, show_default=True, help="Tokens that fit the KV cache."
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def check_model_pair(model: Path | None, mmproj: Path | None) -> None:
+    """The language model and its mmproj come together or not at all."""
+    if (model is None) != (mmproj is None):
+        here, missing = ("--mmproj", "-m/--model") if model is None else ("-m/--model", "--mmproj")
+        raise click.UsageError(f"{here} needs {missing} too: the two files of one model belong together; give both")
+
+
+def _remember_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(State).debug = True
+
+
+def output_options(function: F) -> F:
+    """Add --json and --debug; the command takes the first as `as_json`."""
+    function = click.option(
+        "--debug", is_flag=True, expose_value=False, callback=_remember_debug, help="Show logs and tracebacks."
+    )(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(function)
+
+
+def is_debug() -> bool:
+    """Whether --debug was given."""
+    ctx = click.get_current_context(silent=True)
+    return ctx is not None and ctx.ensure_object(State).debug
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object on stdout; paths become strings."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str))
+
+
+def note(text: str) -> None:
+    """Print a note on stderr."""
+    click.echo(text, err=True)
+
+
+def one_line(err: BaseException) -> str:
+    """Return the message of an exception in one line; its class where it has none."""
+    return " ".join(str(err).split()) or type(err).__name__
+
+
+def on_terminal() -> bool:
+    """Whether notes go to a terminal, where progress bars make sense."""
+    return sys.stderr.isatty()

@@ -1,0 +1,271 @@
+"""`qap-gguf run`: ask a model about pictures, once or in a conversation.
+
+The answer streams to stdout; how many image tokens were kept and where the time went follows on stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qap_gguf.cli.common import (
+    check_model_pair,
+    is_debug,
+    model_options,
+    note,
+    one_line,
+    output_options,
+    print_json,
+    prune_config,
+    prune_options,
+    sampler_seed,
+)
+from qap_gguf.config import PruneConfig
+from qap_gguf.errors import QapError
+
+_TIMES = ("encode", "score", "select", "prefill", "decode")
+_HELP_LINE = "/image PATH takes another picture, /quit ends (Ctrl-D too), Ctrl-C stops an answer."
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What stays the same from question to question: the model (a VisionModel) and how it answers."""
+
+    vlm: Any
+    config: PruneConfig | None
+    max_tokens: int
+    temperature: float
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of VisionModel.generate and chat."""
+        return {
+            "prune": self.config,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "stream": True,
+        }
+
+
+@dataclass
+class Conversation:
+    """Turns so far, as VisionModel.chat takes them. The pictures stand in the first user turn, encoded once."""
+
+    images: list[Any]
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    def ask(self, text: str) -> None:
+        """Append a user turn."""
+        content: Any = text if self.messages else [*self.images, text]
+        self.messages.append({"role": "user", "content": content})
+
+    def answer(self, text: str) -> None:
+        """Append the model's turn; without a word from it, take the question back so that turns keep alternating."""
+        if text:
+            self.messages.append({"role": "assistant", "content": text})
+        else:
+            self.messages.pop()
+
+
+def stats_block(stats: dict[str, Any]) -> str:
+    """Return the block for stderr: kept of all image tokens, then the times in ms.
+
+    Args:
+        stats: GenerationStats.to_dict(): counts, and seconds under names that end in ``_s``.
+
+    Example:
+        >>> print(stats_block({"n_image_tokens": 144, "n_image_kept": 18, "n_generated": 2, "encode_s": 0.05,
+        ...     "score_s": 0.001, "select_s": 0.0, "prefill_s": 0.02, "decode_s": 0.04}))
+        image tokens: 18 of 144 kept (12.5 %)
+        encode 50.0 ms, score 1.0 ms, select 0.0 ms, prefill 20.0 ms, decode 40.0 ms (50.0 tokens/s)
+    """
+    total, kept = stats["n_image_tokens"], stats["n_image_kept"]
+    share = f" ({100 * kept / total:.1f} %)" if total else ""
+    times = [f"{name} {1000 * stats[name + '_s']:.1f} ms" for name in _TIMES]
+    if stats["n_generated"] and stats["decode_s"] > 0:
+        times[-1] += f" ({stats['n_generated'] / stats['decode_s']:.1f} tokens/s)"
+    return f"image tokens: {kept} of {total} kept{share}\n{', '.join(times)}"
+
+
+def stream_to_stdout(pieces: Iterable[str]) -> str:
+    """Print the pieces as they come, each flushed, and return them joined. Ctrl-C passes through, behind a newline."""
+    said: list[str] = []
+    try:
+        for piece in pieces:
+            said.append(piece)
+            click.echo(piece, nl=False)
+    finally:
+        # A shell prompt or the next note must not start in the middle of the answer's line.
+        if sys.exc_info()[0] in (None, KeyboardInterrupt):
+            click.echo()
+    return "".join(said)
+
+
+def read_line() -> str:
+    """Read one question; EOFError at the end. The prompt appears on a terminal only, never in piped output."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (gives input() line editing and history)
+        return input("> ")
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
+
+
+def _say(answering: Answering, conversation: Conversation, text: str) -> None:
+    """Ask one question in the conversation and print the answer.
+
+    On a terminal Ctrl-C stops the answer, not the conversation; in a pipe nobody could end it otherwise.
+    """
+    conversation.ask(text)
+    said: list[str] = []
+    try:
+        generation = answering.vlm.chat(conversation.messages, **answering.settings())
+        with contextlib.closing(generation) if hasattr(generation, "close") else contextlib.nullcontext():
+            stream_to_stdout(_recorded(generation, said))
+        note(stats_block(generation.stats.to_dict()))
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+        note("stopped")
+    except QapError as err:  # too long for the context, say: the conversation goes on
+        note(f"qap-gguf: error: {one_line(err)}")
+    conversation.answer("".join(said))
+
+
+def _recorded(pieces: Iterable[str], said: list[str]) -> Iterable[str]:
+    """Pass `pieces` on and keep them in `said`, which still holds them after an interruption."""
+    for piece in pieces:
+        said.append(piece)
+        yield piece
+
+
+def converse(answering: Answering, images: list[Any]) -> None:
+    """Read questions until /quit or the end of input."""
+    conversation = Conversation(images)
+    if sys.stdin.isatty():
+        note(_HELP_LINE)
+    while True:
+        try:
+            text = read_line().strip()
+        except EOFError:
+            if sys.stdin.isatty():
+                note("")
+            return
+        command, _, rest = text.partition(" ")
+        if not text:
+            continue
+        if command in ("/quit", "/exit"):
+            return
+        if command == "/image":
+            if not rest.strip():
+                note("/image needs the path of a picture, as in: /image photo.jpg")
+                continue
+            try:
+                conversation = Conversation([answering.vlm.encode(Path(rest.strip()).expanduser())])
+            except (QapError, OSError) as err:
+                note(f"qap-gguf: error: {one_line(err)}; the picture stays as it was")
+            else:
+                note("new picture, new conversation")
+        elif command.startswith("/"):
+            note(f"unknown command {command}; {_HELP_LINE}")
+        else:
+            _say(answering, conversation, text)
+
+
+def ask_once(answering: Answering, images: list[Any], text: str, description: dict[str, Any] | None) -> None:
+    """Ask one question. With a `description` (model files and so on), print it and the result as one JSON object."""
+    generation = answering.vlm.generate([*images, text], **answering.settings())
+    if description is None:
+        stream_to_stdout(generation)
+        note(stats_block(generation.stats.to_dict()))
+        return
+    answer = "".join(generation)
+    if answering.config is None:
+        kept = [list(range(image.n_tokens)) for image in images]
+    else:
+        kept = [answering.vlm.prune(image, answering.config, prompt=text).indices.tolist() for image in images]
+    config = None if answering.config is None else answering.config.to_dict()
+    stats = generation.stats.to_dict()
+    print_json({"answer": answer, "prompt": text, **description, "config": config, "stats": stats, "kept": kept})
+
+
+@click.command(short_help="Ask a model about a picture.")
+@model_options
+@click.option(
+    "--image",
+    "image_paths",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Picture to ask about; may be given several times. [default: the packaged sample]",
+)
+@click.option("-p", "--prompt", help="Question. Without it, questions are read from the terminal or from stdin.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Longest answer, in tokens."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Randomness of the answer; 0 always takes the likeliest token.",
+)
+@prune_options()
+@output_options
+def run(
+    model: Path | None,
+    mmproj: Path | None,
+    threads: int | None,
+    device: str | None,
+    ctx: int,
+    image_paths: tuple[Path, ...],
+    prompt: str | None,
+    max_tokens: int,
+    temperature: float,
+    as_json: bool,
+    **prune: Any,
+) -> None:
+    """Ask a vision-language model about a picture.
+
+    By default an eighth of the picture's tokens is kept (see --keep-ratio); --dense keeps all. Without a model the
+    small one that comes with the package answers: it knows pictures of emoji in a grid and nothing else.
+
+    \b
+    Examples:
+      qap-gguf run -p "What is in row 2, column 3?"
+      qap-gguf run -m llava-Q4_K_M.gguf --mmproj mmproj-f16.gguf --image cat.jpg -p "Describe it." --n-keep 64
+    """
+    check_model_pair(model, mmproj)
+    config = prune_config(prune)
+    if prompt is not None and not prompt.strip():
+        raise click.UsageError("-p/--prompt is empty; write a question")
+    if as_json and prompt is None:
+        raise click.UsageError("--json prints one object for one question; give it with -p/--prompt")
+
+    import qap_gguf as qap
+
+    if model is None or mmproj is None:
+        packaged = qap.packaged_model()
+        model, mmproj = packaged.model, packaged.mmproj
+    if not image_paths:
+        sample = qap.packaged_model().sample
+        image_paths = (sample,)
+        note(f"no --image, so this is about the packaged sample {sample}")
+    seed = sampler_seed(prune.get("seed") or 0)
+    with qap.VisionModel(
+        mmproj, model, device=device, n_ctx=ctx, n_threads=threads, seed=seed, verbose=is_debug()
+    ) as vlm:
+        images = [vlm.encode(path) for path in image_paths]
+        answering = Answering(vlm, config, max_tokens, temperature)
+        if prompt is None:
+            converse(answering, images)
+            return
+        files = {"model": model, "mmproj": mmproj, "images": [str(path) for path in image_paths]}
+        ask_once(answering, images, prompt, files if as_json else None)

@@ -1,0 +1,288 @@
+"""What to keep and how to choose it: :class:`PruneConfig` and the tables of allowed values.
+
+The settings are those of QAPruner (arXiv 2604.02816, section 3): the balance ``alpha``, the group size 128, the int4
+error and the range as outlier magnitude. The names and the GGUF keys are in docs/design.md. Everything is checked when
+a config is made, so that no bad value reaches native code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from qap_gguf.errors import ConfigError
+
+__all__ = ["ERRORS", "METADATA_TYPES", "OUTLIERS", "POSITIONS", "SELECTORS", "SEMANTICS", "PruneConfig"]
+
+ERRORS: Final = ("int2", "int3", "int4", "int5", "int6", "int7", "int8")
+OUTLIERS: Final = ("range",)
+SEMANTICS: Final = ("auto", "cls", "none")
+SELECTORS: Final = ("topk", "random", "uniform")
+POSITIONS: Final = ("auto", "compact")
+
+METADATA_VERSION: Final = 1
+#: GGUF value type of each key that :meth:`PruneConfig.to_metadata` writes.
+METADATA_TYPES: Final[Mapping[str, str]] = {
+    "qap.version": "u32",
+    "qap.keep_ratio": "f32",
+    "qap.n_keep": "u32",
+    "qap.alpha": "f32",
+    "qap.alpha_dynamic": "bool",
+    "qap.error": "string",
+    "qap.group_size": "u32",
+    "qap.outlier": "string",
+    "qap.outlier_weight": "f32",
+    "qap.semantic": "string",
+    "qap.select": "string",
+    "qap.positions": "string",
+}
+
+_MAX_I32: Final = 2**31 - 1
+_MAX_U64: Final = 2**64 - 1
+
+
+def _as_int(name: str, value: object, low: int, high: int) -> int:
+    """Return `value` as int in low..high, or raise. bool is refused: True is nobody's idea of a count."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= int(value) <= high:
+        return int(value)
+    raise ConfigError(f"{name} must be an integer in {low}..{high}, got {value!r}; choose one in that range")
+
+
+def _as_float(name: str, value: object, allowed: str, *, low_open: bool = False) -> float:
+    """Return `value` as float in [0, 1], or in (0, 1] with `low_open`; `allowed` names the range in the message."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        number = float(value)
+        # NaN fails both comparisons.
+        if (number > 0.0 if low_open else number >= 0.0) and number <= 1.0:
+            return number
+    raise ConfigError(f"{name} must be {allowed}, got {value!r}; choose one in that range")
+
+
+def _as_choice(name: str, value: object, allowed: Iterable[str]) -> str:
+    """Return `value` if it is one of `allowed`, or raise with the list."""
+    choices = tuple(allowed)
+    if isinstance(value, str) and value in choices:
+        return str(value)
+    raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}; choose one of these")
+
+
+def _from_f32(value: object) -> object:
+    """Undo the rounding of a decimal to float32: 0.1 stored as 0.10000000149 comes back as 0.1.
+
+    Without this, ceil(ratio * N) of a stored ratio could be one token more than that of the ratio which was asked for.
+    """
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+        return float(f"{float(value):.7g}")
+    return value
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """How many image tokens to keep, and by which score.
+
+    Attributes:
+        keep_ratio: part of the tokens to keep, in (0, 1]; None when ``n_keep`` is given.
+        n_keep: tokens to keep, at least 1. Wins over ``keep_ratio``, which then becomes None.
+        alpha: weight of the semantic score in [0, 1]; 1 - alpha is the weight of the sensitivity to quantization.
+            "dynamic" derives it from the image (0.45..0.55).
+        error: quantizer whose error is measured, see ``ERRORS``.
+        group_size: channels that share one scale, at least 1; a last, shorter group is its own group.
+        outlier: outlier magnitude, see ``OUTLIERS``.
+        outlier_weight: weight of the outlier magnitude in the sensitivity, in [0, 1].
+        semantic: source of the semantic score, see ``SEMANTICS``. "auto" takes the best one that the model has.
+        select: how K tokens are chosen, see ``SELECTORS``.
+        positions: positions of the kept tokens, see ``POSITIONS``. "compact" numbers them without gaps.
+        seed: seed of ``select="random"``, 0..2**64-1. Other selectors ignore it.
+
+    Raises:
+        ConfigError: a value has the wrong type or is outside its range.
+
+    Example:
+        >>> PruneConfig(keep_ratio=0.125).count(144)
+        18
+        >>> PruneConfig(n_keep=64, alpha="dynamic").count(576)
+        64
+    """
+
+    keep_ratio: float | None = 0.125
+    n_keep: int | None = None
+    alpha: float | Literal["dynamic"] = 0.7
+    error: str = "int4"
+    group_size: int = 128
+    outlier: str = "range"
+    outlier_weight: float = 0.5
+    semantic: str = "auto"
+    select: str = "topk"
+    positions: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keep_ratio is None and self.n_keep is None:
+            raise ConfigError("keep_ratio or n_keep must be given, got None for both; pass one of them")
+        if self.keep_ratio is not None:
+            self._set("keep_ratio", _as_float("keep_ratio", self.keep_ratio, "a number in (0, 1]", low_open=True))
+        if self.n_keep is not None:
+            self._set("n_keep", _as_int("n_keep", self.n_keep, 1, _MAX_I32))
+            # One of the two only: equal configs then compare equal, and nothing shows a ratio that is not used.
+            self._set("keep_ratio", None)
+        if not (isinstance(self.alpha, str) and self.alpha == "dynamic"):
+            self._set("alpha", _as_float("alpha", self.alpha, 'a number in [0, 1] or "dynamic"'))
+        self._set("outlier_weight", _as_float("outlier_weight", self.outlier_weight, "a number in [0, 1]"))
+        self._set("group_size", _as_int("group_size", self.group_size, 1, _MAX_I32))
+        self._set("seed", _as_int("seed", self.seed, 0, _MAX_U64))
+        for name, allowed in _CHOICES.items():
+            self._set(name, _as_choice(name, getattr(self, name), allowed))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
+
+    def count(self, n_tokens: int) -> int:
+        """Return K, how many of `n_tokens` image tokens are kept: ``n_keep``, or ceil(keep_ratio * n_tokens).
+
+        The native side computes the same number before encoding.
+
+        Args:
+            n_tokens: tokens of the image before pruning, at least 1.
+
+        Returns:
+            K in 1..n_tokens.
+
+        Raises:
+            ConfigError: ``n_keep`` is larger than `n_tokens`, or `n_tokens` is no positive integer.
+
+        Example:
+            >>> PruneConfig(keep_ratio=0.1).count(10)
+            1
+        """
+        n_tokens = _as_int("n_tokens", n_tokens, 1, _MAX_I32)
+        if self.n_keep is not None:
+            if self.n_keep > n_tokens:
+                raise ConfigError(
+                    f"n_keep must be at most the image's {n_tokens} tokens, got {self.n_keep}; "
+                    "keep fewer, use keep_ratio, or do not prune"
+                )
+            return self.n_keep
+        assert self.keep_ratio is not None  # __post_init__ saw to it
+        # 0.07 * 100 is 7.000000000000001 in floating point; the 1e-9 keeps that at 7.
+        return min(n_tokens, max(1, math.ceil(self.keep_ratio * n_tokens - 1e-9)))
+
+    def replace(self, **changes: Any) -> PruneConfig:
+        """Return a copy with some fields changed; a new ``keep_ratio`` takes the place of an old ``n_keep``.
+
+        Raises:
+            ConfigError: an unknown field or a bad value.
+
+        Example:
+            >>> PruneConfig(n_keep=18).replace(keep_ratio=0.5).count(144)
+            72
+        """
+        _refuse_unknown(changes)
+        merged = self.to_dict()
+        if changes.get("keep_ratio") is not None and "n_keep" not in changes:
+            merged["n_keep"] = None
+        return PruneConfig(**(merged | changes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain Python values, ready for JSON.
+
+        Example:
+            >>> PruneConfig(n_keep=18).to_dict()["n_keep"]
+            18
+        """
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PruneConfig:
+        """Make a config from a mapping of field names; fields that are not named keep their defaults.
+
+        Raises:
+            ConfigError: an unknown field or a bad value.
+
+        Example:
+            >>> PruneConfig.from_dict({"n_keep": 18}) == PruneConfig(n_keep=18)
+            True
+        """
+        _refuse_unknown(values)
+        return cls(**values)
+
+    def to_metadata(self) -> dict[str, bool | int | float | str]:
+        """Return the GGUF keys that make this config the default of an mmproj file.
+
+        The types to write are in ``METADATA_TYPES``. ``seed`` is not stored. ``qap.alpha`` is left out when alpha is
+        dynamic.
+
+        Example:
+            >>> PruneConfig().to_metadata()["qap.keep_ratio"]
+            0.125
+        """
+        meta: dict[str, bool | int | float | str] = {"qap.version": METADATA_VERSION}
+        if self.n_keep is not None:
+            meta["qap.n_keep"] = self.n_keep
+        elif self.keep_ratio is not None:
+            meta["qap.keep_ratio"] = self.keep_ratio
+        meta["qap.alpha_dynamic"] = isinstance(self.alpha, str)
+        if not isinstance(self.alpha, str):
+            meta["qap.alpha"] = self.alpha
+        for name in ("error", "group_size", "outlier", "outlier_weight", "semantic", "select", "positions"):
+            meta[f"qap.{name}"] = getattr(self, name)
+        return meta
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> PruneConfig | None:
+        """Read the config that an mmproj file carries, or None where it has no ``qap.*`` key.
+
+        Args:
+            metadata: the file's keys and values; keys outside ``qap.`` are passed over.
+
+        Raises:
+            ConfigError: another version of the keys, an unknown ``qap.*`` key, or a bad value.
+
+        Example:
+            >>> cfg = PruneConfig(n_keep=18, alpha="dynamic")
+            >>> PruneConfig.from_metadata(cfg.to_metadata()) == cfg
+            True
+        """
+        found = {key: value for key, value in metadata.items() if key.startswith("qap.")}
+        if not found:
+            return None
+        unknown = sorted(found.keys() - METADATA_TYPES.keys())
+        if unknown:
+            raise ConfigError(
+                f"qap keys of version {METADATA_VERSION} are {', '.join(METADATA_TYPES)}, got {', '.join(unknown)}; "
+                "the file is newer than this qap_gguf: update it or convert the model again"
+            )
+        version = found.pop("qap.version", None)
+        if isinstance(version, bool) or version != METADATA_VERSION:
+            raise ConfigError(
+                f"qap.version must be {METADATA_VERSION}, got {version!r}; "
+                "convert the model again with this version of qap_gguf"
+            )
+        values = {key.removeprefix("qap."): _from_f32(value) for key, value in found.items()}
+        dynamic = values.pop("alpha_dynamic", False)
+        if not isinstance(dynamic, bool):
+            raise ConfigError(f"qap.alpha_dynamic must be a bool, got {dynamic!r}; convert the model again")
+        if dynamic:
+            values["alpha"] = "dynamic"
+        return cls.from_dict(values)
+
+
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "error": ERRORS,
+    "outlier": OUTLIERS,
+    "semantic": SEMANTICS,
+    "select": SELECTORS,
+    "positions": POSITIONS,
+}
+_FIELDS: Final = tuple(field.name for field in dataclasses.fields(PruneConfig))
+
+
+def _refuse_unknown(values: Mapping[str, Any]) -> None:
+    unknown = [str(name) for name in values if name not in _FIELDS]
+    if unknown:
+        raise ConfigError(
+            f"a prune config has the fields {', '.join(_FIELDS)}, got {', '.join(sorted(unknown))}; check the spelling"
+        )

@@ -1,0 +1,212 @@
+"""Writes one GGUF file: metadata, then the tensors one at a time, under temporary names until all is well.
+
+Facts: gguf-py's GGUFWriter in its streaming form (add_tensor_info, then write_tensor_data in the same order).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from qap_gguf.errors import ConvertError
+
+from .checkpoint import TensorRef
+
+__all__ = ["Metadata", "OutputFolder", "TensorPlan", "f32", "f32_list", "i32_list", "write_gguf"]
+
+Array = npt.NDArray[Any]
+Type = gguf.GGUFValueType
+# key -> (value, GGUF type, GGUF type of a list's members)
+Metadata = dict[str, tuple[Any, Type, Type | None]]
+
+_TYPES: dict[str, tuple[gguf.GGMLQuantizationType, np.dtype[Any]]] = {
+    "F32": (gguf.GGMLQuantizationType.F32, np.dtype("<f4")),
+    "F16": (gguf.GGMLQuantizationType.F16, np.dtype("<f2")),
+    "BF16": (gguf.GGMLQuantizationType.BF16, np.dtype("<u2")),
+}
+
+
+def value(v: str | bool | int | float) -> tuple[Any, Type, Type | None]:
+    """A Python value with the GGUF type that llama.cpp expects for it: string, bool, uint32 or float32."""
+    if isinstance(v, str):
+        return v, Type.STRING, None
+    if isinstance(v, (bool, np.bool_)):
+        return bool(v), Type.BOOL, None
+    if isinstance(v, (int, np.integer)):
+        return int(v), Type.UINT32, None
+    if isinstance(v, (float, np.floating)):
+        return float(v), Type.FLOAT32, None
+    raise ConvertError(
+        f"expected a str, bool, int or float for the metadata, got {type(v).__name__}; this is a bug, please report it"
+    )
+
+
+def f32(v: float) -> tuple[Any, Type, Type | None]:
+    return float(v), Type.FLOAT32, None
+
+
+def f32_list(v: list[float]) -> tuple[Any, Type, Type | None]:
+    return [float(x) for x in v], Type.ARRAY, Type.FLOAT32
+
+
+def i32_list(v: list[int]) -> tuple[Any, Type, Type | None]:
+    return [int(x) for x in v], Type.ARRAY, Type.INT32
+
+
+def str_list(v: list[str]) -> tuple[Any, Type, Type | None]:
+    return v, Type.ARRAY, Type.STRING
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor to write: from `source` (a checkpoint's tensor or an array), as `dtype` F32, F16 or BF16.
+
+    `shape` is in PyTorch's order (GGUF's `ne` reversed). `transform` reorders the raw values before they are converted.
+    """
+
+    name: str
+    source: TensorRef | Array
+    dtype: str
+    shape: tuple[int, ...]
+    transform: Callable[[Array], Array] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * _TYPES[self.dtype][1].itemsize
+
+    def values(self) -> Array:
+        """The values as they go into the file. Raises ConvertError where a value does not fit F16."""
+        if isinstance(self.source, TensorRef):
+            raw, kind, name = self.source.read(), self.source.dtype, self.source.name
+        else:
+            raw, kind, name = self.source, "F32", self.name
+        if self.transform is not None:
+            raw = self.transform(raw)
+        return np.ascontiguousarray(cast(raw, kind, self.dtype, name)).reshape(self.shape)
+
+
+def cast(raw: Array, source: str, target: str, name: str) -> Array:
+    """Raw values of the safetensors type `source` as `target`; no copy where both are the same."""
+    if source == target:
+        return raw
+    if source == "BF16":
+        full: Array = (raw.astype("<u4") << 16).view("<f4")  # bfloat16 is the upper half of a float32
+    else:
+        full = raw
+    if target == "BF16":
+        bits = full.astype("<f4", copy=False).view("<u4")
+        # Round to nearest, ties to even. Finite values stay finite but for the last half step below the maximum.
+        out: Array = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+        fits = bool(((out & 0x7F80) != 0x7F80).all())
+    else:
+        with np.errstate(over="ignore"):  # looked for below
+            out = full.astype(_TYPES[target][1])
+        fits = bool(np.isfinite(out).all())
+    if not fits:
+        raise ConvertError(
+            f"expected values that fit {target}, got larger ones in {name}; choose F32, BF16 or a quantized type"
+        )
+    return out
+
+
+def write_gguf(
+    path: Path, arch: str, metadata: Metadata, tensors: list[TensorPlan], on_tensor: Callable[[str], None]
+) -> None:
+    """Writes `path` (which must not be the final name), calling `on_tensor(name)` after each tensor."""
+    if sys.byteorder != "little":  # safetensors' raw data and GGUF's default are little-endian
+        raise ConvertError("expected a little-endian machine, got a big-endian one; convert on x86-64 or arm64")
+    writer = gguf.GGUFWriter(path, arch)
+    try:
+        for key, (item, kind, sub) in metadata.items():
+            writer.add_key_value(key, item, kind, sub)
+        for plan in tensors:
+            ggml_type, dtype = _TYPES[plan.dtype]
+            writer.add_tensor_info(plan.name, plan.shape, dtype, plan.nbytes, ggml_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for plan in tensors:
+            writer.write_tensor_data(plan.values())
+            on_tensor(plan.name)
+    finally:
+        writer.close()
+
+
+class OutputFolder:
+    """Hands out temporary names in a folder and gives files their final names, all or none.
+
+    Leaving the `with` block removes every temporary file, after an exception (KeyboardInterrupt too) also the final
+    files that it made and a folder that it created.
+    """
+
+    def __init__(self, folder: Path, force: bool) -> None:
+        self.folder, self.force = folder, force
+        self.temporary: list[Path] = []
+        self.created_folder = False
+
+    def __enter__(self) -> OutputFolder:
+        try:
+            self.created_folder = not self.folder.exists()
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise ConvertError(
+                f"expected a folder to write to, got {self.folder} ({err.strerror}); choose another OUT"
+            ) from err
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for path in self.temporary:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        if kind is not None and self.created_folder:
+            with contextlib.suppress(OSError):  # not empty: someone else's files
+                self.folder.rmdir()
+
+    def check(self, *paths: Path) -> None:
+        """Raises ConvertError where a final name is taken and force was not given."""
+        for path in paths:
+            if path.is_dir():
+                raise ConvertError(
+                    f"expected {path} to be a file or free, got a folder; remove it or choose another OUT"
+                )
+            if path.exists() and not self.force:
+                raise ConvertError(f"expected no file {path}, found one; give force=True (--force) to overwrite it")
+
+    def temp(self, final: Path) -> Path:
+        """A new hidden name beside `final`, removed at the end of the `with` block unless committed."""
+        path = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+        self.temporary.append(path)
+        return path
+
+    def commit(self, *pairs: tuple[Path, Path]) -> None:
+        """Renames each (temporary, final) pair.
+
+        If one fails, the finals that did not exist before are removed again.
+        """
+        self.check(*(final for _, final in pairs))
+        fresh: list[Path] = []
+        try:
+            for temporary, final in pairs:
+                new = not final.exists()
+                os.replace(temporary, final)
+                if new:
+                    fresh.append(final)
+        except BaseException:
+            for final in fresh:
+                with contextlib.suppress(OSError):
+                    final.unlink()
+            raise

@@ -1,0 +1,69 @@
+"""An answer in the making: :class:`Generation` yields its text, :class:`GenerationStats` says what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class GenerationStats:
+    """Counts and times of one answer. The times are wall-clock seconds; they are complete when the text is.
+
+    Attributes:
+        n_image_tokens: tokens of all images before pruning.
+        n_image_kept: tokens of all images that the language model saw.
+        n_prompt_tokens: text tokens of the prompt.
+        n_generated: tokens of the answer.
+        n_kv: cells of the KV cache in use after the answer.
+        encode_s: image encoder and projector; the time of the encode, also when its result was used again.
+        score_s: scores of all images.
+        select_s: selection and gathering of the kept rows.
+        prefill_s: the language model's pass over the prompt.
+        decode_s: the language model's passes for the answer, with sampling.
+    """
+
+    n_image_tokens: int = 0
+    n_image_kept: int = 0
+    n_prompt_tokens: int = 0
+    n_generated: int = 0
+    n_kv: int = 0
+    encode_s: float = 0.0
+    score_s: float = 0.0
+    select_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, ready for JSON."""
+        return asdict(self)
+
+
+class Generation(Iterator[str]):
+    """Iterator over the pieces of an answer.
+
+    Attributes:
+        stats: grows while the text is read; complete after the last piece.
+
+    Example:
+        >>> import qap_gguf as qap
+        >>> vlm = qap.VisionModel()
+        >>> gen = vlm.generate([qap.packaged_model().sample, "How many objects are there?"], stream=True)
+        >>> "".join(gen), gen.stats.n_image_tokens
+        ('four', 144)
+    """
+
+    def __init__(self, pieces: Generator[str, None, None], stats: GenerationStats) -> None:
+        self._pieces = pieces
+        self.stats = stats
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop here; the model can be used again at once."""
+        self._pieces.close()

@@ -1,0 +1,92 @@
+"""Pictures of any kind that people hold in their hands, as RGB arrays that the encoder takes.
+
+Pillow decodes; EXIF orientation is applied; transparency is laid on white. Sizes are limited by Pillow's own guard
+against decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``), which is an error here, not a warning.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from qap_gguf.errors import ImageError
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+#: What may stand for a picture: a path, the bytes of a file, a Pillow image, or a uint8 array (height, width, 3).
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Pixels"
+
+_MAX_SIDE = 46_000  # upstream asserts on larger sides (clip.h, clip_image_size::area)
+
+
+def _check_size(width: int, height: int) -> None:
+    limit = Image.MAX_IMAGE_PIXELS or 2**62
+    if width > _MAX_SIDE or height > _MAX_SIDE or width * height > limit:
+        raise ImageError(
+            f"image: expected at most {limit} pixels and sides up to {_MAX_SIDE}, got {width} x {height}; scale it down"
+        )
+
+
+def _to_pixels(image: Image.Image) -> Pixels:
+    _check_size(*image.size)
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8))
+
+
+def _decode(data: str | os.PathLike[str] | io.BytesIO, name: str) -> Pixels:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(data) as image:
+                return _to_pixels(image)
+    except FileNotFoundError as err:
+        raise ImageError(f"image: expected a file, found none at {name}; check the path") from err
+    except UnidentifiedImageError as err:
+        raise ImageError(f"image: expected a picture that Pillow can read, got {name}; use PNG, JPEG or WebP") from err
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
+        raise ImageError(f"image: too many pixels in {name} ({' '.join(str(err).split())}); scale it down") from err
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as err:
+        raise ImageError(f"image: {name} cannot be decoded ({' '.join(str(err).split())}); is it damaged?") from err
+
+
+def load_image(source: ImageSource) -> Pixels:
+    """The picture as uint8 RGB, shape (height, width, 3), C order.
+
+    Args:
+        source: a path, the bytes of an image file, a Pillow image, or a uint8 array (height, width, 3).
+
+    Raises:
+        ImageError: no such file, not a picture, damaged, too large, or an array of another shape or dtype.
+
+    Example:
+        >>> import qap_gguf as qap
+        >>> from qap_gguf.images import load_image
+        >>> load_image(qap.packaged_model().sample).shape
+        (192, 192, 3)
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
+            raise ImageError(
+                f"image: expected a uint8 array (height, width, 3), got {source.dtype} {source.shape}; convert it to RGB"
+            )
+        _check_size(source.shape[1], source.shape[0])
+        return np.ascontiguousarray(source)
+    if isinstance(source, Image.Image):
+        try:
+            return _to_pixels(source)
+        except (OSError, ValueError, SyntaxError) as err:
+            raise ImageError(f"image: the Pillow image cannot be decoded ({' '.join(str(err).split())})") from err
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), f"{len(source)} bytes")
+    if isinstance(source, (str, os.PathLike)):
+        return _decode(source, str(Path(source)))
+    raise ImageError(f"image: expected a path, bytes, a Pillow image or an array, got {type(source).__name__}")

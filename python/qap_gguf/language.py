@@ -1,0 +1,167 @@
+"""The parts of ``llama_cpp.Llama`` that a vision model needs: prefill of text, sampling, detokenization, KV cache.
+
+All reliance on names of llama-cpp-python that are not public stands here; the pin keeps them in place.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+
+from qap_gguf.errors import ConfigError, ModelFileError, NativeError
+
+
+def open_llama(path: str | os.PathLike[str], **settings: Any) -> llama_cpp.Llama:
+    """Load a language model; failures are one line.
+
+    Raises:
+        ModelFileError: llama.cpp refuses the file.
+    """
+    try:
+        return llama_cpp.Llama(model_path=str(Path(path)), **settings)
+    except (ValueError, RuntimeError) as err:
+        raise ModelFileError(
+            f"expected a language model that llama.cpp can load, got {path} ({' '.join(str(err).split())}); "
+            "set verbose=True to see its log"
+        ) from err
+
+
+class LanguageModel:
+    """A loaded ``llama_cpp.Llama`` with one sequence in its KV cache."""
+
+    def __init__(self, llama: llama_cpp.Llama) -> None:
+        self.llama = llama
+
+    @property
+    def model_address(self) -> int:
+        """Address of the native ``llama_model``."""
+        return int(self.llama._model.model)
+
+    @property
+    def context_address(self) -> int:
+        """Address of the native ``llama_context``."""
+        return int(self.llama._ctx.ctx)
+
+    @property
+    def n_past(self) -> int:
+        """Positions in use: where the next token goes."""
+        return int(self.llama.n_tokens)
+
+    @n_past.setter
+    def n_past(self, value: int) -> None:
+        self.llama.n_tokens = value
+
+    @property
+    def n_ctx(self) -> int:
+        """Cells of the KV cache."""
+        return int(self.llama.n_ctx())
+
+    @property
+    def n_kv(self) -> int:
+        """Cells that the sequence occupies; with compact positions each token holds one."""
+        memory = llama_cpp.llama_get_memory(self.llama._ctx.ctx)
+        return int(llama_cpp.llama_memory_seq_pos_max(memory, 0)) + 1
+
+    def reset(self) -> None:
+        """Empty the KV cache."""
+        self.llama.reset()
+        self.llama._ctx.kv_cache_clear()
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Evaluate text tokens.
+
+        Raises:
+            NativeError: libllama refuses the batch.
+        """
+        try:
+            self.llama.eval(list(tokens))
+        except RuntimeError as err:
+            raise NativeError(f"prefill failed: {err}") from err
+
+    def synchronize(self) -> None:
+        """Wait until the device has computed what was asked of it, so that times mean something."""
+        llama_cpp.llama_synchronize(self.llama._ctx.ctx)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a text, special tokens as text."""
+        return list(self.llama.tokenize(text.encode(), add_bos=False, special=False))
+
+    def special_text(self, token: int) -> str:
+        """Text of a special token such as BOS, "" where the model has none."""
+        if token < 0:
+            return ""
+        return str(self.llama.detokenize([token], special=True).decode("utf-8", "replace"))
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends an answer."""
+        return bool(llama_cpp.llama_vocab_is_eog(self.llama._model.vocab, token))
+
+    def last_logits(self) -> Any:
+        """Logits of the last evaluated token, float32 (n_vocab,), copied."""
+        import numpy as np
+
+        logits = llama_cpp.llama_get_logits_ith(self.llama._ctx.ctx, -1)
+        if not logits:
+            raise NativeError("expected logits of the last token, got none; evaluate text first")
+        return np.ctypeslib.as_array(logits, shape=(int(self.llama.n_vocab()),)).copy()
+
+    @contextlib.contextmanager
+    def sampling(self, temperature: float, top_k: int, top_p: float, min_p: float) -> Iterator[None]:
+        """Keep one sampler for a whole answer: made anew for each token it would repeat its first draw."""
+        previous = self.llama._sampler
+        self.llama._sampler = self.llama._init_sampler(
+            top_k=top_k, top_p=top_p, min_p=min_p, temp=temperature, repeat_penalty=1.0
+        )
+        try:
+            yield
+        finally:
+            self.llama._sampler = previous
+
+    def sample(self) -> int:
+        """The next token, by the sampler of :meth:`sampling`."""
+        return int(self.llama.sample())
+
+
+class TextStream:
+    """Turns tokens into text piece by piece; a character spread over several tokens comes out whole."""
+
+    def __init__(self, language: LanguageModel, stop: Sequence[str] = ()) -> None:
+        for text in stop:
+            if not isinstance(text, str) or not text:
+                raise ConfigError(f"stop: expected texts that are not empty, got {text!r}; leave it out")
+        self._language = language
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = tuple(stop)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Text that is certain after this token; "" while a stop text may be growing."""
+        self._held += self._decoder.decode(self._language.llama.detokenize([token]))
+        for text in self._stop:
+            at = self._held.find(text)
+            if at >= 0:
+                self._held, self.stopped = self._held[:at], True
+        return self._release(keep=0 if self.stopped else self._overlap())
+
+    def finish(self) -> str:
+        """What is still held back."""
+        if not self.stopped:
+            self._held += self._decoder.decode(b"", final=True)
+        return self._release(keep=0)
+
+    def _overlap(self) -> int:
+        """Length of the longest tail that is the beginning of a stop text."""
+        lengths = [n for text in self._stop for n in range(1, len(text)) if self._held.endswith(text[:n])]
+        return max(lengths, default=0)
+
+    def _release(self, keep: int) -> str:
+        cut = len(self._held) - keep
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out

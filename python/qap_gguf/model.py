@@ -1,0 +1,404 @@
+"""A vision-language model: an mmproj file and a language model, with pruning between them.
+
+The encoder runs once for an image and gives all its tokens; scores, selection and prefill run for each question.
+Design: docs/design.md. Embeddings reach the language model through upstream's own
+``mtmd_helper_decode_image_chunk``, so that positions and attention masks are upstream's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Generator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, overload
+
+import llama_cpp
+import numpy as np
+
+from qap_gguf import _core
+from qap_gguf.config import PruneConfig
+from qap_gguf.defaults import use
+from qap_gguf.embedding import ImageEmbedding, PrunedImage, prune_image, score_image
+from qap_gguf.errors import ConfigError, ImageError, ModelFileError, NativeError, QapError, UnsupportedError
+from qap_gguf.files import check_pair
+from qap_gguf.generation import Generation, GenerationStats
+from qap_gguf.images import ImageSource, load_image
+from qap_gguf.language import LanguageModel, TextStream, open_llama
+from qap_gguf.packaged import packaged_model
+from qap_gguf.prompts import flatten, render
+from qap_gguf.score import FloatArray, Scores, n_threads_default
+
+Part = Any  # an ImageEmbedding, an ImageSource, or a str that is text
+
+
+class VisionModel:
+    """An image encoder and a language model that answer questions about pictures.
+
+    Args:
+        mmproj: the mmproj file; None with `model` None takes the packaged model.
+        model: the language model: a GGUF file, or a loaded ``llama_cpp.Llama`` (which stays the caller's to close).
+        device: ggml device of the encoder by name (see ``qap-gguf info``); "cpu" keeps the language model there too;
+            None takes a GPU if there is one.
+        n_ctx: cells of the KV cache, for a model that is loaded here.
+        n_threads: CPU threads; None is all that the process may use.
+        n_batch: tokens of a prefill batch.
+        seed: of sampling.
+        flash_attn: flash attention in the encoder; None is upstream's choice (on where the device has it).
+        verbose: let upstream write its log to stderr.
+
+    Raises:
+        ModelFileError: a file is missing, damaged, of the wrong kind, or the two do not belong together.
+        ConfigError: an argument is outside its range.
+
+    Example:
+        >>> import qap_gguf as qap
+        >>> with qap.VisionModel() as vlm:
+        ...     image = vlm.encode(qap.packaged_model().sample)
+        ...     kept = vlm.prune(image, qap.PruneConfig(n_keep=18)).indices
+        >>> image.grid, len(kept)
+        ((12, 12), 18)
+    """
+
+    def __init__(
+        self,
+        mmproj: str | os.PathLike[str] | None = None,
+        model: str | os.PathLike[str] | llama_cpp.Llama | None = None,
+        *,
+        device: str | None = None,
+        n_ctx: int = 2048,
+        n_threads: int | None = None,
+        n_batch: int = 512,
+        seed: int = 0,
+        flash_attn: bool | None = None,
+        verbose: bool = False,
+    ) -> None:
+        if (mmproj is None) != (model is None):
+            raise ConfigError("mmproj and model: expected both or none (the packaged model), got one; pass the other")
+        for name, value, low in (("n_ctx", n_ctx, 1), ("n_batch", n_batch, 1), ("seed", seed, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= 2**31 - 1:
+                raise ConfigError(f"{name}: expected an integer from {low}, got {value!r}; choose one in that range")
+        if n_threads is not None and (not isinstance(n_threads, int) or not 1 <= n_threads <= 1024):
+            raise ConfigError(f"n_threads: expected 1..1024, got {n_threads!r}; leave it out for all processors")
+        if mmproj is None or model is None:
+            packaged = packaged_model()
+            mmproj, model = packaged.mmproj, packaged.model
+
+        self._threads = n_threads or n_threads_default()
+        self._lock = threading.RLock()
+        self._answer = 0  # number of the answer that owns the KV cache
+        self._closed = False
+        device_name = _find_device(device)
+        self._owned: llama_cpp.Llama | None = None
+        if isinstance(model, llama_cpp.Llama):
+            check_pair(mmproj, None)
+            llama = model
+        else:
+            check_pair(mmproj, model)
+            llama = self._owned = open_llama(
+                model,
+                n_ctx=n_ctx,
+                n_batch=n_batch,
+                n_threads=self._threads,
+                n_threads_batch=self._threads,
+                n_gpu_layers=0 if device_name == "CPU" else -1,
+                seed=seed,
+                verbose=verbose,
+            )
+        self._language = LanguageModel(llama)
+        self._n_batch = int(llama.n_batch)
+        try:
+            self._encoder = _core.Encoder(
+                mmproj=str(mmproj),
+                model=self._language.model_address,
+                device=device_name,
+                n_threads=self._threads,
+                flash_attn=flash_attn,
+                verbose=verbose,
+            )
+        except RuntimeError as err:
+            self.close()
+            raise ModelFileError(f"{mmproj}: {_one_line(err)}") from err
+
+    # --- image to tokens ---
+
+    @property
+    def language_model(self) -> llama_cpp.Llama:
+        """The language model underneath."""
+        return self._language.llama
+
+    @property
+    def why_not_prunable(self) -> str | None:
+        """None when images of this model can be pruned, else one line that says why not."""
+        self._check_open()
+        return self._encoder.why_not()
+
+    def encode(self, image: ImageSource) -> ImageEmbedding:
+        """Run the image encoder and the projector over a picture; all tokens come back, none is pruned.
+
+        Args:
+            image: a path, the bytes of an image file, a Pillow image, or a uint8 array (height, width, 3).
+
+        Raises:
+            ImageError: not a picture, damaged, or too large.
+            UnsupportedError: the model cuts the picture into tiles, which this version cannot put together.
+        """
+        pixels = load_image(image)
+        with self._lock:
+            self._check_open()
+            started = time.perf_counter()
+            chunks = self._tokenize(_core.media_marker(), [pixels], add_special=False)
+            tiles = [chunk for chunk in chunks if chunk.is_image]
+            if len(tiles) != 1:
+                raise UnsupportedError(
+                    f"image: expected one piece, this model cuts it into {len(tiles)}; this version cannot join them"
+                )
+            try:
+                features = self._encoder.encode(tiles[0], capture=True)
+            except RuntimeError as err:
+                raise NativeError(_one_line(err)) from err
+            seconds = time.perf_counter() - started
+        if not np.isfinite(features).all():
+            raise NativeError("expected finite features from the encoder, got others; check the mmproj file")
+        report = tiles[0].report()
+        side = math.isqrt(features.shape[0])
+        grid = (side, side) if side * side == features.shape[0] else (1, int(features.shape[0]))
+        attention = None if report is None else report["attention"]
+        return ImageEmbedding(features, grid, attention, (pixels.shape[1], pixels.shape[0]), seconds)
+
+    def score(self, image: ImageEmbedding, cfg: PruneConfig | None = None, prompt: str | None = None) -> Scores:
+        """Scores of all tokens of an image; `prompt` is for signals that look at the question (none in this version).
+
+        Raises:
+            UnsupportedError: `cfg` asks for a signal that this model cannot give.
+        """
+        return score_image(image, PruneConfig() if cfg is None else cfg, self._threads)
+
+    def prune(self, image: ImageEmbedding, cfg: PruneConfig | None = None, prompt: str | None = None) -> PrunedImage:
+        """Keep the tokens of an image that score best.
+
+        Args:
+            image: from :meth:`encode`.
+            cfg: None means ``PruneConfig()``.
+            prompt: the question, for signals that look at it.
+
+        Raises:
+            ConfigError: ``n_keep`` is larger than the image's tokens.
+            UnsupportedError: the model cannot be pruned, or cannot give the signal.
+        """
+        if not isinstance(image, ImageEmbedding):
+            raise ImageError(f"expected an ImageEmbedding, got {type(image).__name__}; call encode(image) first")
+        why_not = self.why_not_prunable
+        if why_not is not None:
+            raise UnsupportedError(f"cannot prune this image: {why_not}")
+        return prune_image(image, PruneConfig() if cfg is None else cfg, self._threads)
+
+    # --- tokens to text ---
+
+    @overload
+    def generate(self, parts: Sequence[Part], *, stream: Literal[False] = False, **settings: Any) -> str: ...
+    @overload
+    def generate(self, parts: Sequence[Part], *, stream: Literal[True], **settings: Any) -> Generation: ...
+    def generate(self, parts: Sequence[Part], *, stream: bool = False, **settings: Any) -> str | Generation:
+        """Answer one user turn; see :meth:`chat` for the settings.
+
+        Args:
+            parts: images (encoded or not) and texts, in the order of the prompt.
+            stream: return a :class:`Generation` that yields the text in pieces, instead of the whole text.
+
+        Example:
+            >>> import qap_gguf as qap
+            >>> with qap.VisionModel() as vlm:
+            ...     vlm.generate([qap.packaged_model().sample, "How many objects are there?"])
+            'four'
+        """
+        if isinstance(parts, (str, bytes, os.PathLike)) or not isinstance(parts, Sequence):
+            raise ConfigError('parts: expected a list such as [image, "What is this?"], got one thing; put it in a list')
+        message = {"role": "user", "content": list(parts)}
+        if stream:
+            return self.chat([message], stream=True, **settings)
+        return self.chat([message], stream=False, **settings)
+
+    @overload
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = False, **settings: Any) -> str: ...
+    @overload
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **settings: Any) -> Generation: ...
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        prune: PruneConfig | None = None,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        stop: Sequence[str] = (),
+    ) -> str | Generation:
+        """Answer the last message of a conversation.
+
+        Args:
+            messages: ``{"role": "system" | "user" | "assistant", "content": text or list of images and texts}``.
+                Text is a str; a path must therefore be a ``pathlib.Path``, or encoded first.
+            stream: return a :class:`Generation` that yields the text in pieces.
+            prune: how to prune every image; None keeps all tokens.
+            max_tokens: longest answer.
+            temperature: 0 takes the likeliest token; with more, `top_k`, `top_p` and `min_p` apply.
+            stop: texts that end the answer; they are not part of it.
+
+        Raises:
+            ConfigError: malformed messages or settings, ``n_keep`` above the image's tokens, or a prompt above n_ctx.
+            ImageError, UnsupportedError: see :meth:`encode` and :meth:`prune`.
+        """
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+            raise ConfigError(f"max_tokens: expected an integer from 1, got {max_tokens!r}; choose one in that range")
+        if not isinstance(temperature, (int, float)) or not 0.0 <= temperature < math.inf:
+            raise ConfigError(f"temperature: expected a number from 0, got {temperature!r}; choose one in that range")
+        self._check_open()
+        text = TextStream(self._language, stop)
+        flat, sources = flatten(messages)
+        images = [part if isinstance(part, ImageEmbedding) else self.encode(part) for part in sources]
+        stats = GenerationStats()
+        # Prefill at once: errors belong to this call, not to the first piece.
+        number = self._prefill(flat, images, prune, stats)
+        pieces = self._decode(number, text, stats, max_tokens, (temperature, top_k, top_p, min_p))
+        generation = Generation(pieces, stats)
+        return generation if stream else "".join(generation)
+
+    def last_logits(self) -> FloatArray:
+        """Logits after the last evaluated token, float32 (n_vocab,): of the first answer token after a prefill."""
+        self._check_open()
+        logits: FloatArray = self._language.last_logits()
+        return logits
+
+    def _tokenize(self, text: str, images: list[Any], *, add_special: bool) -> list[_core.Chunk]:
+        try:
+            with use(None):  # pruning is ours to do here, not that of a process default
+                return self._encoder.tokenize(text, images, add_special, True)
+        except ValueError as err:
+            raise ImageError(_one_line(err)) from err
+
+    def _prefill(
+        self, flat: list[dict[str, str]], images: list[ImageEmbedding], prune: PruneConfig | None, stats: GenerationStats
+    ) -> int:
+        with self._lock:
+            prompt, add_special = render(self._language, flat)
+            chunks = self._tokenize(prompt, [image.size for image in images], add_special=add_special)
+            pruned = [None if prune is None else self.prune(image, prune) for image in images]
+            for image, cut in zip(images, pruned, strict=True):
+                stats.encode_s += image.seconds
+                stats.n_image_tokens += image.n_tokens
+                stats.n_image_kept += image.n_tokens if cut is None else len(cut.indices)
+                if cut is not None:
+                    stats.score_s += cut.score_s
+                    stats.select_s += cut.select_s
+            stats.n_prompt_tokens = sum(len(chunk.tokens) for chunk in chunks if not chunk.is_image)
+            needed = stats.n_prompt_tokens + stats.n_image_kept + 1
+            if needed > self._language.n_ctx:
+                raise ConfigError(
+                    f"prompt: expected at most {self._language.n_ctx} tokens (n_ctx), got {needed}; "
+                    "keep fewer image tokens, or raise n_ctx"
+                )
+            self._answer += 1
+            started = time.perf_counter()
+            self._language.reset()
+            waiting = list(zip(images, pruned, strict=True))
+            for chunk in chunks:
+                if not chunk.is_image:
+                    self._language.prefill(chunk.tokens)
+                    continue
+                image, cut = waiting.pop(0)
+                features = image.features if cut is None else cut.features
+                try:
+                    self._language.n_past = self._encoder.decode(
+                        self._language.context_address,
+                        chunk,
+                        features,
+                        None if cut is None else cut.indices,
+                        self._language.n_past,
+                        self._n_batch,
+                    )
+                except (ValueError, RuntimeError) as err:
+                    raise NativeError(_one_line(err)) from err
+            self._language.synchronize()
+            stats.prefill_s = time.perf_counter() - started
+            stats.n_kv = self._language.n_kv
+            return self._answer
+
+    def _decode(
+        self,
+        number: int,
+        text: TextStream,
+        stats: GenerationStats,
+        max_tokens: int,
+        sampling: tuple[float, int, float, float],
+    ) -> Generator[str, None, None]:
+        while stats.n_generated < max_tokens and not text.stopped:
+            with self._lock:
+                self._check_open()
+                if number != self._answer:
+                    raise QapError("this answer was ended by a newer one of the same model; read one at a time")
+                if self._language.n_past >= self._language.n_ctx:
+                    break
+                started = time.perf_counter()
+                with self._language.sampling(*sampling):
+                    token = self._language.sample()
+                if self._language.is_end(token):
+                    stats.decode_s += time.perf_counter() - started
+                    break
+                self._language.prefill([token])
+                self._language.synchronize()
+                stats.decode_s += time.perf_counter() - started
+                stats.n_generated += 1
+                stats.n_kv = self._language.n_kv
+            piece = text.push(token)
+            if piece:
+                yield piece
+        rest = text.finish()
+        if rest:
+            yield rest
+
+    # --- life ---
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise QapError("this VisionModel is closed; make a new one")
+
+    def close(self) -> None:
+        """Free the encoder, and the language model if it was loaded here. Closing twice is fine."""
+        with self._lock:
+            self._closed = True
+            encoder = getattr(self, "_encoder", None)
+            if encoder is not None:
+                encoder.close()
+            if self._owned is not None:
+                self._owned.close()
+                self._owned = None
+
+    def __enter__(self) -> VisionModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _one_line(err: BaseException) -> str:
+    """Upstream's words without its function names in front of ours."""
+    text = " ".join(str(err).split())
+    return text[text.index("qap: ") + len("qap: ") :] if "qap: " in text else text
+
+
+def _find_device(name: str | None) -> str | None:
+    """The device's exact name; case does not matter."""
+    if name is None:
+        return None
+    names = [row[0] for row in _core.devices()]
+    for known in names:
+        if isinstance(name, str) and known.lower() == name.lower():
+            return known
+    raise ConfigError(f"device: expected one of {', '.join(names)}, got {name!r}; see qap-gguf info")

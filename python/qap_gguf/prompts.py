@@ -1,0 +1,79 @@
+"""From messages to the text that the model was trained on, with a marker where each image goes.
+
+The chat template of the GGUF (``tokenizer.chat_template``) is rendered by llama-cpp-python's own formatter. A model
+without one gets the form of LLaVA-1.5 (Vicuna): "USER: ... ASSISTANT:".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qap_gguf import _core
+from qap_gguf.errors import ConfigError, ModelFileError
+from qap_gguf.language import LanguageModel
+
+ROLES = ("system", "user", "assistant")
+
+
+def _parts(message: Mapping[str, Any]) -> list[Any]:
+    if not isinstance(message, Mapping) or message.get("role") not in ROLES or "content" not in message:
+        raise ConfigError(
+            f'messages: expected {{"role": {"|".join(ROLES)}, "content": ...}}, got {str(message)[:80]}; see VisionModel.chat'
+        )
+    content = message["content"]
+    return list(content) if isinstance(content, (list, tuple)) else [content]
+
+
+def flatten(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]], list[Any]]:
+    """Messages with plain text, each image replaced by the marker and a line break; and the images in order.
+
+    Raises:
+        ConfigError: no messages, one of another form, or a text that holds the marker.
+    """
+    if not messages:
+        raise ConfigError("messages: expected at least one, got none; add a user message")
+    marker = _core.media_marker()
+    flat: list[dict[str, str]] = []
+    images: list[Any] = []
+    for message in messages:
+        text = ""
+        for part in _parts(message):
+            if isinstance(part, str):
+                if marker in part:
+                    raise ConfigError(f"prompt: expected text without the reserved marker {marker}; take it out")
+                text += part
+            else:
+                text += f"{marker}\n"
+                images.append(part)
+        flat.append({"role": str(message["role"]), "content": text})
+    return flat, images
+
+
+def _vicuna(messages: Sequence[Mapping[str, str]]) -> str:
+    names = {"user": "USER: ", "assistant": "ASSISTANT: ", "system": ""}
+    return "\n".join(names[m["role"]] + m["content"] for m in messages) + "\nASSISTANT:"
+
+
+def render(language: LanguageModel, messages: Sequence[Mapping[str, str]]) -> tuple[str, bool]:
+    """The prompt, and whether the tokenizer shall add its special tokens (False when the template writes BOS itself).
+
+    Raises:
+        ModelFileError: the file's chat template cannot be rendered for these messages.
+    """
+    template = language.llama.metadata.get("tokenizer.chat_template")
+    if not template:
+        return _vicuna(messages), True
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    bos = language.special_text(language.llama.token_bos())
+    eos = language.special_text(language.llama.token_eos())
+    try:
+        formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
+        prompt = str(formatter(messages=[dict(m) for m in messages]).prompt)
+    except Exception as err:  # templates come with the file: whatever they raise is about the file
+        raise ModelFileError(
+            f"the chat template of this model refuses these messages ({' '.join(str(err).split())[:200]}); "
+            "check their roles and order"
+        ) from err
+    return prompt, not (bos and prompt.startswith(bos))

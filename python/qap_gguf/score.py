@@ -1,0 +1,157 @@
+"""Scores of image tokens and their selection, on NumPy arrays: the native code that also runs inside the encoder.
+
+The formulas and their sources are in docs/method.md; :mod:`qap_gguf.reference` computes the same in NumPy.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qap_gguf import _core
+from qap_gguf.config import SELECTORS, PruneConfig
+from qap_gguf.defaults import to_params
+from qap_gguf.errors import ArrayError, ConfigError, NativeError
+
+FloatArray = npt.NDArray[np.float32]
+IndexArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one image's tokens; every array is float32 of shape (n_tok,).
+
+    Attributes:
+        error: E, the quantization error, >= 0, in the unit of the features.
+        outlier: R, the outlier magnitude, >= 0, in the unit of the features.
+        sensitivity: Q in [0, 1], min-max normalised E and R, weighted.
+        semantic: P in [0, 1], min-max normalised relevance; zeros without a signal.
+        alpha: the weight of P that was used.
+        total: S = alpha P + (1 - alpha) Q in [0, 1]; higher is kept first.
+    """
+
+    error: FloatArray
+    outlier: FloatArray
+    sensitivity: FloatArray
+    semantic: FloatArray
+    alpha: float
+    total: FloatArray
+
+
+def check_array(name: str, value: object, ndim: int) -> FloatArray:
+    """`value` as a float32 array in C order with `ndim` dimensions, or an ArrayError that says the cure."""
+    if not isinstance(value, np.ndarray):
+        raise ArrayError(f"{name}: expected a NumPy array, got {type(value).__name__}; use numpy.asarray(..., 'f4')")
+    if value.dtype != np.float32:
+        raise ArrayError(f"{name}: expected float32, got {value.dtype}; use .astype('float32')")
+    if value.ndim != ndim or 0 in value.shape:
+        wanted = "(n_tok, n_embd)" if ndim == 2 else "(n_tok,)"
+        raise ArrayError(f"{name}: expected shape {wanted} without empty sides, got {value.shape}; reshape it")
+    if not value.flags.c_contiguous:
+        raise ArrayError(f"{name}: expected C order, got a strided view; use numpy.ascontiguousarray(...)")
+    return value
+
+
+def n_threads_default() -> int:
+    """Threads for scores: the processors that this process may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, count or 1)
+
+
+def score(
+    x: FloatArray,
+    cfg: PruneConfig | None = None,
+    semantic: FloatArray | None = None,
+    *,
+    device: str | None = None,
+    n_threads: int | None = None,
+) -> Scores:
+    """Score the tokens of one image (QAPruner, arXiv 2604.02816; docs/method.md).
+
+    Args:
+        x: what the projector gives the language model, float32 (n_tok, n_embd), C order, finite, |x| <= 1e30.
+        cfg: which scores, and how they are fused; None means ``PruneConfig()``.
+        semantic: relevance of each token before normalisation, float32 (n_tok,), for instance
+            ``ImageEmbedding.attention``; None counts as zeros, for scores over several settings of the same image.
+        device: a ggml device by name (see ``qap-gguf info``); None is the CPU.
+        n_threads: CPU threads; None is all that the process may use.
+
+    Raises:
+        ArrayError: wrong dtype, shape, order, or values that are not finite or above 1e30.
+        ConfigError: `cfg` asks for what these arguments cannot give, or `device` is unknown.
+
+    Example:
+        >>> import numpy as np, qap_gguf as qap
+        >>> x = np.random.default_rng(0).standard_normal((144, 256)).astype("float32")
+        >>> qap.score(x, qap.PruneConfig(alpha=0.0)).total.shape
+        (144,)
+    """
+    cfg = PruneConfig() if cfg is None else cfg
+    params = to_params(cfg)
+    check_array("x", x, 2)
+    if semantic is not None:
+        check_array("semantic", semantic, 1)
+        if semantic.shape[0] != x.shape[0]:
+            raise ArrayError(f"semantic: expected shape ({x.shape[0]},), got {semantic.shape}; one number per token")
+    if n_threads is not None and (not isinstance(n_threads, int) or not 1 <= n_threads <= 1024):
+        raise ConfigError(f"n_threads: expected 1..1024, got {n_threads!r}; leave it out for all processors")
+    if device is not None and device not in [name for name, *_ in _core.devices()]:
+        names = ", ".join(name for name, *_ in _core.devices())
+        raise ConfigError(f"device: expected one of {names}, got {device!r}; see qap-gguf info")
+    try:
+        found = _core.score(x, semantic, params, device, n_threads or n_threads_default())
+    except ValueError as err:
+        raise ArrayError(str(err)) from err
+    except RuntimeError as err:
+        raise NativeError(str(err)) from err
+    result = Scores(**found)
+    if not math.isfinite(result.alpha) or not np.isfinite(result.total).all():
+        raise NativeError("expected finite scores, got others; please report this with the features")
+    return result
+
+
+def select(
+    total: FloatArray,
+    n_keep: int,
+    features: FloatArray | None = None,
+    method: str = "topk",
+    seed: int = 0,
+) -> IndexArray:
+    """Choose exactly `n_keep` tokens; the indices come back int32 (n_keep,), sorted ascending.
+
+    Args:
+        total: scores, float32 (n_tok,), finite; "random" and "uniform" use only its length.
+        n_keep: K in 1..n_tok.
+        features: float32 (n_tok, n_embd); for selectors that compare tokens (none in this version).
+        method: one of ``qap_gguf.config.SELECTORS``: "topk" (ties go to the lower index), "random" (seeded), "uniform".
+        seed: of "random", 0..2**64-1.
+
+    Raises:
+        ArrayError: wrong dtype, shape, order, or values that are not finite.
+        ConfigError: `n_keep`, `method` or `seed` is outside its range.
+
+    Example:
+        >>> import numpy as np, qap_gguf as qap
+        >>> qap.select(np.array([0.1, 0.9, 0.9, 0.3], dtype="float32"), 2).tolist()
+        [1, 2]
+    """
+    check_array("total", total, 1)
+    n_tokens = total.shape[0]
+    if features is not None:
+        check_array("features", features, 2)
+        if features.shape[0] != n_tokens:
+            raise ArrayError(f"features: expected ({n_tokens}, n_embd), got {features.shape}; one row per token")
+    if isinstance(n_keep, bool) or not isinstance(n_keep, (int, np.integer)) or not 1 <= n_keep <= n_tokens:
+        raise ConfigError(f"n_keep: expected an integer in 1..{n_tokens}, got {n_keep!r}; choose one in that range")
+    if method not in SELECTORS:
+        raise ConfigError(f"method: expected one of {', '.join(SELECTORS)}, got {method!r}; choose one of these")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        raise ConfigError(f"seed: expected an integer in 0..2**64-1, got {seed!r}; choose one in that range")
+    try:
+        return _core.select(total, n_tokens, int(n_keep), method, int(seed))
+    except ValueError as err:
+        raise ArrayError(str(err)) from err

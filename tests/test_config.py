@@ -1,0 +1,212 @@
+"""PruneConfig: what it refuses, how it counts, and that it survives dictionaries and GGUF keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import json
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qap_gguf import config, errors
+from qap_gguf.config import METADATA_TYPES, PruneConfig
+from qap_gguf.errors import ConfigError
+
+configs = st.builds(
+    PruneConfig,
+    # Decimals of up to six digits: what people write and what float32 keeps.
+    keep_ratio=st.integers(1, 10**6).map(lambda n: n / 10**6),
+    n_keep=st.none() | st.integers(1, 2**31 - 1),
+    alpha=st.just("dynamic") | st.integers(0, 10**6).map(lambda n: n / 10**6),
+    error=st.sampled_from(config.ERRORS),
+    group_size=st.integers(1, 2**31 - 1),
+    outlier=st.sampled_from(config.OUTLIERS),
+    outlier_weight=st.integers(0, 10**6).map(lambda n: n / 10**6),
+    semantic=st.sampled_from(config.SEMANTICS),
+    select=st.sampled_from(config.SELECTORS),
+    positions=st.sampled_from(config.POSITIONS),
+)
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    cfg = PruneConfig()
+    assert (cfg.keep_ratio, cfg.n_keep, cfg.alpha, cfg.error, cfg.group_size) == (0.125, None, 0.7, "int4", 128)
+    assert (cfg.outlier, cfg.outlier_weight, cfg.semantic, cfg.select) == ("range", 0.5, "auto", "topk")
+    assert (cfg.positions, cfg.seed) == ("auto", 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("keep_ratio", 0.0, "(0, 1]"),
+        ("keep_ratio", 1.0001, "(0, 1]"),
+        ("keep_ratio", -0.5, "(0, 1]"),
+        ("keep_ratio", math.nan, "(0, 1]"),
+        ("keep_ratio", math.inf, "(0, 1]"),
+        ("keep_ratio", True, "(0, 1]"),
+        ("keep_ratio", "0.5", "(0, 1]"),
+        ("keep_ratio", None, "pass one of them"),
+        ("n_keep", 0, "1..2147483647"),
+        ("n_keep", -1, "1..2147483647"),
+        ("n_keep", True, "1..2147483647"),
+        ("n_keep", 18.0, "1..2147483647"),
+        ("n_keep", 2**31, "1..2147483647"),
+        ("alpha", math.nan, '"dynamic"'),
+        ("alpha", -0.01, '"dynamic"'),
+        ("alpha", 1.01, '"dynamic"'),
+        ("alpha", "auto", '"dynamic"'),
+        ("alpha", True, '"dynamic"'),
+        ("alpha", None, '"dynamic"'),
+        ("alpha", 1j, '"dynamic"'),
+        ("error", "int1", "int2, int3, int4"),
+        ("error", "q4_0", "int2, int3, int4"),
+        ("error", 4, "int2, int3, int4"),
+        ("group_size", 0, "1..2147483647"),
+        ("group_size", 128.0, "1..2147483647"),
+        ("group_size", False, "1..2147483647"),
+        ("outlier", "absmax", "range"),
+        ("outlier_weight", 1.5, "[0, 1]"),
+        ("outlier_weight", math.nan, "[0, 1]"),
+        ("semantic", "text", "auto, cls, none"),
+        ("semantic", None, "auto, cls, none"),
+        ("select", "dpp", "topk, random, uniform"),
+        ("positions", "keep", "auto, compact"),
+        ("seed", -1, "0..18446744073709551615"),
+        ("seed", 2**64, "0..18446744073709551615"),
+        ("seed", True, "0..18446744073709551615"),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line_that_names_the_allowed_ones(field: str, value: Any, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        PruneConfig(**{field: value})
+    message = str(caught.value)
+    assert field in message
+    assert says in message
+    assert "\n" not in message
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, errors.QapError)
+
+
+def test_numpy_scalars_are_numbers_and_numpy_bools_are_not() -> None:
+    cfg = PruneConfig(n_keep=np.int64(18), alpha=np.float32(0.5), group_size=np.int32(64))  # type: ignore[arg-type]
+    assert cfg == PruneConfig(n_keep=18, alpha=0.5, group_size=64)
+    assert [type(v) for v in (cfg.n_keep, cfg.alpha, cfg.group_size)] == [int, float, int]
+    with pytest.raises(ConfigError):
+        PruneConfig(n_keep=np.True_)  # type: ignore[arg-type]
+
+
+def test_it_is_frozen_and_hashable() -> None:
+    cfg = PruneConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cfg.n_keep = 3  # type: ignore[misc]
+    assert len({cfg, PruneConfig(), PruneConfig(seed=1)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("ratio", "n_tokens", "k"),
+    [(0.125, 144, 18), (0.1, 10, 1), (0.07, 100, 7), (1.0, 576, 576), (1e-9, 576, 1), (1e-12, 576, 1),
+     (0.11, 576, 64), (0.5, 1, 1), (0.5, 3, 2), (1 / 3, 9, 3)],
+)  # fmt: skip
+def test_count_of_a_ratio_is_its_ceiling_without_float_dust(ratio: float, n_tokens: int, k: int) -> None:
+    assert PruneConfig(keep_ratio=ratio).count(n_tokens) == k
+
+
+@given(st.integers(1, 10**4), st.integers(1, 10**4))
+def test_count_is_the_exact_ceiling_for_decimals(thousandths_of_ten: int, n_tokens: int) -> None:
+    exact = math.ceil(Fraction(thousandths_of_ten, 10**4) * n_tokens)
+    assert PruneConfig(keep_ratio=thousandths_of_ten / 10**4).count(n_tokens) == exact
+
+
+def test_n_keep_wins_and_must_fit() -> None:
+    cfg = PruneConfig(keep_ratio=0.5, n_keep=18)
+    assert cfg.keep_ratio is None
+    assert (cfg.count(144), cfg.count(18)) == (18, 18)
+    with pytest.raises(ConfigError, match=r"at most the image's 17 tokens, got 18"):
+        cfg.count(17)
+    for bad in (0, -3, True, 1.5):
+        with pytest.raises(ConfigError, match="n_tokens"):
+            cfg.count(bad)  # type: ignore[arg-type]
+
+
+def test_replace_changes_one_thing_and_checks_it() -> None:
+    cfg = PruneConfig(n_keep=18, seed=3)
+    assert cfg.replace(alpha="dynamic") == PruneConfig(n_keep=18, seed=3, alpha="dynamic")
+    assert cfg.replace(keep_ratio=0.25) == PruneConfig(keep_ratio=0.25, seed=3)  # a new ratio is never ignored
+    assert cfg.replace(keep_ratio=0.25, n_keep=4) == PruneConfig(n_keep=4, seed=3)
+    with pytest.raises(ConfigError, match="got alhpa; check the spelling"):
+        cfg.replace(alhpa=0.1)
+    with pytest.raises(ConfigError, match="alpha must be"):
+        cfg.replace(alpha=3)
+    with pytest.raises(ConfigError, match="got nkeep"):
+        PruneConfig.from_dict({"nkeep": 3})
+
+
+@given(configs, st.integers(0, 2**64 - 1))
+def test_a_config_survives_json(cfg: PruneConfig, seed: int) -> None:
+    cfg = cfg.replace(seed=seed)
+    assert PruneConfig.from_dict(json.loads(json.dumps(cfg.to_dict()))) == cfg
+
+
+@given(configs)
+def test_a_config_survives_gguf_keys_also_when_floats_are_stored_in_32_bits(cfg: PruneConfig) -> None:
+    meta = cfg.to_metadata()
+    assert set(meta) <= set(METADATA_TYPES)
+    assert ("qap.n_keep" in meta) != ("qap.keep_ratio" in meta)
+    assert ("qap.alpha" in meta) != meta["qap.alpha_dynamic"]
+    stored = {k: float(np.float32(v)) if METADATA_TYPES[k] == "f32" else v for k, v in meta.items()}
+    assert PruneConfig.from_metadata(stored | {"clip.vision.image_size": 192}) == cfg
+
+
+def test_the_seed_is_not_stored() -> None:
+    assert PruneConfig(seed=9).to_metadata() == PruneConfig().to_metadata()
+
+
+def test_metadata_of_a_file_without_qap_keys_is_no_config() -> None:
+    assert PruneConfig.from_metadata({"general.name": "x"}) is None
+
+
+@pytest.mark.parametrize(
+    ("meta", "says"),
+    [
+        ({"qap.n_keep": 3}, "qap.version must be 1, got None"),
+        ({"qap.version": 2, "qap.n_keep": 3}, "qap.version must be 1, got 2"),
+        ({"qap.version": True, "qap.n_keep": 3}, "qap.version must be 1, got True"),
+        ({"qap.version": 1, "qap.seed": 3}, "got qap.seed"),
+        ({"qap.version": 1, "qap.tiles": 3}, "got qap.tiles"),
+        ({"qap.version": 1, "qap.n_keep": 0}, "n_keep must be"),
+        ({"qap.version": 1, "qap.alpha_dynamic": 1}, "alpha_dynamic must be a bool"),
+    ],
+)
+def test_metadata_that_is_not_ours_is_refused(meta: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        PruneConfig.from_metadata(meta)
+
+
+def test_every_error_is_a_qap_error_and_the_builtin_that_callers_expect() -> None:
+    values = (
+        "ArrayError",
+        "ConfigError",
+        "ConvertError",
+        "DataError",
+        "ImageError",
+        "ModelFileError",
+        "UnsupportedError",
+    )
+    pairs = dict.fromkeys(values, ValueError) | {"NativeError": RuntimeError, "PinError": ImportError}
+    assert {*pairs, "QapError"} == set(errors.__all__)
+    for name, base in pairs.items():
+        assert issubclass(getattr(errors, name), errors.QapError)
+        assert issubclass(getattr(errors, name), base)
+
+
+@pytest.mark.parametrize("module", [config, errors])
+def test_the_examples_in_the_docstrings_run(module: Any) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
