@@ -26,9 +26,7 @@ struct chunk_ref {
     std::shared_ptr<mtmd_input_chunks> list;
     size_t                             index;
 
-    mtmd_input_chunk * get() const {
-        return const_cast<mtmd_input_chunk *>(mtmd_input_chunks_get(list.get(), index));
-    }
+    mtmd_input_chunk * get() const { return const_cast<mtmd_input_chunk *>(mtmd_input_chunks_get(list.get(), index)); }
 
     bool is_image() const { return mtmd_input_chunk_get_type(get()) == MTMD_INPUT_CHUNK_TYPE_IMAGE; }
 
@@ -63,11 +61,11 @@ static py::object report_of(const chunk_ref & chunk) {
 }
 
 class encoder {
-  public:
+public:
     encoder(
         const std::string & mmproj, uintptr_t model, const std::optional<std::string> & device, int n_threads,
-        const std::optional<bool> & flash_attn, bool verbose) :
-        verbose(verbose) {
+        const std::optional<bool> & flash_attn, bool verbose)
+        : verbose(verbose) {
         const quiet_scope   quiet(verbose);
         mtmd_context_params params = mtmd_context_params_default();
         params.n_threads           = n_threads;
@@ -76,8 +74,9 @@ class encoder {
             params.flash_attn_type = *flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
         }
         if (device) {
-            params.device  = ggml_backend_dev_by_name(device->c_str());
-            params.use_gpu = params.device != nullptr && ggml_backend_dev_type(params.device) != GGML_BACKEND_DEVICE_TYPE_CPU;
+            params.device = ggml_backend_dev_by_name(device->c_str());
+            params.use_gpu =
+                params.device != nullptr && ggml_backend_dev_type(params.device) != GGML_BACKEND_DEVICE_TYPE_CPU;
             if (params.device == nullptr) {
                 throw py::value_error("device: unknown name '" + *device + "'");
             }
@@ -90,8 +89,9 @@ class encoder {
         }
     }
 
-    std::vector<chunk_ref> tokenize(const std::string & text, const py::list & images, bool add_special, bool parse_special) {
-        std::vector<mtmd::bitmap_ptr>   owned;
+    std::vector<chunk_ref> tokenize(
+        const std::string & text, const py::list & images, bool add_special, bool parse_special) {
+        std::vector<mtmd::bitmap_ptr>    owned;
         std::vector<const mtmd_bitmap *> bitmaps;
         for (const py::handle item : images) {
             owned.push_back(make_bitmap(item));
@@ -141,8 +141,8 @@ class encoder {
 
     // Prefill the rows into the context of the language model at position n_past; returns the next position.
     int32_t decode(
-        uintptr_t lctx, const chunk_ref & chunk, const float_array & features, const std::optional<index_array> & indices,
-        int32_t n_past, int32_t n_batch) {
+        uintptr_t lctx, const chunk_ref & chunk, const float_array & features,
+        const std::optional<index_array> & indices, int32_t n_past, int32_t n_batch) {
         if (!chunk.is_image()) {
             throw py::value_error("expected an image chunk");
         }
@@ -168,7 +168,8 @@ class encoder {
             const std::lock_guard<std::mutex> lock(mutex);
             const quiet_scope                 quiet(verbose);
             status = mtmd_helper_decode_image_chunk(
-                open(), reinterpret_cast<llama_context *>(lctx), chunk.get(), data, n_past, 0, n_batch, &next, nullptr, nullptr);
+                open(), reinterpret_cast<llama_context *>(lctx), chunk.get(), data, n_past, 0, n_batch, &next, nullptr,
+                nullptr);
         }
         if (status != 0) {
             throw std::runtime_error("prefill of the image failed with status " + std::to_string(status));
@@ -197,7 +198,7 @@ class encoder {
 
     int32_t n_embd = 0;
 
-  private:
+private:
     mtmd_context * open() const {
         if (!ctx) {
             throw std::runtime_error("the vision model is closed");
@@ -240,13 +241,17 @@ void register_encoder(py::module_ & m) {
 
     py::class_<encoder>(m, "Encoder")
         .def(
-            py::init<const std::string &, uintptr_t, const std::optional<std::string> &, int, const std::optional<bool> &, bool>(),
+            py::init<
+                const std::string &, uintptr_t, const std::optional<std::string> &, int, const std::optional<bool> &,
+                bool>(),
             py::kw_only(), py::arg("mmproj"), py::arg("model"), py::arg("device").none(true), py::arg("n_threads"),
             py::arg("flash_attn").none(true), py::arg("verbose"))
         .def_readonly("n_embd", &encoder::n_embd)
         .def_property_readonly("supports_vision", &encoder::supports_vision)
         .def_property_readonly("uses_mrope", &encoder::uses_mrope)
-        .def("tokenize", &encoder::tokenize, py::arg("text"), py::arg("images"), py::arg("add_special"), py::arg("parse_special"))
+        .def(
+            "tokenize", &encoder::tokenize, py::arg("text"), py::arg("images"), py::arg("add_special"),
+            py::arg("parse_special"))
         .def("encode", &encoder::encode, py::arg("chunk"), py::arg("capture"))
         .def(
             "decode", &encoder::decode, py::arg("lctx"), py::arg("chunk"), py::arg("features").noconvert(),

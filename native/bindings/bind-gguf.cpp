@@ -41,9 +41,10 @@ static py::tuple gguf_info(const std::string & path) {
     }
     py::list tensors;
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); i++) {
-        tensors.append(py::make_tuple(
-            py::bytes(gguf_get_tensor_name(gguf.get(), i)), ggml_type_name(gguf_get_tensor_type(gguf.get(), i)),
-            gguf_get_tensor_offset(gguf.get(), i), gguf_get_tensor_size(gguf.get(), i)));
+        tensors.append(
+            py::make_tuple(
+                py::bytes(gguf_get_tensor_name(gguf.get(), i)), ggml_type_name(gguf_get_tensor_type(gguf.get(), i)),
+                gguf_get_tensor_offset(gguf.get(), i), gguf_get_tensor_size(gguf.get(), i)));
     }
     return py::make_tuple(metadata, tensors, gguf_get_data_offset(gguf.get()));
 }

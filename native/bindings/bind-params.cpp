@@ -46,20 +46,25 @@ void register_params(py::module_ & m) {
             py::init(&make_params), py::kw_only(), py::arg("keep_ratio"), py::arg("n_keep"), py::arg("alpha"),
             py::arg("alpha_dynamic"), py::arg("error"), py::arg("group_size"), py::arg("outlier"),
             py::arg("outlier_weight"), py::arg("semantic"), py::arg("select"), py::arg("positions"), py::arg("seed"))
-        .def("count", [](const qap_params & params, int32_t n_tokens) {
-            const int32_t count = qap_params_count(&params, n_tokens);
-            check(count < 0 ? -1 : 0);
-            return count;
-        })
+        .def(
+            "count",
+            [](const qap_params & params, int32_t n_tokens) {
+                const int32_t count = qap_params_count(&params, n_tokens);
+                check(count < 0 ? -1 : 0);
+                return count;
+            })
         .def("to_dict", &to_dict);
 
     m.def("disabled", &qap_disabled);
     m.def("stock_encoder", &qap_stock_encoder);
-    m.def("set_default", [](const qap_params * params) { check(qap_default_set(params)); }, py::arg("params").none(true));
+    m.def(
+        "set_default", [](const qap_params * params) { check(qap_default_set(params)); }, py::arg("params").none(true));
     m.def("get_default", []() -> std::optional<qap_params> {
         qap_params params = {};
         return qap_default_get(&params) ? std::optional<qap_params>(params) : std::nullopt;
     });
-    m.def("push_override", [](const qap_params * params) { check(qap_override_push(params)); }, py::arg("params").none(true));
+    m.def(
+        "push_override", [](const qap_params * params) { check(qap_override_push(params)); },
+        py::arg("params").none(true));
     m.def("pop_override", &qap_override_pop);
 }

@@ -35,7 +35,8 @@ static py::dict score_tokens(
 }
 
 static index_array select_tokens(
-    const std::optional<float_array> & total, int32_t n_tokens, int32_t n_keep, const std::string & method, uint64_t seed) {
+    const std::optional<float_array> & total, int32_t n_tokens, int32_t n_keep, const std::string & method,
+    uint64_t seed) {
     const int32_t id = qap_id_from_name("select", method.c_str());
     if (id < 0) {
         throw py::value_error("method: unknown name '" + method + "'");
@@ -44,7 +45,8 @@ static index_array select_tokens(
         throw py::value_error("total: expected shape (" + std::to_string(n_tokens) + ",)");
     }
     if (n_tokens < 1 || n_keep < 1 || n_keep > n_tokens) {
-        throw py::value_error("n_keep: expected a number in 1.." + std::to_string(n_tokens) + ", got " + std::to_string(n_keep));
+        throw py::value_error(
+            "n_keep: expected a number in 1.." + std::to_string(n_tokens) + ", got " + std::to_string(n_keep));
     }
     index_array indices(n_keep);
     check(qap_select(total ? total->data() : nullptr, n_tokens, n_keep, id, seed, indices.mutable_data()));

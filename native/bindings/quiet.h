@@ -7,7 +7,7 @@
 void quiet_install(); // once, at import
 
 class quiet_scope {
-  public:
+public:
     explicit quiet_scope(bool verbose);
     ~quiet_scope();
     quiet_scope(const quiet_scope &)             = delete;
@@ -15,6 +15,6 @@ class quiet_scope {
 
     std::string last_error() const; // "" when nothing went wrong
 
-  private:
+private:
     bool active;
 };

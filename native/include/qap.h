@@ -17,8 +17,8 @@
 
 #define QAP_API __attribute__((visibility("default")))
 
-#define QAP_VERSION 1            /* value of the GGUF key qap.version */
-#define QAP_MAX_MAGNITUDE 1e30f  /* larger features are refused: squares and ranges stay finite below it */
+#define QAP_VERSION 1           /* value of the GGUF key qap.version */
+#define QAP_MAX_MAGNITUDE 1e30f /* larger features are refused: squares and ranges stay finite below it */
 
 #ifdef __cplusplus
 extern "C" {
@@ -61,24 +61,24 @@ struct qap_scores {
 
 /* What one encode found; arrays belong to the chunk and live until its next encode. */
 struct qap_report {
-    int32_t         n_total;     /* N: tokens that the projector gave */
-    int32_t         n_keep;      /* K */
-    bool            done;        /* false before the chunk was encoded */
+    int32_t         n_total; /* N: tokens that the projector gave */
+    int32_t         n_keep;  /* K */
+    bool            done;    /* false before the chunk was encoded */
     float           alpha;
-    const int32_t * indices;     /* [n_keep], sorted ascending */
-    const float *   error;       /* [n_total] or NULL; so are all that follow */
+    const int32_t * indices; /* [n_keep], sorted ascending */
+    const float *   error;   /* [n_total] or NULL; so are all that follow */
     const float *   outlier;
     const float *   sensitivity;
     const float *   semantic;
-    const float *   attention;   /* class-token attention, mean over heads, not normalised */
+    const float *   attention; /* class-token attention, mean over heads, not normalised */
     const float *   total;
 };
 
 /* --- general --- */
 
-QAP_API const char * qap_last_error(void); /* "" when the last call of this thread succeeded */
-QAP_API bool         qap_disabled(void);   /* QAP_DISABLE=1: every hook does nothing */
-QAP_API bool         qap_stock_encoder(void); /* QAP_STOCK_ENCODER=1: upstream's encoder defects are left in place */
+QAP_API const char * qap_last_error(void);       /* "" when the last call of this thread succeeded */
+QAP_API bool         qap_disabled(void);         /* QAP_DISABLE=1: every hook does nothing */
+QAP_API bool         qap_stock_encoder(void);    /* QAP_STOCK_ENCODER=1: upstream's encoder defects are left in place */
 QAP_API const char * qap_upstream_version(void); /* the llama-cpp-python version that this library was built from */
 
 /* --- parameters --- */
@@ -86,7 +86,7 @@ QAP_API const char * qap_upstream_version(void); /* the llama-cpp-python version
 QAP_API struct qap_params qap_params_default(void);
 QAP_API int               qap_params_check(const struct qap_params * params);
 /* K for n_tokens, or -1 (n_keep larger than n_tokens) */
-QAP_API int32_t           qap_params_count(const struct qap_params * params, int32_t n_tokens);
+QAP_API int32_t qap_params_count(const struct qap_params * params, int32_t n_tokens);
 
 /* name <-> id; -1 or NULL for an unknown one. kind: "error", "outlier", "semantic", "select", "positions" */
 QAP_API int32_t      qap_id_from_name(const char * kind, const char * name);

@@ -4,8 +4,8 @@
 #include "clip-graph.h"
 #include "clip-impl.h"
 #include "clip-model.h"
-#include "qap-error.h"
 #include "ggml-backend.h"
+#include "qap-error.h"
 #include "qap-hooks.h"
 #include "qap-plan.h"
 
@@ -50,7 +50,8 @@ static attention_inputs find_last_attention(ggml_cgraph * gf, int64_t n_pos) {
 
 // Attention of the class token to the patches, [n_tokens], or null where the encoder has no class token
 // or merges patches.
-static ggml_tensor * build_class_attention(ggml_context * ctx, ggml_cgraph * gf, const clip_model & model, int64_t n_tokens) {
+static ggml_tensor * build_class_attention(
+    ggml_context * ctx, ggml_cgraph * gf, const clip_model & model, int64_t n_tokens) {
     if (model.class_embedding == nullptr) {
         return nullptr;
     }

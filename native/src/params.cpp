@@ -1,8 +1,8 @@
 // params.cpp: names, checks, defaults and GGUF keys of the pruning parameters (design: docs/method.md).
 #include "qap-params.h"
 
-#include "qap-error.h"
 #include "gguf.h"
+#include "qap-error.h"
 
 #include <cmath>
 #include <cstdarg>
@@ -167,8 +167,8 @@ int32_t qap_params_count(const struct qap_params * params, int32_t n_tokens) {
     }
     if (params->n_keep > n_tokens) {
         return qap_fail(
-            "n_keep: expected at most the %d tokens of this image, got %d; lower it or use keep_ratio",
-            (int) n_tokens, (int) params->n_keep);
+            "n_keep: expected at most the %d tokens of this image, got %d; lower it or use keep_ratio", (int) n_tokens,
+            (int) params->n_keep);
     }
     if (params->n_keep > 0) {
         return params->n_keep;
@@ -180,9 +180,9 @@ int32_t qap_params_count(const struct qap_params * params, int32_t n_tokens) {
 
 // --- which parameters apply ---
 
-static std::mutex                                            g_mutex;
-static std::optional<qap_params>                             g_default;
-static thread_local std::vector<std::optional<qap_params>>   t_overrides;
+static std::mutex                                          g_mutex;
+static std::optional<qap_params>                           g_default;
+static thread_local std::vector<std::optional<qap_params>> t_overrides;
 
 int qap_default_set(const struct qap_params * params) {
     if (params != nullptr && qap_params_check(params) != 0) {
@@ -245,14 +245,16 @@ struct key_reader {
     const std::string &  file;
 
     [[noreturn]] void refuse(const std::string & key, const std::string & why) const {
-        throw std::runtime_error("qap: " + file + ": key " + key + ": " + why + "; write it again with qap-gguf convert");
+        throw std::runtime_error(
+            "qap: " + file + ": key " + key + ": " + why + "; write it again with qap-gguf convert");
     }
 
     int64_t find(const std::string & key, gguf_type type) const {
         const int64_t id = gguf_find_key(gguf, key.c_str());
         if (id >= 0 && gguf_get_kv_type(gguf, id) != type) {
-            refuse(key, std::string("expected type ") + gguf_type_name(type) + ", got " +
-                            gguf_type_name(gguf_get_kv_type(gguf, id)));
+            refuse(
+                key, std::string("expected type ") + gguf_type_name(type) + ", got " +
+                         gguf_type_name(gguf_get_kv_type(gguf, id)));
         }
         return id;
     }
@@ -305,8 +307,9 @@ std::unique_ptr<qap_params> qap_params_from_gguf(const gguf_context * gguf, cons
         return nullptr;
     }
     if (gguf_get_val_u32(gguf, version) != QAP_VERSION) {
-        keys.refuse("qap.version", "expected " + std::to_string(QAP_VERSION) + ", got " +
-                                       std::to_string(gguf_get_val_u32(gguf, version)));
+        keys.refuse(
+            "qap.version",
+            "expected " + std::to_string(QAP_VERSION) + ", got " + std::to_string(gguf_get_val_u32(gguf, version)));
     }
     auto params = std::make_unique<qap_params>(qap_params_default());
     keys.ratio("qap.keep_ratio", params->keep_ratio);

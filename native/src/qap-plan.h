@@ -12,14 +12,14 @@
 
 struct qap_plan {
     qap_params params  = {};
-    int32_t    n_total = 0; // N: tokens that the projector gives for this chunk
-    int32_t    n_keep  = 0; // K
+    int32_t    n_total = 0;     // N: tokens that the projector gives for this chunk
+    int32_t    n_keep  = 0;     // K
     bool       capture = false; // keep everything, note the attention, compute no scores
 
     // filled by the encode
     bool                 done  = false;
     float                alpha = 0.0f;
-    std::vector<int32_t> indices; // [n_keep], ascending
+    std::vector<int32_t> indices;                                                 // [n_keep], ascending
     std::vector<float>   error, outlier, sensitivity, semantic, attention, total; // [n_total] or empty
 };
 

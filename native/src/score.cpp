@@ -56,7 +56,8 @@ static void read_floats(ggml_tensor * tensor, float * out) {
 static int check_arguments(
     const float * x, int32_t n_tokens, int32_t n_embd, const float * semantic, const qap_params * params) {
     if (x == nullptr || n_tokens < 1 || n_embd < 1) {
-        return qap_fail("x: expected (n_tok, n_embd) with at least one of each, got (%d, %d)", (int) n_tokens, (int) n_embd);
+        return qap_fail(
+            "x: expected (n_tok, n_embd) with at least one of each, got (%d, %d)", (int) n_tokens, (int) n_embd);
     }
     if (qap_params_check(params) != 0) {
         return -1;
@@ -84,7 +85,8 @@ int qap_score(
     }
     const ggml_backend_ptr backend(init_backend(device));
     if (!backend) {
-        return qap_fail("device: expected one of %s, got '%s'", device_names().c_str(), device != nullptr ? device : "CPU");
+        return qap_fail(
+            "device: expected one of %s, got '%s'", device_names().c_str(), device != nullptr ? device : "CPU");
     }
     set_n_threads(backend.get(), n_threads);
 
@@ -110,7 +112,8 @@ int qap_score(
     }
     const ggml_gallocr_ptr alloc(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend.get())));
     if (!alloc || !ggml_gallocr_alloc_graph(alloc.get(), gf)) {
-        return qap_fail("not enough memory on %s for the scores of %d tokens", ggml_backend_name(backend.get()), (int) n_tokens);
+        return qap_fail(
+            "not enough memory on %s for the scores of %d tokens", ggml_backend_name(backend.get()), (int) n_tokens);
     }
     ggml_backend_tensor_set(inp_x, x, 0, ggml_nbytes(inp_x));
     if (inp_p != nullptr) {

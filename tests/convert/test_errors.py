@@ -286,7 +286,7 @@ def test_a_failing_rename_takes_the_first_file_back(
         real(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ConvertError, match="disk full"):
         convert(plain_llava, tmp_path / "out", quantize="F16")
     assert not (tmp_path / "out").exists()
 
@@ -345,6 +345,25 @@ def test_bfloat16_rounds_to_nearest_even() -> None:
 )
 def test_names_of_all_layouts(old: str, new: str) -> None:
     assert canonical(old) == canonical(new) == old
+
+
+def test_the_default_name_is_the_folders(plain_llava: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(plain_llava, tmp_path / "-my model (v1.5)")
+    assert convert(folder, tmp_path, quantize="F16").model.name == "my-model-v1.5-F16.gguf"
+
+
+def test_a_full_disk_is_one_line(plain_llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    import gguf
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
+    with pytest.raises(ConvertError, match="No space left"):
+        convert(plain_llava, tmp_path / "out", quantize="F16")
+    assert not (tmp_path / "out").exists()
 
 
 def test_f64_and_empty_folders(copy: Path, tmp_path: Path) -> None:

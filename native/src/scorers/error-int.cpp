@@ -33,7 +33,7 @@ ggml_tensor * qap_build_error(ggml_context * ctx, ggml_tensor * x, int32_t error
     ggml_tensor * unit = qap_build_window_max(ctx, ggml_reshape_2d(ctx, absmax, n_groups, n_tokens), n_groups);
     unit               = ggml_clamp(ctx, unit, FLT_MIN, FLT_MAX); // [1, n_tokens]
 
-    err = ggml_div(ctx, ggml_reshape_2d(ctx, err, n_groups * group, n_tokens), unit);
+    err                = ggml_div(ctx, ggml_reshape_2d(ctx, err, n_groups * group, n_tokens), unit);
     ggml_tensor * norm = ggml_sqrt(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, err))); // [1, n_tokens]
     return ggml_reshape_1d(ctx, ggml_mul(ctx, norm, unit), n_tokens);
 }

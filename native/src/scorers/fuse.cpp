@@ -14,9 +14,9 @@ ggml_tensor * qap_build_window_max(ggml_context * ctx, ggml_tensor * x, int64_t 
 
 ggml_tensor * qap_build_minmax(ggml_context * ctx, ggml_tensor * v) {
     const int64_t n    = v->ne[0];
-    ggml_tensor * high = qap_build_window_max(ctx, v, n);                                // [1]
-    ggml_tensor * low  = ggml_neg(ctx, qap_build_window_max(ctx, ggml_neg(ctx, v), n));  // [1]
-    ggml_tensor * span = ggml_clamp(ctx, ggml_sub(ctx, high, low), FLT_MIN, FLT_MAX);    // [1], never zero
+    ggml_tensor * high = qap_build_window_max(ctx, v, n);                               // [1]
+    ggml_tensor * low  = ggml_neg(ctx, qap_build_window_max(ctx, ggml_neg(ctx, v), n)); // [1]
+    ggml_tensor * span = ggml_clamp(ctx, ggml_sub(ctx, high, low), FLT_MIN, FLT_MAX);   // [1], never zero
     return ggml_div(ctx, ggml_sub(ctx, v, low), span);
 }
 

@@ -55,15 +55,19 @@ def print_table(table: Table) -> None:
     if not sys.stdout.isatty():
         click.echo(markdown(table))
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    drawn = RichTable()
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(table[0]):
-        drawn.add_column(name, justify="right" if i else "left")
+        drawn.add_column(name, justify="right" if i else "left", no_wrap=True)
     for row in table[1]:
         drawn.add_row(*row)
-    Console().print(drawn)
+    # Wider than a narrow terminal if it must be: numbers cut off or broken in two are of no use.
+    console = Console()
+    width = console.measure(drawn, options=console.options.update(max_width=1000)).maximum
+    Console(width=max(width, console.width)).print(drawn)
 
 
 def _budgets(n_keep: tuple[int, ...], keep_ratio: tuple[float, ...]) -> list[Budget]:

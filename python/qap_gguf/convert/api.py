@@ -65,7 +65,7 @@ def convert(
     if big not in mmproj.MMPROJ_TYPES:
         raise ConvertError(f"expected mmproj_type f16 or f32, got {mmproj_type!r}; choose one of these")
     checkpoint = Checkpoint(src)
-    label = name if name is not None else checkpoint.folder.resolve().name
+    label = name if name is not None else re.sub(r"[^\w.+-]+", "-", checkpoint.folder.resolve().name).strip("-.+")
     if not _NAME.fullmatch(label) or label.lower() == "mmproj":
         raise ConvertError(
             f"expected a name of letters, digits and . _ + - (not mmproj), got {label!r}; give name=... (--name)"

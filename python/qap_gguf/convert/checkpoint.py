@@ -94,7 +94,12 @@ class TensorRef:
         count = math.prod(self.shape)
         if not count:
             return np.zeros(self.shape, dtype)
-        data: Array = np.memmap(self.path, dtype, "r", self.offset, (count,))
+        try:
+            data: Array = np.memmap(self.path, dtype, "r", self.offset, (count,))
+        except (OSError, ValueError) as err:
+            raise ConvertError(
+                f"cannot map {self.path} ({_line(err)}); give the folder's files read permission"
+            ) from err
         if self.dtype in _FLOATS and not _finite(data, self.dtype):
             raise ConvertError(
                 f"expected finite weights, got NaN or infinity in {self.name} ({self.path.name}); "
@@ -170,22 +175,21 @@ class Checkpoint:
 
 def _header(path: Path) -> dict[str, TensorRef]:
     """All tensors that one safetensors file lists, checked against its size."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise ConvertError(
-                f"expected a safetensors file, got {path} with a broken header; fetch the checkpoint again"
-            )
-        try:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER):
+                raise ConvertError(
+                    f"expected a safetensors file, got {path} with a broken header; fetch the checkpoint again"
+                )
             entries = json.loads(file.read(length))
-            entries.pop("__metadata__", None)
-            refs = {name: _entry(name, path, entry, 8 + length, size) for name, entry in entries.items()}
-        except ConvertError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as err:
-            raise ConvertError(f"cannot read the header of {path} ({_line(err)}); fetch the checkpoint again") from err
-    return refs
+        entries.pop("__metadata__", None)
+        return {name: _entry(name, path, entry, 8 + length, size) for name, entry in entries.items()}
+    except ConvertError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as err:
+        raise ConvertError(f"cannot read the header of {path} ({_line(err)}); fetch the checkpoint again") from err
 
 
 def _entry(name: str, path: Path, entry: dict[str, Any], base: int, size: int) -> TensorRef:

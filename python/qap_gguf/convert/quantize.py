@@ -64,14 +64,14 @@ def quantize_file(source: Path, target: Path, name: str, on_tensor: Callable[[in
     raised: list[BaseException] = []
 
     def log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
-        if level == _ERROR_LEVEL:
-            errors.append(" ".join(text.decode("utf-8", "replace").split()))
-        step = _STEP.search(text)
-        if step and on_tensor is not None and not raised:
-            try:
+        try:
+            if level == _ERROR_LEVEL:
+                errors.append(" ".join(text.decode("utf-8", "replace").split()))
+            step = _STEP.search(text)
+            if step and on_tensor is not None and not raised:
                 on_tensor(int(step[1]), int(step[2]))
-            except BaseException as err:  # a callback must not throw through C: kept and raised below
-                raised.append(err)
+        except BaseException as err:  # nothing can be thrown through C (Ctrl-C arrives here too): raised below
+            raised.append(err)
 
     callback = llama_cpp.llama_log_callback(log)  # must live as long as it is set
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))

@@ -10,7 +10,7 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -128,20 +128,37 @@ def write_gguf(
     if sys.byteorder != "little":  # safetensors' raw data and GGUF's default are little-endian
         raise ConvertError("expected a little-endian machine, got a big-endian one; convert on x86-64 or arm64")
     writer = gguf.GGUFWriter(path, arch)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(writer.close)
         for key, (item, kind, sub) in metadata.items():
             writer.add_key_value(key, item, kind, sub)
         for plan in tensors:
             ggml_type, dtype = _TYPES[plan.dtype]
             writer.add_tensor_info(plan.name, plan.shape, dtype, plan.nbytes, ggml_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
+        with _writing(path.parent):
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
         for plan in tensors:
-            writer.write_tensor_data(plan.values())
+            values = plan.values()
+            with _writing(path.parent):
+                writer.write_tensor_data(values)
+            del values  # before the next one is made
             on_tensor(plan.name)
-    finally:
-        writer.close()
+        with _writing(path.parent):
+            writer.flush()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turns the system's refusal to write (no space, no permission) into a ConvertError."""
+    try:
+        yield
+    except OSError as err:
+        reason = err.strerror or err
+        raise ConvertError(
+            f"expected to write to {folder}, got a refusal ({reason}); free some space or choose another OUT"
+        ) from err
 
 
 class OutputFolder:
@@ -202,7 +219,8 @@ class OutputFolder:
         try:
             for temporary, final in pairs:
                 new = not final.exists()
-                os.replace(temporary, final)
+                with _writing(self.folder):
+                    os.replace(temporary, final)
                 if new:
                     fresh.append(final)
         except BaseException:
