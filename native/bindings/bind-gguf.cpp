@@ -3,6 +3,7 @@
 #include "bindings.h"
 #include "ggml-cpp.h"
 #include "gguf.h"
+#include "quiet.h"
 
 #include <cstring>
 
@@ -30,6 +31,7 @@ static py::object value_of(const gguf_context * gguf, int64_t id) {
 
 // (metadata, arrays as None, [(name, type, offset, bytes), ...], offset of the data)
 static py::tuple gguf_info(const std::string & path) {
+    const quiet_scope      quiet(false);
     const gguf_init_params params = { /* no_alloc */ true, /* ctx */ nullptr };
     const gguf_context_ptr gguf(gguf_init_from_file(path.c_str(), params));
     if (!gguf) {

@@ -6,14 +6,21 @@ sees them. Import it before llama-cpp-python's multimodal chat handlers: it puts
     >>> import qap_gguf as qap
     >>> with qap.VisionModel() as vlm:                       # the small model that comes with the package
     ...     image = vlm.encode(qap.packaged_model().sample)
-    ...     answer = vlm.generate([image, "How many objects are there?"], prune=qap.PruneConfig(n_keep=18))
+    ...     answer = vlm.generate([image, "What is in row 1, column 2?"], prune=qap.PruneConfig(keep_ratio=0.5))
     >>> answer
-    'four'
+    'house'
 """
+
+import sys as _sys
 
 from qap_gguf import _load
 
-_load.load()
+try:
+    _load.load()
+except _load.PinError as _err:
+    if not _load.is_command():
+        raise
+    _sys.exit(f"qap-gguf: error: {_err}")  # at a prompt: one line, not a traceback
 
 from qap_gguf import reference  # noqa: E402
 from qap_gguf.config import PruneConfig  # noqa: E402

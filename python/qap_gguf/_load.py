@@ -25,6 +25,11 @@ _LIBRARY: Final = "libmtmd.dylib" if sys.platform == "darwin" else "libmtmd.so"
 _VARIABLE: Final = "MTMD_CPP_LIB"
 
 
+def is_command() -> bool:
+    """Whether this process is the command qap-gguf (or ``python -m qap_gguf``), for which a traceback is no message."""
+    return Path(sys.argv[0]).name in ("qap-gguf", "-m") and "--debug" not in sys.argv
+
+
 def library_folder() -> Path:
     """The folder of our libmtmd, beside the native module (which an editable install keeps apart from the sources).
 

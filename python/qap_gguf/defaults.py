@@ -37,6 +37,19 @@ def to_params(cfg: PruneConfig) -> _core.Params:
     )
 
 
+def from_params(params: _core.Params) -> PruneConfig:
+    """The config of native parameters; single-precision numbers get back the decimals that were meant."""
+    values = params.to_dict()
+    dynamic = values.pop("alpha_dynamic")
+    if values["n_keep"]:
+        values["keep_ratio"] = None
+    else:
+        values["n_keep"] = None
+    for name in ("alpha", "outlier_weight"):
+        values[name] = float(f"{values[name]:.7g}")
+    return PruneConfig.from_dict(values | ({"alpha": "dynamic"} if dynamic else {}))
+
+
 def set_default(cfg: PruneConfig | None) -> None:
     """Prune every image that libmtmd tokenizes from now on, in all threads; None takes that back.
 

@@ -33,9 +33,22 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
+def _to_8_bits(image: Image.Image, from_png: bool) -> Image.Image:
+    """Scale 16 bits a channel to 8. Pillow's own conversion clips them, and so turns such a picture white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and from_png):  # "I": 16-bit PNG in older versions of Pillow
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            f"image: expected 8 or 16 bits a channel, got 32 (Pillow mode {image.mode}); scale it to 0..255 as L"
+        )
+    return image
+
+
 def _to_pixels(image: Image.Image) -> Pixels:
     _check_size(*image.size)
-    image = ImageOps.exif_transpose(image)
+    from_png = image.format == "PNG"
+    image = _to_8_bits(ImageOps.exif_transpose(image), from_png)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -48,13 +61,15 @@ def _decode(data: str | os.PathLike[str] | io.BytesIO, name: str) -> Pixels:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(data) as image:
                 return _to_pixels(image)
+    except ImageError:
+        raise
     except FileNotFoundError as err:
         raise ImageError(f"image: expected a file, found none at {name}; check the path") from err
     except UnidentifiedImageError as err:
         raise ImageError(f"image: expected a picture that Pillow can read, got {name}; use PNG, JPEG or WebP") from err
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
         raise ImageError(f"image: too many pixels in {name} ({' '.join(str(err).split())}); scale it down") from err
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as err:
+    except Exception as err:  # each of Pillow's decoders has its own; whatever they raise is about the file
         raise ImageError(f"image: {name} cannot be decoded ({' '.join(str(err).split())}); is it damaged?") from err
 
 
@@ -76,14 +91,16 @@ def load_image(source: ImageSource) -> Pixels:
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
             raise ImageError(
-                f"image: expected a uint8 array (height, width, 3), got {source.dtype} {source.shape}; convert it to RGB"
+                f"image: expected a uint8 array (height, width, 3), got {source.dtype} {source.shape}; use RGB"
             )
         _check_size(source.shape[1], source.shape[0])
         return np.ascontiguousarray(source)
     if isinstance(source, Image.Image):
         try:
             return _to_pixels(source)
-        except (OSError, ValueError, SyntaxError) as err:
+        except ImageError:
+            raise
+        except Exception as err:
             raise ImageError(f"image: the Pillow image cannot be decoded ({' '.join(str(err).split())})") from err
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), f"{len(source)} bytes")

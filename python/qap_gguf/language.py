@@ -6,9 +6,8 @@ All reliance on names of llama-cpp-python that are not public stands here; the p
 from __future__ import annotations
 
 import codecs
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,8 @@ class LanguageModel:
 
     @property
     def n_ctx(self) -> int:
-        """Cells of the KV cache."""
-        return int(self.llama.n_ctx())
+        """Positions that fit: libllama rounds the context up, llama-cpp-python's own buffers do not."""
+        return min(int(self.llama.n_ctx()), len(self.llama.input_ids))
 
     @property
     def n_kv(self) -> int:
@@ -111,21 +110,18 @@ class LanguageModel:
             raise NativeError("expected logits of the last token, got none; evaluate text first")
         return np.ctypeslib.as_array(logits, shape=(int(self.llama.n_vocab()),)).copy()
 
-    @contextlib.contextmanager
-    def sampling(self, temperature: float, top_k: int, top_p: float, min_p: float) -> Iterator[None]:
-        """Keep one sampler for a whole answer: made anew for each token it would repeat its first draw."""
+    def new_sampler(self, temperature: float, top_k: int, top_p: float, min_p: float) -> Any:
+        """A sampler for one whole answer: made anew for each token it would repeat its first draw."""
+        return self.llama._init_sampler(top_k=top_k, top_p=top_p, min_p=min_p, temp=temperature, repeat_penalty=1.0)
+
+    def sample(self, sampler: Any) -> int:
+        """The next token."""
         previous = self.llama._sampler
-        self.llama._sampler = self.llama._init_sampler(
-            top_k=top_k, top_p=top_p, min_p=min_p, temp=temperature, repeat_penalty=1.0
-        )
+        self.llama._sampler = sampler
         try:
-            yield
+            return int(self.llama.sample())
         finally:
             self.llama._sampler = previous
-
-    def sample(self) -> int:
-        """The next token, by the sampler of :meth:`sampling`."""
-        return int(self.llama.sample())
 
 
 class TextStream:

@@ -20,7 +20,7 @@ import numpy as np
 
 from qap_gguf import _core
 from qap_gguf.config import PruneConfig
-from qap_gguf.defaults import use
+from qap_gguf.defaults import from_params, use
 from qap_gguf.embedding import ImageEmbedding, PrunedImage, prune_image, score_image
 from qap_gguf.errors import ConfigError, ImageError, ModelFileError, NativeError, QapError, UnsupportedError
 from qap_gguf.files import check_pair
@@ -80,7 +80,7 @@ class VisionModel:
         for name, value, low in (("n_ctx", n_ctx, 1), ("n_batch", n_batch, 1), ("seed", seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= 2**31 - 1:
                 raise ConfigError(f"{name}: expected an integer from {low}, got {value!r}; choose one in that range")
-        if n_threads is not None and (not isinstance(n_threads, int) or not 1 <= n_threads <= 1024):
+        if n_threads is not None and (type(n_threads) is not int or not 1 <= n_threads <= 1024):
             raise ConfigError(f"n_threads: expected 1..1024, got {n_threads!r}; leave it out for all processors")
         if mmproj is None or model is None:
             packaged = packaged_model()
@@ -134,6 +134,13 @@ class VisionModel:
         """None when images of this model can be pruned, else one line that says why not."""
         self._check_open()
         return self._encoder.why_not()
+
+    @property
+    def file_config(self) -> PruneConfig | None:
+        """The ``qap.*`` keys of the mmproj file, or None where it has none. :meth:`chat` does not apply them by itself."""
+        self._check_open()
+        params = self._encoder.file_params()
+        return None if params is None else from_params(params)
 
     def encode(self, image: ImageSource) -> ImageEmbedding:
         """Run the image encoder and the projector over a picture; all tokens come back, none is pruned.
@@ -336,6 +343,9 @@ class VisionModel:
         max_tokens: int,
         sampling: tuple[float, int, float, float],
     ) -> Generator[str, None, None]:
+        with self._lock:
+            self._check_open()
+            sampler = self._language.new_sampler(*sampling)
         while stats.n_generated < max_tokens and not text.stopped:
             with self._lock:
                 self._check_open()
@@ -344,8 +354,7 @@ class VisionModel:
                 if self._language.n_past >= self._language.n_ctx:
                     break
                 started = time.perf_counter()
-                with self._language.sampling(*sampling):
-                    token = self._language.sample()
+                token = self._language.sample(sampler)
                 if self._language.is_end(token):
                     stats.decode_s += time.perf_counter() - started
                     break

@@ -97,7 +97,7 @@ def score(
         check_array("semantic", semantic, 1)
         if semantic.shape[0] != x.shape[0]:
             raise ArrayError(f"semantic: expected shape ({x.shape[0]},), got {semantic.shape}; one number per token")
-    if n_threads is not None and (not isinstance(n_threads, int) or not 1 <= n_threads <= 1024):
+    if n_threads is not None and (type(n_threads) is not int or not 1 <= n_threads <= 1024):
         raise ConfigError(f"n_threads: expected 1..1024, got {n_threads!r}; leave it out for all processors")
     if device is not None and device not in [name for name, *_ in _core.devices()]:
         names = ", ".join(name for name, *_ in _core.devices())

@@ -138,6 +138,16 @@ CASES: dict[str, tuple[Change, str]] = {
     "tokenizer is text": (write("tokenizer.json", b"hello"), "as JSON"),
     "tokenizer without model": (write("tokenizer.json", b'{"a": 1}'), "BPE model"),
     "wordpiece": (write("tokenizer.json", b'{"model": {"type": "WordPiece", "vocab": {}}}'), "WordPiece"),
+    "huge token id": (
+        edit_json("tokenizer.json", model__vocab={"a": 10**15}),
+        "got 1000000000000000 in the tokenizer",
+    ),
+    "token id of text": (edit_json("tokenizer.json", model__vocab={"a": "x"}), "got 'x' in the tokenizer"),
+    "added token without id": (edit_json("tokenizer.json", added_tokens=[{"content": "x"}]), "got None"),
+    "added token without text": (edit_json("tokenizer.json", added_tokens=[{"id": 1}]), "cannot understand the token"),
+    "decoder of numbers": (edit_json("tokenizer_config.json", added_tokens_decoder={"1": 2}), "cannot understand"),
+    "activation is a list": (edit_json("config.json", vision_config__hidden_act=["a"]), "cannot understand config"),
+    "rescale by text": (edit_json("preprocessor_config.json", rescale_factor="x"), "cannot understand config"),
     "another model": (edit_json("config.json", model_type="qwen2_vl"), "model_type llava"),
     "full strategy": (edit_json("config.json", vision_feature_select_strategy="full"), "class token"),
     "nan": (poison("layers.1.mlp.up_proj.weight", float("nan")), "NaN or infinity in .*up_proj"),
@@ -177,7 +187,7 @@ def test_bad_checkpoints_end_in_one_line_and_leave_nothing(copy: Path, tmp_path:
         convert(copy, tmp_path / "out", quantize="Q8_0")
     message = str(caught.value)
     assert "\n" not in message
-    assert "expected" in message or "cannot read" in message
+    assert message.startswith(("expected ", "cannot "))
     assert not (tmp_path / "out").exists()
 
 
@@ -319,7 +329,7 @@ def test_memory_stays_near_the_largest_tensor(tmp_path: Path) -> None:
     write_gguf(tmp_path / "x.gguf", "llama", {}, plans, lambda _: None)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2 * size < count * size / 4
+    assert peak < 1.5 * size
 
 
 def test_bfloat16_rounds_to_nearest_even() -> None:

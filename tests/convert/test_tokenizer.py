@@ -161,7 +161,7 @@ def test_a_token_twice_is_refused_before_libllama_aborts(bpe_folder: Any, tmp_pa
 
 
 def test_more_tokens_than_embeddings_are_refused(bpe_folder: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConvertError, match="at most 600 tokens"):
+    with pytest.raises(ConvertError, match=r"ids 0\.\.599"):
         Libllama(bpe_folder(steps("gpt-2")[0]), 600, tmp_path)
 
 

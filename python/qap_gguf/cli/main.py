@@ -18,6 +18,7 @@ from qap_gguf.cli.convert import convert
 from qap_gguf.cli.eval_cmd import eval_command
 from qap_gguf.cli.info import info
 from qap_gguf.cli.run import run
+from qap_gguf.cli.score import score
 from qap_gguf.errors import QapError
 
 _FAILED, _INTERRUPTED = 1, 130
@@ -56,7 +57,7 @@ def cli() -> None:
     """
 
 
-for _command in (run, convert, eval_command, info):
+for _command in (run, score, convert, eval_command, info):
     cli.add_command(_command)
 
 

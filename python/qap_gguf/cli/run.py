@@ -23,6 +23,7 @@ from qap_gguf.cli.common import (
     output_options,
     print_json,
     prune_config,
+    prune_given,
     prune_options,
     sampler_seed,
 )
@@ -234,7 +235,8 @@ def run(
 ) -> None:
     """Ask a vision-language model about a picture.
 
-    By default an eighth of the picture's tokens is kept (see --keep-ratio); --dense keeps all. Without a model the
+    By default an eighth of the picture's tokens is kept, unless the mmproj file has defaults of its own; --dense keeps
+    all. Without a model the
     small one that comes with the package answers: it knows pictures of emoji in a grid and nothing else.
 
     \b
@@ -262,6 +264,9 @@ def run(
     with qap.VisionModel(
         mmproj, model, device=device, n_ctx=ctx, n_threads=threads, seed=seed, verbose=is_debug()
     ) as vlm:
+        if config is not None and vlm.file_config is not None:
+            # the file's own defaults come before ours, the options of the command line before both
+            config = vlm.file_config.replace(**prune_given(prune))
         images = [vlm.encode(path) for path in image_paths]
         answering = Answering(vlm, config, max_tokens, temperature)
         if prompt is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,12 +48,15 @@ def convert(
 ) -> ConvertResult:
     """Converts a Hugging Face LLaVA-1.5-style checkpoint to `OUT/mmproj-<type>.gguf` and `OUT/<name>-<QUANT>.gguf`.
 
-    `src`: the folder with config.json, model*.safetensors (F64, F32, F16 or BF16), the tokenizer and the image
-    processor's config. A CLIP or SigLIP tower, a two-layer GELU projector and a Llama language model of any size.
-    `quantize`: a name of QUANTIZE_TYPES, in any case. `mmproj_type`: "f16" or "f32". `name`: the model's name (default:
-    the folder's). `prune`: defaults to store in the mmproj file. `progress(done, total, what)` counts tensors. Memory
-    stays near the largest tensor. A quantized type needs OUT to have room for the float model too, for a while. Raises
-    ConvertError, with nothing left behind in OUT; existing files are replaced only with `force`.
+    src: the folder with config.json, model*.safetensors (F64, F32, F16 or BF16), the tokenizer and the image
+        processor's config: a CLIP or SigLIP tower, a two-layer GELU projector and a Llama language model of any size.
+    out: the folder to write to; made where it is missing. A quantized type needs room for the float model too.
+    quantize: a name of QUANTIZE_TYPES, in any case. mmproj_type: "f16" or "f32".
+    name: the model's name, default the folder's. prune: defaults to store in the mmproj file.
+    force: replace files that are there. progress: called as progress(done, total, what), in tensors.
+
+    Memory stays near the largest tensor. Raises ConvertError (or what `progress` raises, or KeyboardInterrupt) and then
+    leaves nothing in OUT.
 
     Example:
         >>> try:
@@ -73,14 +77,16 @@ def convert(
     result = ConvertResult(Path(out) / f"mmproj-{big}.gguf", Path(out) / f"{label}-{kind}.gguf")
     with OutputFolder(Path(out), force) as folder:
         folder.check(result.mmproj, result.model)
-        spec = parse(read_json(checkpoint.folder / "config.json"))
-        keys = mmproj.metadata(spec, _processor(checkpoint.folder), label, big, _prune_keys(prune, spec))
+        with _understanding("config.json and the image processor's config"):
+            spec = parse(read_json(checkpoint.folder / "config.json"))
+            keys = mmproj.metadata(spec, _processor(checkpoint.folder), label, big, _prune_keys(prune, spec))
         planner = Planner(checkpoint)
         vision = mmproj.tensors(planner, spec, big)
         # The float file that the quantizer reads keeps the checkpoint's own types: nothing is rounded twice.
         text = language.tensors(planner, spec.text, kind if kind in FLOAT_TYPES else None)
         planner.finish()
-        vocab = tokenizer.load(checkpoint.folder, spec.text)
+        with _understanding("the tokenizer's files"):
+            vocab = tokenizer.load(checkpoint.folder, spec.text)
 
         count = _Counter(progress, len(vision) + len(text) * (1 if kind in FLOAT_TYPES else 2))
         encoder, model = folder.temp(result.mmproj), folder.temp(result.model)
@@ -94,6 +100,16 @@ def convert(
         count.finish()
         folder.commit((model, result.model), (encoder, result.mmproj))
     return result
+
+
+@contextlib.contextmanager
+def _understanding(what: str) -> Iterator[None]:
+    """JSON of another structure than any that was foreseen ends in one line too."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as err:
+        reason = " ".join(f"{type(err).__name__}: {err}".split())
+        raise ConvertError(f"cannot understand {what} ({reason}); fetch the checkpoint again") from err
 
 
 def _processor(folder: Path) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Facts: tools/mtmd/clip-impl.h (keys and tensor names), tools/mtmd/models/llava.cpp (which layers run).
 Two keys decide how deep the encoder goes: with `clip.vision.feature_layer = [n]` and `block_count = n` exactly n layers
-run. Without the first the graph stops one layer early, which is why older LLaVA files use the wrong layer. A post-
-layernorm would be applied to the features if the file held one, and LLaVA takes them before it; so it is left out.
+run. Without the first the graph stops one layer early, which is why older LLaVA files use the wrong layer. A
+post-layernorm would be applied to the features if the file held one; LLaVA takes them before it, so it is left out.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _NORMALIZE = {
 }
 _LAYER = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.out_proj": "attn_out",
-    "layer_norm1": "ln1", "layer_norm2": "ln2", "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down",
+    "self_attn.out_proj": "attn_out", "layer_norm1": "ln1", "layer_norm2": "ln2",
+    "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down",
 }  # fmt: skip
 
 

@@ -18,12 +18,12 @@ __all__ = ["FLOAT_TYPES", "QUANTIZE_TYPES", "file_type", "quantize_file"]
 # Name -> llama_ftype. The first three are written directly.
 QUANTIZE_TYPES: dict[str, int] = {
     "F32": 0, "F16": 1, "BF16": 32,
-    "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q5_K_S": 16, "Q5_1": 9, "Q5_0": 8, "Q4_K_M": 15, "Q4_K_S": 14, "Q4_1": 3,
-    "Q4_0": 2,
-    "Q3_K_L": 13, "Q3_K_M": 12, "Q3_K_S": 11, "Q2_K": 10, "Q2_K_S": 21,
-    "IQ4_NL": 25, "IQ4_XS": 30, "IQ3_M": 27, "IQ3_S": 26, "IQ3_XS": 22, "IQ3_XXS": 23, "IQ2_M": 29, "IQ2_S": 28,
-    "IQ2_XS": 20,
-    "IQ2_XXS": 19, "IQ1_M": 31, "IQ1_S": 24, "TQ2_0": 37, "TQ1_0": 36, "MXFP4_MOE": 38, "Q2_0": 41, "Q1_0": 40,
+    "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q5_K_S": 16, "Q5_1": 9, "Q5_0": 8,
+    "Q4_K_M": 15, "Q4_K_S": 14, "Q4_1": 3, "Q4_0": 2, "Q3_K_L": 13, "Q3_K_M": 12, "Q3_K_S": 11,
+    "Q2_K": 10, "Q2_K_S": 21,
+    "IQ4_NL": 25, "IQ4_XS": 30, "IQ3_M": 27, "IQ3_S": 26, "IQ3_XS": 22, "IQ3_XXS": 23,
+    "IQ2_M": 29, "IQ2_S": 28, "IQ2_XS": 20, "IQ2_XXS": 19, "IQ1_M": 31, "IQ1_S": 24,
+    "TQ2_0": 37, "TQ1_0": 36, "MXFP4_MOE": 38, "Q2_0": 41, "Q1_0": 40,
 }  # fmt: skip
 FLOAT_TYPES = ("F32", "F16", "BF16")
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
@@ -51,8 +51,8 @@ def file_type(name: str) -> str:
 def quantize_file(source: Path, target: Path, name: str, on_tensor: Callable[[int, int], None] | None = None) -> None:
     """Quantizes the GGUF file `source` to `target`. `on_tensor(done, total)` follows the quantizer's log.
 
-    Raises ConvertError with the quantizer's own words where it refuses (no importance matrix, no fallback type, no
-    space).
+    Raises ConvertError with the quantizer's own words where it refuses (no importance matrix, no space, ...). Ctrl-C is
+    heard at once but raised when the quantizer returns, because C code cannot be left in the middle.
     """
     import llama_cpp
     from llama_cpp import _logger
@@ -82,7 +82,7 @@ def quantize_file(source: Path, target: Path, name: str, on_tensor: Callable[[in
     if raised:
         raise raised[0]
     if status:
-        reason = "; ".join(errors) or "no reason given"
+        reason = " ".join(word for text in errors for word in text.split() if word.strip("=")) or "no reason given"
         raise ConvertError(
             f"expected llama.cpp to quantize to {name}, got a refusal ({reason}); "
             "choose another type, Q4_K_M for example"

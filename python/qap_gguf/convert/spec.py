@@ -18,8 +18,7 @@ __all__ = ["LlavaSpec", "TextSpec", "VisionSpec", "parse"]
 # The defaults of the vision config classes, and of a LlavaConfig that has no vision_config at all.
 _CLIP: dict[str, Any] = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    "num_channels": 3, "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
 }  # fmt: skip
 _SIGLIP: dict[str, Any] = {**_CLIP, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 _CLIP_L336: dict[str, Any] = {
@@ -28,8 +27,7 @@ _CLIP_L336: dict[str, Any] = {
 }  # fmt: skip
 _LLAMA: dict[str, Any] = {
     "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "hidden_act": "silu",
 }  # fmt: skip
 _TOWERS = {"clip_vision_model": ("clip", _CLIP), "siglip_vision_model": ("siglip", _SIGLIP)}
 # Activation -> the GGUF switch that clip.cpp reads: use_gelu, use_silu, or neither (which means quick_gelu).
@@ -125,9 +123,9 @@ def parse(config: dict[str, Any]) -> LlavaSpec:
 
 
 def _check_strategy(strategy: Any, tower: Any) -> None:
-    """ "default" drops the first row of the features, "full" keeps all.
+    """The strategy must say what the encoder graph does: drop the class token where there is one, and no patch.
 
-    The encoder graph drops the class token where there is one.
+    transformers drops the first row with "default" and keeps all rows with "full".
     """
     if tower == "siglip_vision_model" and strategy != "full":
         raise ConvertError(
@@ -259,22 +257,18 @@ def _text(values: dict[str, Any], top: dict[str, Any]) -> TextSpec:
     ids = {k: values.get(f"{k}_token_id", d) for k, d in (("bos", 1), ("eos", 2), ("pad", None))}
     return TextSpec(
         n_vocab=get.integer("vocab_size"), n_embd=n_embd, n_ff=get.integer("intermediate_size"),
-        n_layer=get.integer("num_hidden_layers"),
-        n_head=n_head, n_head_kv=n_head_kv, head_dim=head_dim, n_ctx=get.integer("max_position_embeddings"),
-        eps=get.number("rms_norm_eps"),
+        n_layer=get.integer("num_hidden_layers"), n_head=n_head, n_head_kv=n_head_kv, head_dim=head_dim,
+        n_ctx=get.integer("max_position_embeddings"), eps=get.number("rms_norm_eps"),
         # LlavaConfig ties the embeddings when either of the two places says so.
         tied=bool(values.get("tie_word_embeddings") or top.get("tie_word_embeddings")),
         attention_bias=bool(values.get("attention_bias")), mlp_bias=bool(values.get("mlp_bias")),
-        rope_theta=theta, rope_type=rope_type, rope=rope, token_ids={k: v for k,
-        v in ids.items() if isinstance(v, (int, list))},
+        rope_theta=theta, rope_type=rope_type, rope=rope,
+        token_ids={k: v for k, v in ids.items() if isinstance(v, (int, list))},
     )  # fmt: skip
 
 
 def _rope(values: dict[str, Any]) -> tuple[float, str, dict[str, float]]:
-    """RoPE's base, type and scaling.
-
-    Transformers 5 says rope_parameters, transformers 4 rope_theta and rope_scaling.
-    """
+    """RoPE's base, type and scaling: rope_parameters in transformers 5, rope_theta and rope_scaling in version 4."""
     given = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(given, dict):
         raise ConvertError(

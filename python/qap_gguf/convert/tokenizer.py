@@ -43,7 +43,7 @@ def load(folder: Path, text: TextSpec) -> Vocabulary:
     config = _optional(folder / "tokenizer_config.json")
     data, model = _optional(folder / "tokenizer.json"), folder / "tokenizer.model"
     if data:
-        check_json(data)
+        check_json(data, text.n_vocab)
     if data and not data["model"].get("byte_fallback"):
         vocab = bpe.from_json(data)
     elif data:
@@ -54,7 +54,7 @@ def load(folder: Path, text: TextSpec) -> Vocabulary:
         raise ConvertError(
             f"expected tokenizer.json or tokenizer.model in {folder}, found neither; fetch the whole checkpoint"
         )
-    _added_tokens(vocab, data, config, _optional(folder / "added_tokens.json"))
+    _added_tokens(vocab, text.n_vocab, data, config, _optional(folder / "added_tokens.json"))
     _pad(vocab, text.n_vocab)
     vocab.chat_template = _chat_template(folder, config)
     _special(
@@ -68,8 +68,8 @@ def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def check_json(data: dict[str, Any]) -> None:
-    """Raises ConvertError unless `data` is a tokenizer.json with a BPE model."""
+def check_json(data: dict[str, Any], n_vocab: int) -> None:
+    """Raises ConvertError unless `data` is a tokenizer.json with a BPE model and ids below `n_vocab`."""
     model = data.get("model")
     if (
         not isinstance(model, dict)
@@ -90,32 +90,39 @@ def check_json(data: dict[str, Any]) -> None:
             f"expected plain BPE in tokenizer.json, got type {model.get('type')!r} with dropout or affixes; "
             f"llama.cpp knows no such tokenizer"
         )
+    numbers = [*model["vocab"].values(), *(entry.get("id") for entry in data.get("added_tokens") or [])]
+    for number in numbers:
+        _check_id(number, n_vocab)
 
 
-def _added_tokens(vocab: Vocabulary, data: dict[str, Any], config: dict[str, Any], older: dict[str, Any]) -> None:
+def _check_id(token: Any, n_vocab: int) -> None:
+    if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < n_vocab:
+        raise ConvertError(
+            f"expected token ids 0..{n_vocab - 1} as config.json's vocab_size says, got {token!r} in the tokenizer; "
+            f"give the tokenizer that belongs to these weights"
+        )
+
+
+def _added_tokens(
+    vocab: Vocabulary, n_vocab: int, data: dict[str, Any], config: dict[str, Any], older: dict[str, Any]
+) -> None:
     """Lays the added tokens over the vocabulary: special ones as control tokens, the others as user-defined ones."""
     added: dict[int, tuple[str, bool]] = {}
     for content, token in older.items():  # added_tokens.json: {"<image>": 32000}
         if isinstance(token, int):
             added[token] = (content, False)
     entries = [(int(i), e) for i, e in (config.get("added_tokens_decoder") or {}).items()]
-    entries += [
-        (int(e["id"]), e) for e in data.get("added_tokens") or []
-    ]  # the last one wins: it is what transformers loads
-    for token, entry in entries:
+    entries += [(int(e["id"]), e) for e in data.get("added_tokens") or []]
+    for token, entry in entries:  # the last one wins: it is what transformers loads
         added[token] = (str(entry["content"]), bool(entry.get("special")))
     for token, (content, special) in sorted(added.items()):
+        _check_id(token, n_vocab)
         vocab.put(token, content if special else content.replace(spm.SPACE, " "), CONTROL if special else USER_DEFINED)
 
 
 def _pad(vocab: Vocabulary, n_vocab: int) -> None:
     """Fills ids that no token has, up to the embedding's rows, with unused tokens; llama.cpp wants one for each row."""
-    if len(vocab.tokens) > n_vocab:
-        raise ConvertError(
-            f"expected at most {n_vocab} tokens as config.json's vocab_size says, got {len(vocab.tokens)} in the "
-            "tokenizer; "
-            f"give the tokenizer that belongs to these weights"
-        )
+    _check_id(len(vocab.tokens) - 1, n_vocab)
     for token in range(n_vocab):
         if token >= len(vocab.tokens) or not vocab.tokens[token]:
             vocab.put(token, f"[PAD{token}]", UNUSED)

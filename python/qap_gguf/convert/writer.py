@@ -24,7 +24,18 @@ from qap_gguf.errors import ConvertError
 
 from .checkpoint import TensorRef
 
-__all__ = ["Metadata", "OutputFolder", "TensorPlan", "f32", "f32_list", "i32_list", "write_gguf"]
+__all__ = [
+    "Metadata",
+    "OutputFolder",
+    "TensorPlan",
+    "cast",
+    "f32",
+    "f32_list",
+    "i32_list",
+    "str_list",
+    "value",
+    "write_gguf",
+]
 
 Array = npt.NDArray[Any]
 Type = gguf.GGUFValueType
@@ -97,28 +108,37 @@ class TensorPlan:
         return np.ascontiguousarray(cast(raw, kind, self.dtype, name)).reshape(self.shape)
 
 
-def cast(raw: Array, source: str, target: str, name: str) -> Array:
-    """Raw values of the safetensors type `source` as `target`; no copy where both are the same."""
+def cast(raw: Array, source: str, target: str, name: str, step: int = 1 << 22) -> Array:
+    """Raw values of the safetensors type `source` as `target`, same shape; no copy where both are the same.
+
+    Works in slices of `step` values, so that beside input and output only little memory is used.
+    """
     if source == target:
         return raw
-    if source == "BF16":
-        full: Array = (raw.astype("<u4") << 16).view("<f4")  # bfloat16 is the upper half of a float32
-    else:
-        full = raw
-    if target == "BF16":
-        bits = full.astype("<f4", copy=False).view("<u4")
-        # Round to nearest, ties to even. Finite values stay finite but for the last half step below the maximum.
-        out: Array = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
-        fits = bool(((out & 0x7F80) != 0x7F80).all())
-    else:
-        with np.errstate(over="ignore"):  # looked for below
-            out = full.astype(_TYPES[target][1])
-        fits = bool(np.isfinite(out).all())
-    if not fits:
-        raise ConvertError(
-            f"expected values that fit {target}, got larger ones in {name}; choose F32, BF16 or a quantized type"
-        )
-    return out
+    flat = raw.reshape(-1)
+    out: Array = np.empty(flat.shape, _TYPES[target][1])
+    for start in range(0, flat.size, step):
+        part = out[start : start + step]
+        part[...] = _cast_slice(flat[start : start + step], source, target)
+        finite = (part & np.uint16(0x7F80)) != 0x7F80 if target == "BF16" else np.isfinite(part)
+        if not finite.all():
+            raise ConvertError(
+                f"expected values that fit {target}, got larger ones in {name}; choose F32, BF16 or a quantized type"
+            )
+    return out.reshape(raw.shape)
+
+
+def _cast_slice(raw: Array, source: str, target: str) -> Array:
+    # bfloat16 is the upper half of a float32
+    full: Array = (raw.astype("<u4") << 16).view("<f4") if source == "BF16" else raw
+    with np.errstate(over="ignore"):  # the caller looks for infinity
+        if target != "BF16":
+            out: Array = full.astype(_TYPES[target][1])
+            return out
+        bits: Array = full.astype("<f4", copy=False).view("<u4")
+    # Round to nearest, ties to even.
+    half: Array = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    return half
 
 
 def write_gguf(

@@ -86,7 +86,7 @@ def _row(summary: Summary) -> tuple[str, ...]:
     versus = "-"
     if summary.difference is not None:
         value, low, high = summary.difference
-        versus = f"{100 * value:+.1f} ({_range(low, high, '+')})"
+        versus = f"{100 * value:+.1f}" if low is None else f"{100 * value:+.1f} ({_range(low, high, '+')})"
     return (
         *_names(summary),
         f"{summary.n_kept:.4g}",

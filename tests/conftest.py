@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 # A little of everything that tokenizers treat differently.
 PIECES = [
     "Hello world", " leading space", "trailing space ", "two  spaces", "   three", "\n", "\n\n", " \n ", "\t\tx",
