@@ -21,7 +21,7 @@ CC          := cc
 endif
 TORCH       ?= torch==2.13.0
 PYTEST_ARGS ?=
-PROMPT      := What is in the picture?
+PROMPT      := What color is the background?
 
 BIN     := $(VENV)/bin
 PY      := $(BIN)/python

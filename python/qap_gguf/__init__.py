@@ -14,20 +14,21 @@ sees them. Import it before llama-cpp-python's multimodal chat handlers: it puts
 import sys as _sys
 
 from qap_gguf import _load
+from qap_gguf.errors import PinError as _PinError
 
 try:
     _load.load()
-except _load.PinError as _err:
+except _PinError as _err:
     if not _load.is_command():
         raise
     _sys.exit(f"qap-gguf: error: {_err}")  # at a prompt: one line, not a traceback
 
-from qap_gguf import reference  # noqa: E402
-from qap_gguf.config import PruneConfig  # noqa: E402
-from qap_gguf.convert import ConvertResult, convert  # noqa: E402
-from qap_gguf.defaults import get_default, set_default, use  # noqa: E402
-from qap_gguf.embedding import ImageEmbedding, PrunedImage  # noqa: E402
-from qap_gguf.errors import (  # noqa: E402
+from qap_gguf import reference
+from qap_gguf.config import PruneConfig
+from qap_gguf.convert import ConvertResult, convert
+from qap_gguf.defaults import get_default, set_default, use
+from qap_gguf.embedding import ImageEmbedding, PrunedImage
+from qap_gguf.errors import (
     ArrayError,
     ConfigError,
     ConvertError,
@@ -39,11 +40,12 @@ from qap_gguf.errors import (  # noqa: E402
     QapError,
     UnsupportedError,
 )
-from qap_gguf.generation import Generation, GenerationStats  # noqa: E402
-from qap_gguf.model import VisionModel  # noqa: E402
-from qap_gguf.packaged import PackagedModel, packaged_model  # noqa: E402
-from qap_gguf.score import Scores, score, select  # noqa: E402
-from qap_gguf.system import info  # noqa: E402
+from qap_gguf.generation import Generation, GenerationStats
+from qap_gguf.model import VisionModel
+from qap_gguf.packaged import PackagedModel, packaged_model
+from qap_gguf.plot import plot
+from qap_gguf.score import Scores, score, select
+from qap_gguf.system import info
 
 __version__ = "0.1.0"
 
@@ -71,6 +73,7 @@ __all__ = [
     "get_default",
     "info",
     "packaged_model",
+    "plot",
     "reference",
     "score",
     "select",

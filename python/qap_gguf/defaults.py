@@ -16,10 +16,15 @@ from qap_gguf.errors import ConfigError
 _default: PruneConfig | None = None
 
 
-def to_params(cfg: PruneConfig) -> _core.Params:
-    """The native form of a config."""
+def check_config(cfg: object) -> None:
+    """`cfg` is a PruneConfig (which has checked its own fields)."""
     if not isinstance(cfg, PruneConfig):
         raise ConfigError(f"expected a PruneConfig, got {type(cfg).__name__}; make one with qap_gguf.PruneConfig(...)")
+
+
+def to_params(cfg: PruneConfig) -> _core.Params:
+    """The native form of a config."""
+    check_config(cfg)
     dynamic = cfg.alpha == "dynamic"
     return _core.Params(
         keep_ratio=1.0 if cfg.keep_ratio is None else cfg.keep_ratio,

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from qap_gguf.config import PruneConfig
-from qap_gguf.errors import UnsupportedError
-from qap_gguf.score import FloatArray, IndexArray, Scores, score, select
+from qap_gguf.defaults import check_config
+from qap_gguf.errors import ImageError, UnsupportedError
+from qap_gguf.score import FloatArray, IndexArray, Scores, check_array, score, select
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +63,27 @@ class PrunedImage:
     select_s: float
 
 
+def check_embedding(image: ImageEmbedding, n_embd: int) -> None:
+    """`image` has the width that the language model reads.
+
+    Raises:
+        ArrayError: its features are not float32 (n_tok, n_embd) in C order.
+        ImageError: it was encoded by another model.
+    """
+    check_array("features", image.features, 2)
+    if image.features.shape[1] != n_embd:
+        raise ImageError(
+            f"image: expected {n_embd} numbers a token, got {image.features.shape[1]}; encode it with this VisionModel"
+        )
+
+
 def score_image(image: ImageEmbedding, cfg: PruneConfig, n_threads: int) -> Scores:
     """Scores of all tokens of an image.
 
     Raises:
         UnsupportedError: `cfg` asks for a signal that this image does not have.
     """
+    check_config(cfg)
     if cfg.semantic == "cls" and image.attention is None:
         raise UnsupportedError("semantic: this encoder has no class token (cls); use none or auto")
     semantic = None if cfg.semantic == "none" else image.attention
@@ -83,6 +99,7 @@ def prune_image(image: ImageEmbedding, cfg: PruneConfig, n_threads: int) -> Prun
         ConfigError: ``n_keep`` is larger than the image's tokens.
         UnsupportedError: `cfg` asks for a signal that this image does not have.
     """
+    check_config(cfg)
     n_keep = cfg.count(image.n_tokens)
     started = time.perf_counter()
     scores = score_image(image, cfg, n_threads)

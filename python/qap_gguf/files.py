@@ -48,8 +48,9 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufInfo:
         size = path.stat().st_size
         with path.open("rb") as file:
             magic = file.read(4)
-    except OSError as err:
-        raise ModelFileError(f"expected a GGUF file, cannot open {path} ({err.strerror}); check the path") from err
+    except (OSError, ValueError) as err:  # ValueError: a null character in the path
+        why = err.strerror if isinstance(err, OSError) else err
+        raise ModelFileError(f"expected a GGUF file, cannot open {str(path)!r} ({why}); check the path") from err
     if magic != b"GGUF":
         raise ModelFileError(f"expected a GGUF file, got another kind at {path}; pass the .gguf file")
     try:
@@ -76,7 +77,7 @@ def check_pair(mmproj: str | os.PathLike[str], model: str | os.PathLike[str] | N
             f"expected an mmproj file, got a language model at {mmproj} "
             f"(architecture {vision.metadata.get('general.architecture')}); pass the mmproj-*.gguf of the model"
         )
-    if not vision.metadata.get("clip.has_vision_encoder", False):
+    if vision.metadata.get("clip.has_vision_encoder") is not True:
         raise ModelFileError(f"expected a vision encoder, {mmproj} has none; pass the mmproj of a vision model")
     if model is not None:
         language = read_gguf(model)

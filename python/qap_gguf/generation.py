@@ -2,9 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
+
+from qap_gguf.arguments import check_sampling
+from qap_gguf.config import PruneConfig
+from qap_gguf.defaults import check_config
+
+
+class ChatSettings(TypedDict, total=False):
+    """Keyword arguments of ``VisionModel.generate`` and ``chat``.
+
+    Attributes:
+        prune: how to prune every image; None (default) keeps all tokens.
+        max_tokens: longest answer, in tokens (128).
+        temperature: 0 (default) takes the likeliest token; with more, the next three apply.
+        top_k: likeliest tokens to choose from, 0 is all (40).
+        top_p: smallest set of tokens with this probability, 0..1 (0.95).
+        min_p: least probability relative to the likeliest token, 0..1 (0.05).
+        stop: texts that end the answer; they are not part of it.
+    """
+
+    prune: PruneConfig | None
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    stop: str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """:class:`ChatSettings` with its defaults, checked.
+
+    Raises:
+        ConfigError: a value has the wrong type or is outside its range.
+        TypeError: an unknown name, as for any function.
+    """
+
+    prune: PruneConfig | None = None
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    stop: str | Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check_sampling(self.max_tokens, self.temperature, self.top_k, self.top_p, self.min_p)
+        if self.prune is not None:
+            check_config(self.prune)
 
 
 @dataclass

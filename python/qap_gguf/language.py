@@ -36,6 +36,15 @@ class LanguageModel:
 
     def __init__(self, llama: llama_cpp.Llama) -> None:
         self.llama = llama
+        if not self.is_open:
+            raise ConfigError("model: expected an open llama_cpp.Llama, got a closed one; make a new one")
+        if llama.model_params.vocab_only or llama.context_params.embeddings:
+            raise ConfigError("model: expected a Llama that generates, got vocab_only or embedding; make another one")
+
+    @property
+    def is_open(self) -> bool:
+        """False once its owner has closed the Llama: its addresses are gone then."""
+        return self.llama._model.model is not None and self.llama._ctx.ctx is not None
 
     @property
     def model_address(self) -> int:
@@ -69,8 +78,8 @@ class LanguageModel:
 
     def reset(self) -> None:
         """Empty the KV cache."""
-        self.llama.reset()
-        self.llama._ctx.kv_cache_clear()
+        self.llama.reset()  # type: ignore[no-untyped-call]
+        self.llama._ctx.kv_cache_clear()  # type: ignore[no-untyped-call]
 
     def prefill(self, tokens: Sequence[int]) -> None:
         """Evaluate text tokens.
@@ -128,9 +137,9 @@ class TextStream:
     """Turns tokens into text piece by piece; a character spread over several tokens comes out whole."""
 
     def __init__(self, language: LanguageModel, stop: Sequence[str] = ()) -> None:
-        for text in stop:
-            if not isinstance(text, str) or not text:
-                raise ConfigError(f"stop: expected texts that are not empty, got {text!r}; leave it out")
+        stop = (stop,) if isinstance(stop, str) else stop  # a str is a sequence of its letters, which nobody means
+        if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
+            raise ConfigError(f"stop: expected texts that are not empty, got {stop!r}; leave it out")
         self._language = language
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = tuple(stop)

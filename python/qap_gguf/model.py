@@ -13,24 +13,29 @@ import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import llama_cpp
 import numpy as np
 
 from qap_gguf import _core
+from qap_gguf.arguments import check_integer, check_threads, find_device, one_line
 from qap_gguf.config import PruneConfig
 from qap_gguf.defaults import from_params, use
-from qap_gguf.embedding import ImageEmbedding, PrunedImage, prune_image, score_image
+from qap_gguf.embedding import ImageEmbedding, PrunedImage, check_embedding, prune_image, score_image
 from qap_gguf.errors import ConfigError, ImageError, ModelFileError, NativeError, QapError, UnsupportedError
 from qap_gguf.files import check_pair
-from qap_gguf.generation import Generation, GenerationStats
+from qap_gguf.generation import AnswerSettings, ChatSettings, Generation, GenerationStats
 from qap_gguf.images import ImageSource, load_image
 from qap_gguf.language import LanguageModel, TextStream, open_llama
 from qap_gguf.packaged import packaged_model
 from qap_gguf.prompts import flatten, render
 from qap_gguf.score import FloatArray, Scores, n_threads_default
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Message = Mapping[str, Any]
 Part = Any  # an ImageEmbedding, an ImageSource, or a str that is text
 
 
@@ -78,10 +83,10 @@ class VisionModel:
         if (mmproj is None) != (model is None):
             raise ConfigError("mmproj and model: expected both or none (the packaged model), got one; pass the other")
         for name, value, low in (("n_ctx", n_ctx, 1), ("n_batch", n_batch, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= 2**31 - 1:
-                raise ConfigError(f"{name}: expected an integer from {low}, got {value!r}; choose one in that range")
-        if n_threads is not None and (type(n_threads) is not int or not 1 <= n_threads <= 1024):
-            raise ConfigError(f"n_threads: expected 1..1024, got {n_threads!r}; leave it out for all processors")
+            check_integer(name, value, low)
+        check_threads(n_threads)
+        if flash_attn is not None and not isinstance(flash_attn, bool):
+            raise ConfigError(f"flash_attn: expected True, False or None, got {flash_attn!r}; choose one of these")
         if mmproj is None or model is None:
             packaged = packaged_model()
             mmproj, model = packaged.mmproj, packaged.model
@@ -90,7 +95,7 @@ class VisionModel:
         self._lock = threading.RLock()
         self._answer = 0  # number of the answer that owns the KV cache
         self._closed = False
-        device_name = _find_device(device)
+        device_name = find_device(device)
         self._owned: llama_cpp.Llama | None = None
         if isinstance(model, llama_cpp.Llama):
             check_pair(mmproj, None)
@@ -120,7 +125,7 @@ class VisionModel:
             )
         except RuntimeError as err:
             self.close()
-            raise ModelFileError(f"{mmproj}: {_one_line(err)}") from err
+            raise ModelFileError(f"{mmproj}: {one_line(err)}") from err
 
     # --- image to tokens ---
 
@@ -137,7 +142,7 @@ class VisionModel:
 
     @property
     def file_config(self) -> PruneConfig | None:
-        """The ``qap.*`` keys of the mmproj file, or None where it has none. :meth:`chat` does not apply them by itself."""
+        """The ``qap.*`` keys of the mmproj file, None where it has none. :meth:`chat` does not apply them by itself."""
         self._check_open()
         params = self._encoder.file_params()
         return None if params is None else from_params(params)
@@ -165,7 +170,7 @@ class VisionModel:
             try:
                 features = self._encoder.encode(tiles[0], capture=True)
             except RuntimeError as err:
-                raise NativeError(_one_line(err)) from err
+                raise NativeError(one_line(err)) from err
             seconds = time.perf_counter() - started
         if not np.isfinite(features).all():
             raise NativeError("expected finite features from the encoder, got others; check the mmproj file")
@@ -205,11 +210,17 @@ class VisionModel:
     # --- tokens to text ---
 
     @overload
-    def generate(self, parts: Sequence[Part], *, stream: Literal[False] = False, **settings: Any) -> str: ...
+    def generate(
+        self, parts: Sequence[Part], *, stream: Literal[False] = ..., **settings: Unpack[ChatSettings]
+    ) -> str: ...
     @overload
-    def generate(self, parts: Sequence[Part], *, stream: Literal[True], **settings: Any) -> Generation: ...
-    def generate(self, parts: Sequence[Part], *, stream: bool = False, **settings: Any) -> str | Generation:
-        """Answer one user turn; see :meth:`chat` for the settings.
+    def generate(
+        self, parts: Sequence[Part], *, stream: Literal[True], **settings: Unpack[ChatSettings]
+    ) -> Generation: ...
+    def generate(
+        self, parts: Sequence[Part], *, stream: bool = False, **settings: Unpack[ChatSettings]
+    ) -> str | Generation:
+        """Answer one user turn; the settings are those of :class:`~qap_gguf.generation.ChatSettings`.
 
         Args:
             parts: images (encoded or not) and texts, in the order of the prompt.
@@ -218,60 +229,51 @@ class VisionModel:
         Example:
             >>> import qap_gguf as qap
             >>> with qap.VisionModel() as vlm:
-            ...     vlm.generate([qap.packaged_model().sample, "How many objects are there?"])
+            ...     vlm.generate([qap.packaged_model().sample, "How many objects are there?"], max_tokens=8)
             'four'
         """
         if isinstance(parts, (str, bytes, os.PathLike)) or not isinstance(parts, Sequence):
-            raise ConfigError('parts: expected a list such as [image, "What is this?"], got one thing; put it in a list')
+            raise ConfigError(
+                'parts: expected a list such as [image, "What is this?"], got one thing; put it in a list'
+            )
         message = {"role": "user", "content": list(parts)}
         if stream:
             return self.chat([message], stream=True, **settings)
         return self.chat([message], stream=False, **settings)
 
     @overload
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = False, **settings: Any) -> str: ...
-    @overload
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **settings: Any) -> Generation: ...
     def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        stream: bool = False,
-        prune: PruneConfig | None = None,
-        max_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        stop: Sequence[str] = (),
+        self, messages: Sequence[Message], *, stream: Literal[False] = ..., **settings: Unpack[ChatSettings]
+    ) -> str: ...
+    @overload
+    def chat(
+        self, messages: Sequence[Message], *, stream: Literal[True], **settings: Unpack[ChatSettings]
+    ) -> Generation: ...
+    def chat(
+        self, messages: Sequence[Message], *, stream: bool = False, **settings: Unpack[ChatSettings]
     ) -> str | Generation:
-        """Answer the last message of a conversation.
+        """Answer the last message of a conversation; the settings are those of ``ChatSettings``.
 
         Args:
             messages: ``{"role": "system" | "user" | "assistant", "content": text or list of images and texts}``.
                 Text is a str; a path must therefore be a ``pathlib.Path``, or encoded first.
             stream: return a :class:`Generation` that yields the text in pieces.
-            prune: how to prune every image; None keeps all tokens.
-            max_tokens: longest answer.
-            temperature: 0 takes the likeliest token; with more, `top_k`, `top_p` and `min_p` apply.
-            stop: texts that end the answer; they are not part of it.
 
         Raises:
             ConfigError: malformed messages or settings, ``n_keep`` above the image's tokens, or a prompt above n_ctx.
             ImageError, UnsupportedError: see :meth:`encode` and :meth:`prune`.
         """
-        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-            raise ConfigError(f"max_tokens: expected an integer from 1, got {max_tokens!r}; choose one in that range")
-        if not isinstance(temperature, (int, float)) or not 0.0 <= temperature < math.inf:
-            raise ConfigError(f"temperature: expected a number from 0, got {temperature!r}; choose one in that range")
+        chosen = AnswerSettings(**settings)
         self._check_open()
-        text = TextStream(self._language, stop)
+        text = TextStream(self._language, chosen.stop)
         flat, sources = flatten(messages)
         images = [part if isinstance(part, ImageEmbedding) else self.encode(part) for part in sources]
+        for image in images:
+            check_embedding(image, self._encoder.n_embd)
         stats = GenerationStats()
         # Prefill at once: errors belong to this call, not to the first piece.
-        number = self._prefill(flat, images, prune, stats)
-        pieces = self._decode(number, text, stats, max_tokens, (temperature, top_k, top_p, min_p))
+        number = self._prefill(flat, images, chosen.prune, stats)
+        pieces = self._decode(number, text, stats, chosen)
         generation = Generation(pieces, stats)
         return generation if stream else "".join(generation)
 
@@ -286,10 +288,14 @@ class VisionModel:
             with use(None):  # pruning is ours to do here, not that of a process default
                 return self._encoder.tokenize(text, images, add_special, True)
         except ValueError as err:
-            raise ImageError(_one_line(err)) from err
+            raise ImageError(one_line(err)) from err
 
     def _prefill(
-        self, flat: list[dict[str, str]], images: list[ImageEmbedding], prune: PruneConfig | None, stats: GenerationStats
+        self,
+        flat: list[dict[str, str]],
+        images: list[ImageEmbedding],
+        prune: PruneConfig | None,
+        stats: GenerationStats,
     ) -> int:
         with self._lock:
             prompt, add_special = render(self._language, flat)
@@ -329,24 +335,19 @@ class VisionModel:
                         self._n_batch,
                     )
                 except (ValueError, RuntimeError) as err:
-                    raise NativeError(_one_line(err)) from err
+                    raise NativeError(one_line(err)) from err
             self._language.synchronize()
             stats.prefill_s = time.perf_counter() - started
             stats.n_kv = self._language.n_kv
             return self._answer
 
     def _decode(
-        self,
-        number: int,
-        text: TextStream,
-        stats: GenerationStats,
-        max_tokens: int,
-        sampling: tuple[float, int, float, float],
+        self, number: int, text: TextStream, stats: GenerationStats, chosen: AnswerSettings
     ) -> Generator[str, None, None]:
         with self._lock:
             self._check_open()
-            sampler = self._language.new_sampler(*sampling)
-        while stats.n_generated < max_tokens and not text.stopped:
+            sampler = self._language.new_sampler(chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p)
+        while stats.n_generated < chosen.max_tokens and not text.stopped:
             with self._lock:
                 self._check_open()
                 if number != self._answer:
@@ -375,6 +376,8 @@ class VisionModel:
     def _check_open(self) -> None:
         if self._closed:
             raise QapError("this VisionModel is closed; make a new one")
+        if not self._language.is_open:
+            raise QapError("the Llama of this VisionModel was closed by its owner; make both anew")
 
     def close(self) -> None:
         """Free the encoder, and the language model if it was loaded here. Closing twice is fine."""
@@ -394,20 +397,3 @@ class VisionModel:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _one_line(err: BaseException) -> str:
-    """Upstream's words without its function names in front of ours."""
-    text = " ".join(str(err).split())
-    return text[text.index("qap: ") + len("qap: ") :] if "qap: " in text else text
-
-
-def _find_device(name: str | None) -> str | None:
-    """The device's exact name; case does not matter."""
-    if name is None:
-        return None
-    names = [row[0] for row in _core.devices()]
-    for known in names:
-        if isinstance(name, str) and known.lower() == name.lower():
-            return known
-    raise ConfigError(f"device: expected one of {', '.join(names)}, got {name!r}; see qap-gguf info")

@@ -19,7 +19,8 @@ ROLES = ("system", "user", "assistant")
 def _parts(message: Mapping[str, Any]) -> list[Any]:
     if not isinstance(message, Mapping) or message.get("role") not in ROLES or "content" not in message:
         raise ConfigError(
-            f'messages: expected {{"role": {"|".join(ROLES)}, "content": ...}}, got {str(message)[:80]}; see VisionModel.chat'
+            f'messages: expected {{"role": {"|".join(ROLES)}, "content": ...}}, got {str(message)[:80]}; '
+            "see VisionModel.chat"
         )
     content = message["content"]
     return list(content) if isinstance(content, (list, tuple)) else [content]
@@ -42,6 +43,10 @@ def flatten(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]]
             if isinstance(part, str):
                 if marker in part:
                     raise ConfigError(f"prompt: expected text without the reserved marker {marker}; take it out")
+                try:
+                    part.encode()
+                except UnicodeEncodeError as err:
+                    raise ConfigError("prompt: expected Unicode text, got a lone surrogate; take it out") from err
                 text += part
             else:
                 text += f"{marker}\n"
@@ -70,7 +75,8 @@ def render(language: LanguageModel, messages: Sequence[Mapping[str, str]]) -> tu
     eos = language.special_text(language.llama.token_eos())
     try:
         formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
-        prompt = str(formatter(messages=[dict(m) for m in messages]).prompt)
+        plain: list[Any] = [dict(m) for m in messages]
+        prompt = str(formatter(messages=plain).prompt)
     except Exception as err:  # templates come with the file: whatever they raise is about the file
         raise ModelFileError(
             f"the chat template of this model refuses these messages ({' '.join(str(err).split())[:200]}); "

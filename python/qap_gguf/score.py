@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qap_gguf import _core
+from qap_gguf.arguments import check_threads
 from qap_gguf.config import SELECTORS, PruneConfig
 from qap_gguf.defaults import to_params
 from qap_gguf.errors import ArrayError, ConfigError, NativeError
@@ -97,8 +98,7 @@ def score(
         check_array("semantic", semantic, 1)
         if semantic.shape[0] != x.shape[0]:
             raise ArrayError(f"semantic: expected shape ({x.shape[0]},), got {semantic.shape}; one number per token")
-    if n_threads is not None and (type(n_threads) is not int or not 1 <= n_threads <= 1024):
-        raise ConfigError(f"n_threads: expected 1..1024, got {n_threads!r}; leave it out for all processors")
+    check_threads(n_threads)
     if device is not None and device not in [name for name, *_ in _core.devices()]:
         names = ", ".join(name for name, *_ in _core.devices())
         raise ConfigError(f"device: expected one of {names}, got {device!r}; see qap-gguf info")

@@ -20,7 +20,7 @@ def _version_of(package: str) -> str | None:
 
 
 def loaded_libraries() -> list[str]:
-    """Paths of the ggml, llama and mtmd libraries in this process, one for each file (Linux; else what we asked for)."""
+    """Paths of the ggml, llama and mtmd libraries in this process (Linux; elsewhere the folder of ours)."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:

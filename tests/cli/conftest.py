@@ -44,6 +44,7 @@ class FakeModel:
 
     says: ClassVar[list[Any]] = []
     opened: ClassVar[list[FakeModel]] = []
+    file_config: Any = None
 
     def __init__(self, mmproj: Any = None, model: Any = None, **kwargs: Any) -> None:
         self.files, self.kwargs = (mmproj, model), kwargs

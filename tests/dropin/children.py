@@ -1,4 +1,4 @@
-"""Fresh interpreters for tests: qap_gguf must load before llama-cpp-python's multimodal part, and a signal must be seen.
+"""Fresh interpreters for tests: the order of imports is under test, and a signal must be seen.
 
 `run_probe` calls a function of probe.py in a child and gives back what it returned; `outcome` runs any command.
 """
@@ -16,6 +16,7 @@ from typing import Any
 PROBE = Path(__file__).with_name("probe.py")
 MARK = "PROBE-RESULT "
 _OURS = ("QAP_", "MTMD_CPP_LIB", "PYTHONPATH")
+_TESTS = str(PROBE.parents[1])
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -29,8 +30,14 @@ def outcome(
     """Run a command; a signal that ends it fails the test at once."""
     done = subprocess.run(
         [str(word) for word in command],
-        env=environment(env), input=stdin, capture_output=True, text=True, timeout=timeout, check=False, errors="replace",
-    )  # fmt: skip
+        env=environment(env),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        errors="replace",
+    )
     assert done.returncode >= 0, f"ended by signal {-done.returncode}:\n{done.stderr[-2000:]}"
     return done
 
@@ -42,7 +49,10 @@ def python(code: str, *arguments: str | Path, env: Mapping[str, str] | None = No
 
 def run_probe(name: str, *, env: Mapping[str, str] | None = None, **arguments: Any) -> Any:
     """Call `name` of probe.py with JSON arguments in a fresh interpreter, and return its result."""
-    done = outcome([sys.executable, PROBE, name, json.dumps(arguments, default=str)], env=env)
+    done = outcome(
+        [sys.executable, "-m", "dropin.probe", name, json.dumps(arguments, default=str)],
+        env={"PYTHONPATH": _TESTS, **(env or {})},
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     assert done.returncode == 0, done.stderr[-4000:]
     assert lines, done.stderr[-4000:]

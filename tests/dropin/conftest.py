@@ -1,4 +1,4 @@
-"""Shared by the tests of the drop-in: what dense answers and embeddings are, each from one child process for all tests."""
+"""Shared by the tests of the drop-in: what dense embeddings are, from one child process for all tests."""
 
 from __future__ import annotations
 

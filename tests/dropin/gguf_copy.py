@@ -40,7 +40,7 @@ def rewrite(
     """
     keys, tensors = dict(keys or {}), dict(tensors or {})
     reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, keys.pop("general.architecture", None) or _text(reader, "general.architecture"))
+    writer = gguf.GGUFWriter(target, str(reader.fields["general.architecture"].contents()))
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name == "general.architecture" or name in keys:
             continue
@@ -51,10 +51,11 @@ def rewrite(
         if value is not None:
             _add(writer, name, value)
     for tensor in reader.tensors:
-        if tensor.name not in tensors:
+        changed = tensors.get(tensor.name)
+        if changed is not None:
+            writer.add_tensor(tensor.name, changed)
+        elif tensor.name not in tensors:
             writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
-        elif tensors[tensor.name] is not None:
-            writer.add_tensor(tensor.name, tensors[tensor.name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -62,8 +63,11 @@ def rewrite(
     return target
 
 
-def _text(reader: Any, name: str) -> str:
-    return str(reader.fields[name].contents())
+def data_start(path: Path) -> int:
+    """Where the tensors' data begin, by our own reader: the gguf package takes a second for a vocabulary."""
+    from qap_gguf import _core
+
+    return int(_core.gguf_info(str(path))[2])
 
 
 def tensor_bytes(path: Path, name: str) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""What runs in the child processes of these tests: libmtmd through llama-cpp-python's own ctypes, and its stock handler.
+"""What runs in the child processes of these tests: libmtmd through llama-cpp-python's ctypes, and its stock handler.
 
-Called as `probe.py FUNCTION JSON-ARGUMENTS`; prints what the function returns as JSON. A function that is told
-`package: false` leaves qap_gguf alone, and so talks to the stock libmtmd.
+Called as `python -m dropin.probe FUNCTION JSON-ARGUMENTS`; prints what the function returns as JSON. A function that
+is told `package: false` leaves qap_gguf alone, and so talks to the stock libmtmd.
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ def chat(
     with contextlib.ExitStack() as stack:
         try:
             handler = Llava15ChatHandler(clip_model_path=mmproj or default_mmproj, verbose=False)
-            llama = llama_cpp.Llama(model_path=model, chat_handler=handler, n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False)
+            llama = llama_cpp.Llama(
+                model_path=model, chat_handler=handler, n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False
+            )
             stack.callback(llama.close)
         except Exception as err:
             return [failure(err)]
@@ -173,7 +175,11 @@ def _cells(llama: Any) -> int:
 
 
 def embed(
-    package: bool = True, default: Any = "unset", override: Any = "unset", mmproj: str | None = None, picture: str | None = None
+    package: bool = True,
+    default: Any = "unset",
+    override: Any = "unset",
+    mmproj: str | None = None,
+    picture: str | None = None,
 ) -> dict[str, Any]:
     """Digests of an image's embeddings and of its saved chunk, without and with flash attention."""
     if package:
@@ -260,7 +266,7 @@ def vision(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     # the other probes live beside this file, to keep both short
-    import probe_chunks
+    from dropin import probe_chunks
 
     name, arguments = sys.argv[1:]
     functions = {f.__name__: f for f in (chat, embed, libraries, in_threads, vision, *probe_chunks.PROBES)}

@@ -6,7 +6,8 @@ import ctypes
 from typing import Any
 
 import numpy as np
-from probe import Mtmd, digest, packaged, pruning
+
+from dropin.probe import Mtmd, digest, packaged, pruning
 
 
 def fused_rows(configs: list[dict[str, Any]], flash: bool) -> list[dict[str, Any]]:

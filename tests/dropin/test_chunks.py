@@ -1,10 +1,11 @@
-"""What libmtmd reports of a pruned image through llama-cpp-python's own ctypes: counts, positions, rows, saved bytes."""
+"""What libmtmd reports of a pruned image through llama-cpp-python's ctypes: counts, positions, rows, saved bytes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+
 from dropin.children import run_probe
 
 N = 144

@@ -1,12 +1,13 @@
-"""`import qap_gguf` refuses what cannot work: too late, another library asked for, another llama-cpp-python, or none."""
+"""`import qap_gguf` refuses what cannot work: too late, another libmtmd, another llama-cpp-python, or none."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
-from dropin.children import python
 
+from dropin.children import outcome, python
 from qap_gguf._load import LLAMA_CPP_PYTHON, library_folder
 
 TRY = """
@@ -81,5 +82,8 @@ def test_no_version_at_all(tmp_path: Path) -> None:
 
 def test_the_command_says_it_in_one_line_too(tmp_path: Path) -> None:
     env = stub(tmp_path, "__version__ = '0.3.35'\n")
-    done = python("import sys; from qap_gguf.__main__ import main; sys.exit(main())", env=env)
+    done = outcome([sys.executable, "-m", "qap_gguf", "info"], env=env)
     assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "got 0.3.35" in done.stderr

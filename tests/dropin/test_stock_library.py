@@ -1,4 +1,4 @@
-"""With its switches our libmtmd computes what the stock one computes, bit for bit; and it is the only one in the process.
+"""With its switches our libmtmd computes what the stock one computes, bit for bit; and no other is in the process.
 
 The stock figures come from a child that never imports qap_gguf.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from dropin.children import run_probe
 
 STOCK = {"QAP_STOCK_ENCODER": "1"}
@@ -26,7 +27,9 @@ def test_disabled_means_that_a_default_changes_no_bit(stock_embeddings: dict[str
     assert found == stock_embeddings
 
 
-def test_switches_that_are_off_change_nothing(dense_embeddings: dict[str, Any], stock_embeddings: dict[str, Any]) -> None:
+def test_switches_that_are_off_change_nothing(
+    dense_embeddings: dict[str, Any], stock_embeddings: dict[str, Any]
+) -> None:
     assert run_probe("embed", env={"QAP_DISABLE": "0", "QAP_STOCK_ENCODER": ""}) == dense_embeddings
     # disabled hooks leave the mend of the encoder alone: it has a switch of its own
     assert run_probe("embed", env={"QAP_DISABLE": "1"}) == dense_embeddings

@@ -35,7 +35,7 @@ def nmse(got: Array, want: Array) -> float:
 
 def row_cosines(got: Array, want: Array) -> Array:
     norms = np.linalg.norm(got, axis=1) * np.linalg.norm(want, axis=1)
-    return (got * want).sum(axis=1) / norms
+    return np.asarray((got * want).sum(axis=1) / norms)
 
 
 @dataclass

@@ -138,6 +138,16 @@ def prune_config(prune: Mapping[str, Any]) -> PruneConfig | None:
     return make_config(given)
 
 
+def over_file_defaults(file_config: PruneConfig | None, config: PruneConfig, prune: Mapping[str, Any]) -> PruneConfig:
+    """Layer the settings: the options of the command line, over the mmproj file's own defaults, over ours.
+
+    Args:
+        file_config: VisionModel.file_config.
+        config: what :func:`prune_config` made of the options.
+    """
+    return config if file_config is None else file_config.replace(**prune_given(prune), seed=config.seed)
+
+
 def make_config(values: Mapping[str, Any]) -> PruneConfig:
     """PruneConfig of options: a value outside its range is a usage error here."""
     try:

@@ -21,9 +21,9 @@ from qap_gguf.cli.common import (
     note,
     one_line,
     output_options,
+    over_file_defaults,
     print_json,
     prune_config,
-    prune_given,
     prune_options,
     sampler_seed,
 )
@@ -264,9 +264,8 @@ def run(
     with qap.VisionModel(
         mmproj, model, device=device, n_ctx=ctx, n_threads=threads, seed=seed, verbose=is_debug()
     ) as vlm:
-        if config is not None and vlm.file_config is not None:
-            # the file's own defaults come before ours, the options of the command line before both
-            config = vlm.file_config.replace(**prune_given(prune))
+        if config is not None:
+            config = over_file_defaults(vlm.file_config, config, prune)
         images = [vlm.encode(path) for path in image_paths]
         answering = Answering(vlm, config, max_tokens, temperature)
         if prompt is None:

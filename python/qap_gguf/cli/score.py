@@ -20,9 +20,9 @@ from qap_gguf.cli.common import (
     model_options,
     note,
     output_options,
+    over_file_defaults,
     print_json,
     prune_config,
-    prune_given,
     prune_options,
     sampler_seed,
 )
@@ -219,9 +219,7 @@ def score(
     with qap.VisionModel(
         mmproj, model, device=device, n_ctx=ctx, n_threads=threads, seed=seed, verbose=is_debug()
     ) as vlm:
-        if vlm.file_config is not None:
-            # the file's own defaults come before ours, the options of the command line before both
-            config = vlm.file_config.replace(**prune_given(prune), seed=config.seed)
+        config = over_file_defaults(vlm.file_config, config, prune)
         image = vlm.encode(pixels)
         cut = vlm.prune(image, config)
 

@@ -1,0 +1,60 @@
+"""Checks of plain arguments before anything is loaded or computed: numbers, devices, sampling settings.
+
+Each raises one line that says what was expected, what came and what to do; none of them changes anything.
+"""
+
+from __future__ import annotations
+
+import math
+
+from qap_gguf import _core
+from qap_gguf.errors import ConfigError
+
+_INT_MAX = 2**31 - 1
+
+
+def check_integer(name: str, value: object, low: int, high: int = _INT_MAX) -> None:
+    """`value` is an int (no bool) in low..high."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        upto = "" if high == _INT_MAX else f" to {high}"
+        raise ConfigError(f"{name}: expected an integer from {low}{upto}, got {value!r}; choose one in that range")
+
+
+def check_number(name: str, value: object, high: float) -> None:
+    """`value` is a number (no bool, no NaN) in 0..high; infinite `high` excludes infinity itself."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0.0 <= value <= high or value == math.inf:  # type: ignore[operator]
+        upto = "" if high == math.inf else f" to {high:g}"
+        raise ConfigError(f"{name}: expected a number from 0{upto}, got {value!r}; choose one in that range")
+
+
+def check_threads(n_threads: object) -> None:
+    """`n_threads` is None (all processors) or 1..1024."""
+    if n_threads is not None and (type(n_threads) is not int or not 1 <= n_threads <= 1024):
+        raise ConfigError(f"n_threads: expected 1..1024, got {n_threads!r}; leave it out for all processors")
+
+
+def check_sampling(max_tokens: object, temperature: object, top_k: object, top_p: object, min_p: object) -> None:
+    """The settings of an answer, as :meth:`qap_gguf.VisionModel.chat` documents them."""
+    check_integer("max_tokens", max_tokens, 1)
+    check_number("temperature", temperature, math.inf)
+    check_integer("top_k", top_k, 0)
+    check_number("top_p", top_p, 1.0)
+    check_number("min_p", min_p, 1.0)
+
+
+def find_device(name: str | None) -> str | None:
+    """The device's exact name; case does not matter."""
+    if name is None:
+        return None
+    names = [row[0] for row in _core.devices()]
+    for known in names:
+        if isinstance(name, str) and known.lower() == name.lower():
+            return known
+    raise ConfigError(f"device: expected one of {', '.join(names)}, got {name!r}; see qap-gguf info")
+
+
+def one_line(err: BaseException) -> str:
+    """Upstream's words without its function names in front of ours."""
+    text = " ".join(str(err).split())
+    return text[text.index("qap: ") + len("qap: ") :] if "qap: " in text else text
