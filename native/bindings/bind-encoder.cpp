@@ -56,6 +56,7 @@ static py::object report_of(const chunk_ref & chunk) {
     put("sensitivity", r.sensitivity);
     put("semantic", r.semantic);
     put("attention", r.attention);
+    put("received", r.received);
     put("total", r.total);
     return out;
 }

@@ -12,7 +12,7 @@ static int32_t id_of(const char * kind, const std::string & name) {
 static qap_params make_params(
     double keep_ratio, int32_t n_keep, double alpha, bool alpha_dynamic, const std::string & error, int32_t group_size,
     const std::string & outlier, double outlier_weight, const std::string & semantic, const std::string & select,
-    const std::string & positions, uint64_t seed) {
+    const std::string & positions, const std::string & merge, uint64_t seed) {
     qap_params params     = qap_params_default();
     params.keep_ratio     = keep_ratio;
     params.n_keep         = n_keep;
@@ -25,6 +25,7 @@ static qap_params make_params(
     params.semantic       = id_of("semantic", semantic);
     params.select         = id_of("select", select);
     params.positions      = id_of("positions", positions);
+    params.merge          = id_of("merge", merge);
     params.seed           = seed;
     check(qap_params_check(&params));
     return params;
@@ -37,7 +38,8 @@ static py::dict to_dict(const qap_params & p) {
         "error"_a = qap_name_from_id("error", p.error), "group_size"_a = p.group_size,
         "outlier"_a = qap_name_from_id("outlier", p.outlier), "outlier_weight"_a = p.outlier_weight,
         "semantic"_a = qap_name_from_id("semantic", p.semantic), "select"_a = qap_name_from_id("select", p.select),
-        "positions"_a = qap_name_from_id("positions", p.positions), "seed"_a = p.seed);
+        "positions"_a = qap_name_from_id("positions", p.positions), "merge"_a = qap_name_from_id("merge", p.merge),
+        "seed"_a = p.seed);
 }
 
 void register_params(py::module_ & m) {
@@ -45,7 +47,8 @@ void register_params(py::module_ & m) {
         .def(
             py::init(&make_params), py::kw_only(), py::arg("keep_ratio"), py::arg("n_keep"), py::arg("alpha"),
             py::arg("alpha_dynamic"), py::arg("error"), py::arg("group_size"), py::arg("outlier"),
-            py::arg("outlier_weight"), py::arg("semantic"), py::arg("select"), py::arg("positions"), py::arg("seed"))
+            py::arg("outlier_weight"), py::arg("semantic"), py::arg("select"), py::arg("positions"), py::arg("merge"),
+            py::arg("seed"))
         .def(
             "count",
             [](const qap_params & params, int32_t n_tokens) {

@@ -34,30 +34,99 @@ static py::dict score_tokens(
         "alpha"_a = out.alpha, "total"_a = total);
 }
 
-static index_array select_tokens(
-    const std::optional<float_array> & total, int32_t n_tokens, int32_t n_keep, const std::string & method,
-    uint64_t seed) {
+static int32_t selector_id(const std::string & method) {
     const int32_t id = qap_id_from_name("select", method.c_str());
     if (id < 0) {
         throw py::value_error("method: unknown name '" + method + "'");
     }
+    return id;
+}
+
+static void check_square(const float_array & cosines, py::ssize_t n_tokens) {
+    if (cosines.ndim() != 2 || cosines.shape(0) != n_tokens || cosines.shape(1) != n_tokens) {
+        throw py::value_error(
+            "cosines: expected shape (" + std::to_string(n_tokens) + ", " + std::to_string(n_tokens) + ")");
+    }
+}
+
+static float_array cosines_of(const float_array & x, const std::optional<std::string> & device, int32_t n_threads) {
+    if (x.ndim() != 2 || x.shape(0) > INT32_MAX || x.shape(1) > INT32_MAX) {
+        throw py::value_error("x: expected shape (n_tok, n_embd)");
+    }
+    const py::ssize_t n = x.shape(0);
+    float_array       result({ n, n });
+    const float *     x_data = x.data();
+    float *           out    = result.mutable_data();
+    int               status = 0;
+    {
+        const py::gil_scoped_release nogil;
+        status =
+            qap_cosines(x_data, (int32_t) n, (int32_t) x.shape(1), device ? device->c_str() : nullptr, n_threads, out);
+    }
+    check(status);
+    return result;
+}
+
+static index_array select_tokens(
+    const std::optional<float_array> & total, const std::optional<float_array> & cosines, int32_t n_tokens,
+    int32_t n_keep, const std::string & method, uint64_t seed) {
+    const int32_t id = selector_id(method);
     if (total && (total->ndim() != 1 || total->shape(0) != n_tokens)) {
         throw py::value_error("total: expected shape (" + std::to_string(n_tokens) + ",)");
+    }
+    if (cosines) {
+        check_square(*cosines, n_tokens);
     }
     if (n_tokens < 1 || n_keep < 1 || n_keep > n_tokens) {
         throw py::value_error(
             "n_keep: expected a number in 1.." + std::to_string(n_tokens) + ", got " + std::to_string(n_keep));
     }
-    index_array indices(n_keep);
-    check(qap_select(total ? total->data() : nullptr, n_tokens, n_keep, id, seed, indices.mutable_data()));
+    index_array   indices(n_keep);
+    const float * t_data = total ? total->data() : nullptr;
+    const float * c_data = cosines ? cosines->data() : nullptr;
+    int32_t *     out    = indices.mutable_data();
+    int           status = 0;
+    {
+        const py::gil_scoped_release nogil;
+        status = qap_select(t_data, c_data, n_tokens, n_keep, id, seed, out);
+    }
+    check(status);
     return indices;
+}
+
+static float_array merge_average(const float_array & x, const float_array & cosines, const index_array & indices) {
+    if (x.ndim() != 2 || x.shape(0) > INT32_MAX || x.shape(1) > INT32_MAX || indices.ndim() != 1 ||
+        indices.shape(0) < 1 || indices.shape(0) > x.shape(0)) {
+        throw py::value_error("expected x of shape (n_tok, n_embd) and indices of shape (k,), k in 1..n_tok");
+    }
+    check_square(cosines, x.shape(0));
+    float_array     merged({ indices.shape(0), x.shape(1) });
+    const float *   x_data = x.data();
+    const float *   c_data = cosines.data();
+    const int32_t * i_data = indices.data();
+    float *         out    = merged.mutable_data();
+    const int32_t   n      = (int32_t) x.shape(0);
+    const int32_t   d      = (int32_t) x.shape(1);
+    const int32_t   k      = (int32_t) indices.shape(0);
+    int             status = 0;
+    {
+        const py::gil_scoped_release nogil;
+        status = qap_merge_average(x_data, c_data, n, d, i_data, k, out);
+    }
+    check(status);
+    return merged;
 }
 
 void register_score(py::module_ & m) {
     m.def(
         "score", &score_tokens, py::arg("x").noconvert(), py::arg("semantic").noconvert().none(true), py::arg("params"),
         py::arg("device").none(true), py::arg("n_threads"));
+    m.def("cosines", &cosines_of, py::arg("x").noconvert(), py::arg("device").none(true), py::arg("n_threads"));
+    m.def("needs_cosines", [](const std::string & method) { return qap_selector_needs_cosines(selector_id(method)); });
     m.def(
-        "select", &select_tokens, py::arg("total").noconvert().none(true), py::arg("n_tokens"), py::arg("n_keep"),
-        py::arg("method"), py::arg("seed"));
+        "select", &select_tokens, py::arg("total").noconvert().none(true), py::arg("cosines").noconvert().none(true),
+        py::arg("n_tokens"), py::arg("n_keep"), py::arg("method"), py::arg("seed"));
+    m.def(
+        "merge_average", &merge_average, py::arg("x").noconvert(), py::arg("cosines").noconvert(),
+        py::arg("indices").noconvert());
 }

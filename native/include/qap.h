@@ -28,11 +28,30 @@ struct mtmd_context;
 struct mtmd_input_chunk;
 
 /* ids; the names are in the tables of src/params.cpp and equal those of Python and the CLI */
-enum qap_error { QAP_ERROR_INT2 = 2, QAP_ERROR_INT4 = 4, QAP_ERROR_INT8 = 8 }; /* int<b>: the id is b, 2..8 */
-enum qap_outlier { QAP_OUTLIER_RANGE = 0 };
-enum qap_semantic { QAP_SEMANTIC_AUTO = 0, QAP_SEMANTIC_CLS = 1, QAP_SEMANTIC_NONE = 2 };
-enum qap_selector { QAP_SELECT_TOPK = 0, QAP_SELECT_RANDOM = 1, QAP_SELECT_UNIFORM = 2 };
-enum qap_positions { QAP_POSITIONS_AUTO = 0, QAP_POSITIONS_COMPACT = 1 };
+enum qap_error {
+    QAP_ERROR_INT2 = 2, /* int<b>: the id is b, 2..8 */
+    QAP_ERROR_INT4 = 4,
+    QAP_ERROR_INT8 = 8,
+    QAP_ERROR_GGML = 100 /* a ggml type: 100 + enum ggml_type */
+};
+enum qap_outlier { QAP_OUTLIER_RANGE = 0, QAP_OUTLIER_ABSMAX = 1, QAP_OUTLIER_CREST = 2 };
+enum qap_semantic {
+    QAP_SEMANTIC_AUTO      = 0,
+    QAP_SEMANTIC_CLS       = 1,
+    QAP_SEMANTIC_NONE      = 2,
+    QAP_SEMANTIC_ATTENTION = 3,
+    QAP_SEMANTIC_TEXT      = 4, /* of the prompt: the caller brings the relevance */
+    QAP_SEMANTIC_CLIP_TEXT = 5  /* likewise */
+};
+enum qap_selector {
+    QAP_SELECT_TOPK     = 0,
+    QAP_SELECT_RANDOM   = 1,
+    QAP_SELECT_UNIFORM  = 2,
+    QAP_SELECT_DPP      = 3,
+    QAP_SELECT_DIVPRUNE = 4
+};
+enum qap_positions { QAP_POSITIONS_AUTO = 0, QAP_POSITIONS_COMPACT = 1, QAP_POSITIONS_KEEP = 2 };
+enum qap_merge { QAP_MERGE_NONE = 0, QAP_MERGE_AVERAGE = 1 };
 
 struct qap_params {
     double   keep_ratio;     /* (0, 1]; used when n_keep is 0 */
@@ -46,6 +65,7 @@ struct qap_params {
     int32_t  semantic;       /* enum qap_semantic */
     int32_t  select;         /* enum qap_selector */
     int32_t  positions;      /* enum qap_positions */
+    int32_t  merge;          /* enum qap_merge: what becomes of dropped tokens */
     uint64_t seed;           /* of the random selector */
 };
 
@@ -71,6 +91,7 @@ struct qap_report {
     const float *   sensitivity;
     const float *   semantic;
     const float *   attention; /* class-token attention, mean over heads, not normalised */
+    const float *   received;  /* attention received, mean over heads and queries, not normalised */
     const float *   total;
 };
 
@@ -106,9 +127,25 @@ QAP_API int qap_score(
     const float * x, int32_t n_tokens, int32_t n_embd, const float * semantic, const struct qap_params * params,
     const char * device, int32_t n_threads, struct qap_scores * out);
 
-/* total: [n_tokens]; indices: [n_keep], sorted ascending. total may be NULL for random and uniform. */
+/* cos(x_i, x_j), [n_tokens, n_tokens]; a token of zeros has cosine 0 with every token, itself included */
+QAP_API int qap_cosines(
+    const float * x, int32_t n_tokens, int32_t n_embd, const char * device, int32_t n_threads, float * cosines);
+
+/* what a selector looks at */
+QAP_API bool qap_selector_needs_scores(int32_t selector);
+QAP_API bool qap_selector_needs_cosines(int32_t selector);
+
+/* total: [n_tokens] and cosines: [n_tokens, n_tokens], each NULL where the selector does not need it.
+ * indices: [n_keep], sorted ascending. */
 QAP_API int qap_select(
-    const float * total, int32_t n_tokens, int32_t n_keep, int32_t selector, uint64_t seed, int32_t * indices);
+    const float * total, const float * cosines, int32_t n_tokens, int32_t n_keep, int32_t selector, uint64_t seed,
+    int32_t * indices);
+
+/* Ours, beyond the paper: each dropped token is averaged into its most similar kept one, weighted by how many tokens
+ * that one stands for. x: [n_tokens, n_embd]; indices: [n_keep] ascending; out: [n_keep, n_embd]. */
+QAP_API int qap_merge_average(
+    const float * x, const float * cosines, int32_t n_tokens, int32_t n_embd, const int32_t * indices, int32_t n_keep,
+    float * out);
 
 /* --- chunks of libmtmd --- */
 

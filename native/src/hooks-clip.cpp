@@ -12,8 +12,8 @@
 #include <cmath>
 #include <cstring>
 
-// nodes that one image can add: scores take about 45, the rest is room
-static const size_t MAX_NODES = 128;
+// nodes that one image can add: scores take about 60, attention 9 for each block of 256 queries
+static const size_t MAX_NODES = 1024;
 
 // q and k of one self-attention, [d_head, n_pos, n_head] each
 struct attention_inputs {
@@ -48,22 +48,27 @@ static attention_inputs find_last_attention(ggml_cgraph * gf, int64_t n_pos) {
     return {};
 }
 
-// Attention of the class token to the patches, [n_tokens], or null where the encoder has no class token
-// or merges patches.
-static ggml_tensor * build_class_attention(
-    ggml_context * ctx, ggml_cgraph * gf, const clip_model & model, int64_t n_tokens) {
-    if (model.class_embedding == nullptr) {
-        return nullptr;
-    }
-    const attention_inputs in = find_last_attention(gf, n_tokens + 1);
+// Raw attention signals of the n_tokens patches, each [n_tokens] or null. Only for encoders whose tokens are their
+// patches: those that merge patches have fewer tokens than attention positions.
+static void build_attention(
+    qap_graph & graph, ggml_cgraph * gf, const clip_model & model, int64_t n_tokens, bool cls, bool received) {
+    ggml_context *         ctx     = graph.ctx.get();
+    const bool             has_cls = model.class_embedding != nullptr;
+    const attention_inputs in      = find_last_attention(gf, n_tokens + (has_cls ? 1 : 0));
     if (in.q == nullptr) {
-        return nullptr;
+        return;
     }
-    // Token i comes from row i + 1 in either order. Upstream's own order has the class token in the last row
-    // (002-llava-encoder.patch, defect A), ours in row 0.
-    const int64_t query = qap_stock_encoder() ? n_tokens : 0;
-    ggml_tensor * row   = qap_build_attention_row(ctx, in.q, in.k, query, in.scale);
-    return ggml_cont(ctx, ggml_view_1d(ctx, row, n_tokens, sizeof(float)));
+    const size_t skip = has_cls ? sizeof(float) : 0; // token i comes from row i + 1 beside a class token
+    if (cls && has_cls) {
+        // upstream's own order has the class token in the last row (002-llava-encoder.patch, defect A), ours in row 0
+        const int64_t query = qap_stock_encoder() ? n_tokens : 0;
+        ggml_tensor * row   = qap_build_attention_row(ctx, in.q, in.k, query, in.scale);
+        graph.attention     = ggml_cont(ctx, ggml_view_1d(ctx, row, n_tokens, skip));
+    }
+    if (received) {
+        ggml_tensor * all = qap_build_attention_received(ctx, in.q, in.k, in.scale);
+        graph.received    = ggml_cont(ctx, ggml_view_1d(ctx, all, n_tokens, skip));
+    }
 }
 
 static qap_graph build_nodes(const clip_model & model, ggml_cgraph * gf, qap_plan * plan, const qap_params & params) {
@@ -71,25 +76,37 @@ static qap_graph build_nodes(const clip_model & model, ggml_cgraph * gf, qap_pla
     graph.plan       = plan;
     graph.embeddings = ggml_graph_node(gf, -1);
     graph.ctx.reset(ggml_init({ ggml_tensor_overhead() * MAX_NODES, nullptr, /* no_alloc */ true }));
-    ggml_set_output(graph.embeddings);
 
     ggml_context * ctx      = graph.ctx.get();
     const int64_t  n_embd   = graph.embeddings->ne[0];
     const int64_t  n_tokens = ggml_nelements(graph.embeddings) / n_embd;
     const bool     capture  = plan != nullptr && plan->capture;
+    const bool     auto_    = params.semantic == QAP_SEMANTIC_AUTO;
+    const bool     has_cls  = model.class_embedding != nullptr;
 
-    if (params.semantic != QAP_SEMANTIC_NONE || capture) {
-        graph.attention = build_class_attention(ctx, gf, model, n_tokens);
-    }
-    if (graph.attention != nullptr) {
-        ggml_set_output(graph.attention);
-        ggml_build_forward_expand(gf, graph.attention);
-    }
+    // auto: the class token's attention where there is one, else the attention received
+    build_attention(
+        graph, gf, model, n_tokens, capture || auto_ || params.semantic == QAP_SEMANTIC_CLS,
+        capture || (auto_ && !has_cls) || params.semantic == QAP_SEMANTIC_ATTENTION);
+
+    std::vector<ggml_tensor *> outputs = { graph.embeddings, graph.attention, graph.received };
+    ggml_tensor *              x       = ggml_reshape_2d(ctx, graph.embeddings, n_embd, n_tokens);
     if (!capture) {
-        ggml_tensor * x = ggml_reshape_2d(ctx, graph.embeddings, n_embd, n_tokens);
-        graph.scores    = qap_build_scores(ctx, x, graph.attention, params);
-        qap_expand_scores(gf, graph.scores);
+        ggml_tensor * relevance = params.semantic == QAP_SEMANTIC_ATTENTION ? graph.received : graph.attention;
+        relevance               = relevance == nullptr && auto_ ? graph.received : relevance;
+        graph.scores            = qap_build_scores(ctx, x, relevance, params);
+        if (qap_selector_needs_cosines(params.select) || params.merge != QAP_MERGE_NONE) {
+            graph.cosines = qap_build_cosines(ctx, x);
+            outputs.push_back(graph.cosines);
+        }
     }
+    for (ggml_tensor * node : outputs) {
+        if (node != nullptr) {
+            ggml_set_output(node);
+            ggml_build_forward_expand(gf, node);
+        }
+    }
+    qap_expand_scores(gf, graph.scores);
     return graph;
 }
 
@@ -141,16 +158,24 @@ static int read_scores(const qap_graph & graph, qap_plan & plan) {
             "check the mmproj file, or an f16 overflow on this device",
             (double) QAP_MAX_MAGNITUDE);
     }
-    if (graph.attention == nullptr && plan.params.semantic == QAP_SEMANTIC_CLS) {
-        return qap_fail("semantic: this encoder has no class token (cls); use none or auto");
+    if (graph.scores.semantic == nullptr && plan.params.semantic != QAP_SEMANTIC_AUTO &&
+        plan.params.semantic != QAP_SEMANTIC_NONE) {
+        return qap_fail(
+            "semantic: this encoder cannot give %s here; use none or auto",
+            qap_name_from_id("semantic", plan.params.semantic));
     }
-    if (graph.attention == nullptr && !plan.params.alpha_dynamic && plan.params.alpha == 1.0f &&
-        plan.params.select == QAP_SELECT_TOPK) {
+    if (graph.scores.semantic == nullptr && !plan.params.alpha_dynamic && plan.params.alpha == 1.0f &&
+        qap_selector_needs_scores(plan.params.select)) {
         return qap_fail("alpha: 1 leaves nothing to rank by, for this encoder has no semantic signal; use alpha < 1");
     }
+    std::vector<float> cosines;
+    read_floats(graph.cosines, cosines);
     plan.indices.resize(plan.n_keep);
-    return qap_select(
-        plan.total.data(), plan.n_total, plan.n_keep, plan.params.select, plan.params.seed, plan.indices.data());
+    const int status = qap_select(
+        plan.total.data(), cosines.data(), plan.n_total, plan.n_keep, plan.params.select, plan.params.seed,
+        plan.indices.data());
+    plan.cosines = plan.params.merge != QAP_MERGE_NONE ? std::move(cosines) : std::vector<float>();
+    return status;
 }
 
 // Copy the kept rows, runs of neighbours in one piece.
@@ -167,6 +192,17 @@ static void gather_rows(ggml_tensor * embeddings, const std::vector<int32_t> & i
     }
 }
 
+// The kept rows with the dropped ones averaged in: needs all rows on the host.
+static int merge_rows(ggml_tensor * embeddings, qap_plan & plan, float * out) {
+    std::vector<float> all;
+    read_floats(embeddings, all);
+    const int status = qap_merge_average(
+        all.data(), plan.cosines.data(), plan.n_total, (int32_t) embeddings->ne[0], plan.indices.data(), plan.n_keep,
+        out);
+    plan.cosines = {};
+    return status;
+}
+
 bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
     qap_plan &    plan     = *graph.plan;
     const int64_t n_embd   = graph.embeddings->ne[0];
@@ -179,6 +215,7 @@ bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
         return false;
     }
     read_floats(graph.attention, plan.attention);
+    read_floats(graph.received, plan.received);
     if (plan.capture) {
         plan.indices.resize(plan.n_total);
         for (int32_t i = 0; i < plan.n_total; i++) {
@@ -195,7 +232,12 @@ bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
             LOG_ERR("%s: %s\n", __func__, qap_last_error());
             return false;
         }
-        gather_rows(graph.embeddings, plan.indices, out->data());
+        if (plan.cosines.empty()) {
+            gather_rows(graph.embeddings, plan.indices, out->data());
+        } else if (merge_rows(graph.embeddings, plan, out->data()) != 0) {
+            LOG_ERR("%s: %s\n", __func__, qap_last_error());
+            return false;
+        }
     }
     return true;
 }

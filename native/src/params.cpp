@@ -1,6 +1,7 @@
 // params.cpp: names, checks, defaults and GGUF keys of the pruning parameters (design: docs/method.md).
 #include "qap-params.h"
 
+#include "ggml.h"
 #include "gguf.h"
 #include "qap-error.h"
 
@@ -66,22 +67,40 @@ struct name_row {
 };
 
 static const name_row NAMES[] = {
-    { "error",     "int2",    2                     },
-    { "error",     "int3",    3                     },
-    { "error",     "int4",    QAP_ERROR_INT4        },
-    { "error",     "int5",    5                     },
-    { "error",     "int6",    6                     },
-    { "error",     "int7",    7                     },
-    { "error",     "int8",    QAP_ERROR_INT8        },
-    { "outlier",   "range",   QAP_OUTLIER_RANGE     },
-    { "semantic",  "auto",    QAP_SEMANTIC_AUTO     },
-    { "semantic",  "cls",     QAP_SEMANTIC_CLS      },
-    { "semantic",  "none",    QAP_SEMANTIC_NONE     },
-    { "select",    "topk",    QAP_SELECT_TOPK       },
-    { "select",    "random",  QAP_SELECT_RANDOM     },
-    { "select",    "uniform", QAP_SELECT_UNIFORM    },
-    { "positions", "auto",    QAP_POSITIONS_AUTO    },
-    { "positions", "compact", QAP_POSITIONS_COMPACT },
+    { "error",     "int2",      2                                 },
+    { "error",     "int3",      3                                 },
+    { "error",     "int4",      QAP_ERROR_INT4                    },
+    { "error",     "int5",      5                                 },
+    { "error",     "int6",      6                                 },
+    { "error",     "int7",      7                                 },
+    { "error",     "int8",      QAP_ERROR_INT8                    },
+    { "error",     "q4_0",      QAP_ERROR_GGML + GGML_TYPE_Q4_0   },
+    { "error",     "q4_1",      QAP_ERROR_GGML + GGML_TYPE_Q4_1   },
+    { "error",     "q5_0",      QAP_ERROR_GGML + GGML_TYPE_Q5_0   },
+    { "error",     "q5_1",      QAP_ERROR_GGML + GGML_TYPE_Q5_1   },
+    { "error",     "q8_0",      QAP_ERROR_GGML + GGML_TYPE_Q8_0   },
+    { "error",     "iq4_nl",    QAP_ERROR_GGML + GGML_TYPE_IQ4_NL },
+    { "error",     "q4_K",      QAP_ERROR_GGML + GGML_TYPE_Q4_K   },
+    { "error",     "q6_K",      QAP_ERROR_GGML + GGML_TYPE_Q6_K   },
+    { "outlier",   "range",     QAP_OUTLIER_RANGE                 },
+    { "outlier",   "absmax",    QAP_OUTLIER_ABSMAX                },
+    { "outlier",   "crest",     QAP_OUTLIER_CREST                 },
+    { "semantic",  "auto",      QAP_SEMANTIC_AUTO                 },
+    { "semantic",  "cls",       QAP_SEMANTIC_CLS                  },
+    { "semantic",  "attention", QAP_SEMANTIC_ATTENTION            },
+    { "semantic",  "text",      QAP_SEMANTIC_TEXT                 },
+    { "semantic",  "clip_text", QAP_SEMANTIC_CLIP_TEXT            },
+    { "semantic",  "none",      QAP_SEMANTIC_NONE                 },
+    { "select",    "topk",      QAP_SELECT_TOPK                   },
+    { "select",    "dpp",       QAP_SELECT_DPP                    },
+    { "select",    "divprune",  QAP_SELECT_DIVPRUNE               },
+    { "select",    "random",    QAP_SELECT_RANDOM                 },
+    { "select",    "uniform",   QAP_SELECT_UNIFORM                },
+    { "positions", "auto",      QAP_POSITIONS_AUTO                },
+    { "positions", "compact",   QAP_POSITIONS_COMPACT             },
+    { "positions", "keep",      QAP_POSITIONS_KEEP                },
+    { "merge",     "none",      QAP_MERGE_NONE                    },
+    { "merge",     "average",   QAP_MERGE_AVERAGE                 },
 };
 
 int32_t qap_id_from_name(const char * kind, const char * name) {
@@ -151,6 +170,7 @@ int qap_params_check(const struct qap_params * params) {
         { "semantic",  p.semantic  },
         { "select",    p.select    },
         { "positions", p.positions },
+        { "merge",     p.merge     },
     };
     for (const auto & choice : choices) {
         if (qap_name_from_id(choice.kind, choice.id) == nullptr) {
@@ -322,6 +342,7 @@ std::unique_ptr<qap_params> qap_params_from_gguf(const gguf_context * gguf, cons
     keys.name("qap.semantic", "semantic", params->semantic);
     keys.name("qap.select", "select", params->select);
     keys.name("qap.positions", "positions", params->positions);
+    keys.name("qap.merge", "merge", params->merge);
     const int64_t dynamic = keys.find("qap.alpha_dynamic", GGUF_TYPE_BOOL);
     params->alpha_dynamic = dynamic >= 0 && gguf_get_val_bool(gguf, dynamic);
     if (qap_params_check(params.get()) != 0) {

@@ -24,7 +24,9 @@ struct qap_graph {
     qap_plan *       plan = nullptr; // null: nothing was added
     ggml_context_ptr ctx;
     ggml_tensor *    embeddings = nullptr; // [n_embd, n_tokens], what upstream would return
-    ggml_tensor *    attention  = nullptr; // [n_tokens], raw
+    ggml_tensor *    attention  = nullptr; // [n_tokens], raw, of the class token
+    ggml_tensor *    received   = nullptr; // [n_tokens], raw, from all positions
+    ggml_tensor *    cosines    = nullptr; // [n_tokens, n_tokens], where the selection needs them
     qap_score_nodes  scores;
 };
 

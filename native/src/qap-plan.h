@@ -19,8 +19,9 @@ struct qap_plan {
     // filled by the encode
     bool                 done  = false;
     float                alpha = 0.0f;
-    std::vector<int32_t> indices;                                                 // [n_keep], ascending
-    std::vector<float>   error, outlier, sensitivity, semantic, attention, total; // [n_total] or empty
+    std::vector<int32_t> indices;                                                           // [n_keep], ascending
+    std::vector<float>   error, outlier, sensitivity, semantic, attention, received, total; // [n_total] or empty
+    std::vector<float>   cosines; // [n_total, n_total] between selection and merge
 };
 
 using qap_plan_ptr = std::shared_ptr<qap_plan>;

@@ -12,7 +12,7 @@
 
 static const float EPS = 1e-8f; // of the paper's division
 
-ggml_tensor * qap_build_error(ggml_context * ctx, ggml_tensor * x, int32_t error, int32_t group_size) {
+ggml_tensor * qap_build_error_int(ggml_context * ctx, ggml_tensor * x, int32_t error, int32_t group_size) {
     const int64_t n_embd   = x->ne[0];
     const int64_t n_tokens = x->ne[1];
     const int64_t group    = std::min<int64_t>(group_size, n_embd);
@@ -33,7 +33,7 @@ ggml_tensor * qap_build_error(ggml_context * ctx, ggml_tensor * x, int32_t error
     ggml_tensor * unit = qap_build_window_max(ctx, ggml_reshape_2d(ctx, absmax, n_groups, n_tokens), n_groups);
     unit               = ggml_clamp(ctx, unit, FLT_MIN, FLT_MAX); // [1, n_tokens]
 
-    err                = ggml_div(ctx, ggml_reshape_2d(ctx, err, n_groups * group, n_tokens), unit);
-    ggml_tensor * norm = ggml_sqrt(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, err))); // [1, n_tokens]
+    err                = ggml_reshape_2d(ctx, err, n_groups * group, n_tokens);
+    ggml_tensor * norm = qap_build_scaled_norm(ctx, err, unit); // [1, n_tokens]
     return ggml_reshape_1d(ctx, ggml_mul(ctx, norm, unit), n_tokens);
 }

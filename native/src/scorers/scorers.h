@@ -5,16 +5,33 @@
 #include "ggml.h"
 #include "qap.h"
 
-// E: group-wise quantization error of each token (method 1).
+// E: quantization error of each token (method 1), by the builder that the table of scorers.cpp names.
 // x: [n_embd, n_tokens] f32 contiguous -> [n_tokens]
 ggml_tensor * qap_build_error(ggml_context * ctx, ggml_tensor * x, int32_t error, int32_t group_size);
+ggml_tensor * qap_build_error_int(ggml_context * ctx, ggml_tensor * x, int32_t error, int32_t group_size);
+ggml_tensor * qap_build_error_ggml(ggml_context * ctx, ggml_tensor * x, int32_t error, int32_t group_size);
 
 // R: outlier magnitude of each token (method 2). x: [n_embd, n_tokens] -> [n_tokens]
 ggml_tensor * qap_build_outlier(ggml_context * ctx, ggml_tensor * x, int32_t outlier);
+ggml_tensor * qap_build_outlier_range(ggml_context * ctx, ggml_tensor * x);
+ggml_tensor * qap_build_outlier_absmax(ggml_context * ctx, ggml_tensor * x);
+ggml_tensor * qap_build_outlier_crest(ggml_context * ctx, ggml_tensor * x);
 
-// Attention of one query to all others, mean over heads: softmax(q_row K^T scale).
-// q, k: [d_head, n_pos, n_head] (views allowed), mask-free -> [n_pos]
+// Attention of one query to all positions, mean over heads: softmax(q_row K^T scale).
+// q, k: [d_head, n_pos, n_head] (views allowed), no mask -> [n_pos]
 ggml_tensor * qap_build_attention_row(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, int64_t row, float scale);
+
+// Attention that each position receives, mean over heads and queries. q, k: as above -> [n_pos]
+ggml_tensor * qap_build_attention_received(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, float scale);
+
+// cos(x_i, x_j); zeros for a token of zeros. x: [n_embd, n_tokens] -> [n_tokens, n_tokens]
+ggml_tensor * qap_build_cosines(ggml_context * ctx, ggml_tensor * x);
+
+// max_j |x_ij|. x: [n_embd, n_tokens] -> [1, n_tokens]
+ggml_tensor * qap_build_absmax(ggml_context * ctx, ggml_tensor * x);
+
+// || x_i ||_2 / unit_i with unit: [1, n_tokens] never zero, so that squares stay in the range of float -> [1, n_tokens]
+ggml_tensor * qap_build_scaled_norm(ggml_context * ctx, ggml_tensor * x, ggml_tensor * unit);
 
 // (v - min) / max(max - min, FLT_MIN): in [0, 1], zeros for a constant v. v: [n] -> [n]
 ggml_tensor * qap_build_minmax(ggml_context * ctx, ggml_tensor * v);

@@ -1,0 +1,63 @@
+// dpp.cpp: greedy MAP of a determinantal point process with L_ij = S_i cos(x_i, x_j) S_j.
+//
+// CDPruner's selection (arXiv 2506.10967) with the fused score as relevance, as the reference of QAPruner's authors
+// does it. Greedy MAP by incremental Cholesky (Chen, Zhang, Zhou 2018): O(n_tokens n_keep^2), no determinant is computed.
+//
+// residual_i is what token i would add: det(L of the kept ones and i) / det(L of the kept ones). A token whose
+// residual is below SPANNED of its own L_ii lies in the span of the kept ones, as far as float32 cosines can tell,
+// and counts as zero. When nothing is left (fewer directions than n_keep, or scores of zero), the rest is filled
+// by the highest scores.
+#include "selectors.h"
+
+#include <cmath>
+
+static const double SPANNED = 1e-5;
+
+void qap_select_dpp(const qap_select_input & in, int32_t * indices) {
+    const int32_t       n = in.n_tokens;
+    std::vector<double> own(n), residual(n);
+    std::vector<char>   taken(n, 0);
+    std::vector<double> rows; // [kept, n]: row t of the Cholesky factor, one for each kept token
+    rows.reserve((size_t) in.n_keep * n);
+    for (int32_t i = 0; i < n; i++) {
+        own[i] = residual[i] = (double) in.total[i] * in.total[i] * in.cosines[(size_t) i * n + i];
+    }
+
+    int32_t kept = 0;
+    for (; kept < in.n_keep; kept++) {
+        int32_t best = -1;
+        for (int32_t i = 0; i < n; i++) {
+            if (!taken[i] && residual[i] > SPANNED * own[i] && (best < 0 || residual[i] > residual[best])) {
+                best = i;
+            }
+        }
+        if (best < 0) {
+            break;
+        }
+        taken[best]        = 1;
+        indices[kept]      = best;
+        const double pivot = std::sqrt(residual[best]);
+        for (int32_t i = 0; i < n; i++) {
+            double value = (double) in.total[best] * in.total[i] * in.cosines[(size_t) best * n + i];
+            for (int32_t t = 0; t < kept; t++) {
+                value -= rows[(size_t) t * n + best] * rows[(size_t) t * n + i];
+            }
+            rows.push_back(value / pivot);
+            residual[i] -= rows.back() * rows.back();
+        }
+    }
+    for (; kept < in.n_keep; kept++) {
+        int32_t best = 0;
+        while (taken[best]) {
+            best++;
+        }
+        for (int32_t i = best + 1; i < n; i++) {
+            if (!taken[i] && in.total[i] > in.total[best]) {
+                best = i;
+            }
+        }
+        taken[best]   = 1;
+        indices[kept] = best;
+    }
+    std::sort(indices, indices + in.n_keep);
+}

@@ -1,0 +1,32 @@
+// selectors.h: ways to choose n_keep of n_tokens on the host. One function, one file; the table is in select.cpp.
+// The NumPy twins, which tests compare with index by index, are in python/qap_gguf/reference.py.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+struct qap_select_input {
+    const float * total;   // [n_tokens], or null where the selector needs no scores
+    const float * cosines; // [n_tokens, n_tokens], or null where it needs none
+    int32_t       n_tokens;
+    int32_t       n_keep;
+    uint64_t      seed;
+};
+
+// Each writes n_keep different indices, sorted ascending.
+void qap_select_topk(const qap_select_input & in, int32_t * indices);
+void qap_select_random(const qap_select_input & in, int32_t * indices);
+void qap_select_uniform(const qap_select_input & in, int32_t * indices);
+void qap_select_dpp(const qap_select_input & in, int32_t * indices);
+void qap_select_divprune(const qap_select_input & in, int32_t * indices);
+
+// The n_keep first by `before`, which must be a strict order; ties are its business.
+template <typename Before> void qap_take_first(const qap_select_input & in, int32_t * indices, Before before) {
+    std::vector<int32_t> order(in.n_tokens);
+    std::iota(order.begin(), order.end(), 0);
+    std::nth_element(order.begin(), order.begin() + (in.n_keep - 1), order.end(), before);
+    std::sort(order.begin(), order.begin() + in.n_keep);
+    std::copy_n(order.begin(), in.n_keep, indices);
+}
