@@ -21,7 +21,7 @@ CC          := cc
 endif
 TORCH       ?= torch==2.13.0
 PYTEST_ARGS ?=
-PROMPT      := What color is the background?
+PROMPT      := What is in row 2, column 4?
 
 BIN     := $(VENV)/bin
 PY      := $(BIN)/python
@@ -86,8 +86,8 @@ $(S)-strict: $(S)-needs $(SOURCES)
 	@touch $(S)-install $@
 
 demo: $(S)-install ## ask the packaged model about the packaged picture
-	@echo '$$ $(BIN)/qap-gguf run -p "$(PROMPT)"'
-	@$(BIN)/qap-gguf run -p "$(PROMPT)"
+	@echo '$$ $(BIN)/qap-gguf run --select dpp -p "$(PROMPT)"'
+	@$(BIN)/qap-gguf run --select dpp -p "$(PROMPT)"
 
 $(S)-test: $(S)-needs
 	$(PY) tools/requirements.py test --without torch > $(VENV)/test.txt

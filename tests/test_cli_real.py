@@ -83,7 +83,8 @@ def test_eval_counts_on_the_sample(tmp_path: Path) -> None:
     done = command("eval", tmp_path / "q.jsonl", "--n-keep", "18", "--json", "--max-tokens", "64")
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)["results"]
-    assert [r["method"] for r in results] == ["dense", "qap", "semantic", "numeric", "random", "uniform"]
+    found = [r["method"] for r in results]
+    assert found == ["dense", "qap", "dpp", "semantic", "numeric", "divprune", "random", "uniform"]
     assert (results[0]["n_right"], results[0]["n_total"], results[0]["n_kept"]) == (1, 2, 144)
     assert all(r["n_kept"] == 18 for r in results[1:])
 

@@ -31,6 +31,7 @@ configs = st.builds(
     semantic=st.sampled_from(config.SEMANTICS),
     select=st.sampled_from(config.SELECTORS),
     positions=st.sampled_from(config.POSITIONS),
+    merge=st.sampled_from(config.MERGES),
 )
 
 
@@ -38,7 +39,7 @@ def test_defaults_are_those_of_the_paper() -> None:
     cfg = PruneConfig()
     assert (cfg.keep_ratio, cfg.n_keep, cfg.alpha, cfg.error, cfg.group_size) == (0.125, None, 0.7, "int4", 128)
     assert (cfg.outlier, cfg.outlier_weight, cfg.semantic, cfg.select) == ("range", 0.5, "auto", "topk")
-    assert (cfg.positions, cfg.seed) == ("auto", 0)
+    assert (cfg.positions, cfg.merge, cfg.seed) == ("auto", "none", 0)
 
 
 @pytest.mark.parametrize(
@@ -65,18 +66,22 @@ def test_defaults_are_those_of_the_paper() -> None:
         ("alpha", None, '"dynamic"'),
         ("alpha", 1j, '"dynamic"'),
         ("error", "int1", "int2, int3, int4"),
-        ("error", "q4_0", "int2, int3, int4"),
+        ("error", "q4_k", "q8_0, iq4_nl, q4_K, q6_K"),
+        ("error", "f16", "int8, q4_0, q4_1, q5_0, q5_1, q8_0"),
         ("error", 4, "int2, int3, int4"),
         ("group_size", 0, "1..2147483647"),
         ("group_size", 128.0, "1..2147483647"),
         ("group_size", False, "1..2147483647"),
-        ("outlier", "absmax", "range"),
+        ("outlier", "peak", "range, absmax, crest"),
         ("outlier_weight", 1.5, "[0, 1]"),
         ("outlier_weight", math.nan, "[0, 1]"),
-        ("semantic", "text", "auto, cls, none"),
-        ("semantic", None, "auto, cls, none"),
-        ("select", "dpp", "topk, random, uniform"),
-        ("positions", "keep", "auto, compact"),
+        ("semantic", "query", "auto, clip_text, cls, text, attention, none"),
+        ("semantic", None, "auto, clip_text, cls"),
+        ("select", "best", "topk, dpp, divprune, random, uniform"),
+        ("positions", "gaps", "auto, compact, keep"),
+        ("merge", "sum", "none, average"),
+        ("merge", True, "none, average"),
+        ("merge", None, "none, average"),
         ("seed", -1, "0..18446744073709551615"),
         ("seed", 2**64, "0..18446744073709551615"),
         ("seed", True, "0..18446744073709551615"),
@@ -163,6 +168,37 @@ def test_a_config_survives_gguf_keys_also_when_floats_are_stored_in_32_bits(cfg:
     assert PruneConfig.from_metadata(stored | {"clip.vision.image_size": 192}) == cfg
 
 
+def test_the_tables_of_allowed_values() -> None:
+    assert config.ERRORS == config.INT_ERRORS + config.GGML_ERRORS
+    assert [f"int{bits}" for bits in range(2, 9)] == list(config.INT_ERRORS)
+    for table, default in (
+        (config.ERRORS, "int4"),
+        (config.OUTLIERS, "range"),
+        (config.SEMANTICS, "auto"),
+        (config.SELECTORS, "topk"),
+        (config.POSITIONS, "auto"),
+        (config.MERGES, "none"),
+    ):
+        assert len(set(table)) == len(table)
+        assert default in table
+
+
+@pytest.mark.parametrize("merge", config.MERGES)
+def test_merge_is_stored(merge: str) -> None:
+    meta = PruneConfig(merge=merge).to_metadata()
+    assert meta["qap.merge"] == merge
+    assert METADATA_TYPES["qap.merge"] == "string"
+    found = PruneConfig.from_metadata(meta)
+    assert found is not None
+    assert found.merge == merge
+
+
+def test_a_file_from_before_merge_merges_nothing() -> None:
+    meta = PruneConfig(n_keep=3).to_metadata()
+    del meta["qap.merge"]
+    assert PruneConfig.from_metadata(meta) == PruneConfig(n_keep=3)
+
+
 def test_the_seed_is_not_stored() -> None:
     assert PruneConfig(seed=9).to_metadata() == PruneConfig().to_metadata()
 
@@ -180,6 +216,8 @@ def test_metadata_of_a_file_without_qap_keys_is_no_config() -> None:
         ({"qap.version": 1, "qap.seed": 3}, "got qap.seed"),
         ({"qap.version": 1, "qap.tiles": 3}, "got qap.tiles"),
         ({"qap.version": 1, "qap.n_keep": 0}, "n_keep must be"),
+        ({"qap.version": 1, "qap.merge": "sum"}, "merge must be one of none, average"),
+        ({"qap.version": 1, "qap.merge": 1}, "merge must be one of none, average"),
         ({"qap.version": 1, "qap.alpha_dynamic": 1}, "alpha_dynamic must be a bool"),
     ],
 )

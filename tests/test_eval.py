@@ -181,8 +181,8 @@ def test_a_ratio_takes_the_place_of_a_count_in_the_base() -> None:
 
 
 def test_bad_methods_and_budgets_are_refused() -> None:
-    with pytest.raises(ConfigError, match="got dpp; choose"):
-        qe.variants(["qap", "dpp"], [qe.Budget(n_keep=1)])
+    with pytest.raises(ConfigError, match="got best; choose"):
+        qe.variants(["qap", "best"], [qe.Budget(n_keep=1)])
     with pytest.raises(ConfigError, match="got none; choose"):
         qe.variants([], [qe.Budget(n_keep=1)])
     with pytest.raises(ConfigError, match="give n_keep or keep_ratio"):
@@ -202,8 +202,8 @@ def test_each_picture_is_encoded_once_and_each_question_asked_in_every_way(quest
     compared = qe.variants(qe.METHODS, [qe.Budget(n_keep=18), qe.Budget(n_keep=4)])
     outcomes = qe.evaluate(model, questions, compared, progress=lambda done, total: ticks.append((done, total)))
     assert model.encoded == sorted({q.image for q in questions})
-    assert len(model.asked) == len(questions) * (1 + 2 * (4 + 3))
-    assert len(outcomes) == len(questions) * (1 + 2 * 5)
+    assert len(model.asked) == len(questions) * (1 + 2 * (6 + 3))
+    assert len(outcomes) == len(questions) * (1 + 2 * 7)
     assert ticks == [(i + 1, 12) for i in range(12)]
     shares = {(o.variant.method, o.variant.budget): o.share_right for o in outcomes}
     assert shares["dense", None] == 1

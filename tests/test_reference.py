@@ -1,11 +1,11 @@
-"""The NumPy reference: values worked out by hand, a direct triple loop, and properties that hold for any input."""
+"""Scores of the NumPy reference: values by hand, a direct triple loop, and properties that hold for any input."""
 
 from __future__ import annotations
 
 import ast
 import doctest
-import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from qap_gguf import reference as ref
+from qap_gguf.config import GGML_ERRORS
+from qap_gguf.reference import checks, scores, selection
 
 HUGE = float(np.float32(1e30))
 F32 = NDArray[np.float32]
@@ -25,8 +27,6 @@ features = hnp.arrays(
     hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12),
     elements=st.floats(-HUGE, HUGE, width=32) | st.floats(-4, 4, width=32) | st.sampled_from([0.0, 1e-30, -1e-30]),
 )
-# Few distinct values, so that ties are common.
-score_vectors = st.lists(st.sampled_from([0.0, -0.0, 0.25, 0.5, 1.0, -1.0, 1e-12]), min_size=1, max_size=40)
 
 
 def nmse(got: NDArray[np.float64], want: NDArray[np.float64]) -> float:
@@ -106,8 +106,8 @@ def test_a_single_token_scores_zero_and_is_kept() -> None:
     s = ref.score(np.array([[1.0, -3.0, 0.25]], np.float32), semantic=[0.4])
     assert (s.total.tolist(), s.sensitivity.tolist(), s.semantic.tolist()) == ([0.0], [0.0], [0.0])
     assert s.error[0] > 0
-    for method in ("topk", "random", "uniform"):
-        assert ref.select(s.total, 1, method).tolist() == [0]
+    for method in ("topk", "dpp", "divprune", "random", "uniform"):
+        assert ref.select(s.total, 1, method, features=np.ones((1, 3))).tolist() == [0]
 
 
 def test_constant_features_have_no_spread() -> None:
@@ -116,26 +116,19 @@ def test_constant_features_have_no_spread() -> None:
     assert s.total.tolist() == [0.0, 0.125, 0.25, 0.375, 0.5]
 
 
-def test_splitmix64_gives_the_published_numbers() -> None:
-    golden = 0x9E3779B97F4A7C15
-    stream = [ref._splitmix64((1234567 + (i + 1) * golden) % 2**64) for i in range(5)]
-    assert stream == [
-        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
-    ]  # fmt: skip
+def test_absmax_and_crest_by_hand() -> None:
+    x = np.array([[3, -4, 0, 0], [0, 0, 0, 5], [2, 2, -2, 2], [0, 0, 0, 0]], np.float32)
+    assert ref.outlier_magnitude(x, "absmax").tolist() == [4, 5, 2, 0]
+    # rms: sqrt(25 / 4) = 2.5; sqrt(25 / 4) = 2.5; 2; 0, whose crest is 0 and not NaN.
+    assert ref.outlier_magnitude(x, "crest").tolist() == pytest.approx([1.6, 2, 1, 0], rel=1e-15)
+    assert ref.score(x, outlier="crest").outlier.tolist() == pytest.approx([1.6, 2, 1, 0], rel=1e-15)
 
 
-def test_random_by_hand() -> None:
-    # Seed 0 starts e220.., 6e78.., 06c4.., f88b.., 1b39..: the smallest are those of tokens 2, 4, 1, 0, 3.
-    zeros = np.zeros(5)
-    got = [ref.select(zeros, k, "random").tolist() for k in range(1, 6)]
-    assert got == [[2], [2, 4], [1, 2, 4], [0, 1, 2, 4], [0, 1, 2, 3, 4]]
-    # Around the end of the 64 bits the seed wraps, it does not fail.
-    assert len(ref.select(zeros, 3, "random", seed=2**64 - 1)) == 3
-
-
-def test_uniform_by_hand() -> None:
-    assert ref.select(np.zeros(10), 3, "uniform").tolist() == [1, 5, 8]  # 10/6, 30/6, 50/6
-    assert ref.select(np.zeros(144), 18, "uniform").tolist() == list(range(4, 144, 8))
+def test_cosines_by_hand() -> None:
+    x = np.array([[1, 0], [1, 1], [-2, 0], [0, 0]], np.float32)
+    root = math.sqrt(0.5)
+    want = np.array([[1, root, -1, 0], [root, 1, -root, 0], [-1, -root, 1, 0], [0, 0, 0, 0]], np.float64)
+    np.testing.assert_allclose(ref.cosines(x), want, atol=1e-15)
 
 
 # --- an independent computation ---------------------------------------------------------------------------------------
@@ -164,6 +157,19 @@ def test_error_is_that_of_a_direct_triple_loop(x: F32, bits: int, group_size: in
 def test_error_is_that_of_a_direct_triple_loop_at_true_size() -> None:
     x = np.random.default_rng(5).normal(size=(6, 300)).astype(np.float32)
     assert nmse(ref.quantization_error(x), np.array(triple_loop_error(x, 4, 128))) <= 1e-24
+
+
+def test_cosines_are_those_of_a_direct_loop() -> None:
+    x = np.random.default_rng(6).normal(size=(9, 40)).astype(np.float32)
+    x[3] = x[7]
+    size = [math.sqrt(sum(float(v) ** 2 for v in row)) for row in x]
+    want = [
+        [sum(float(a) * float(b) for a, b in zip(p, q, strict=True)) / (size[i] * size[j]) for j, q in enumerate(x)]
+        for i, p in enumerate(x)
+    ]
+    got = ref.cosines(x)
+    np.testing.assert_allclose(got, want, atol=1e-14)
+    np.testing.assert_array_equal(got[3, [0, 1, 2, 4]], got[7, [0, 1, 2, 4]])  # equal tokens: equal to the last bit
 
 
 # --- properties -------------------------------------------------------------------------------------------------------
@@ -205,6 +211,23 @@ def test_error_is_at_most_half_a_step_for_each_channel(x: F32) -> None:
     assert (ref.quantization_error(x) <= bound * (1 + 1e-9)).all()
 
 
+@given(features)
+def test_the_outlier_magnitudes_bound_each_other(x: F32) -> None:
+    span, absmax, crest = (ref.outlier_magnitude(x, name) for name in ("range", "absmax", "crest"))
+    assert (span <= 2 * absmax).all()
+    assert (crest[absmax > 0] >= 1 - 1e-12).all()
+    assert (crest <= math.sqrt(x.shape[1]) * (1 + 1e-12)).all()
+    assert (crest[absmax == 0] == 0).all()
+
+
+@given(features)
+def test_cosines_are_symmetric_and_in_range(x: F32) -> None:
+    table = ref.cosines(x)
+    np.testing.assert_array_equal(table, table.T)
+    assert np.abs(table).max() <= 1 + 1e-12
+    np.testing.assert_array_equal(table.diagonal(), x.any(axis=1))
+
+
 @given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=30))
 def test_minmax_stays_in_the_unit_interval_and_keeps_the_order(v: list[float]) -> None:
     out = ref.minmax(v)
@@ -213,36 +236,6 @@ def test_minmax_stays_in_the_unit_interval_and_keeps_the_order(v: list[float]) -
     assert out.max() == 1 or max(v) - min(v) < 1.2e-38
     order = np.argsort(v, kind="stable")
     assert (np.diff(out[order]) >= 0).all()
-
-
-@given(score_vectors, st.data())
-def test_topk_is_exact_sorted_and_prefers_the_lower_index(v: list[float], data: Any) -> None:
-    k = data.draw(st.integers(1, len(v)))
-    got = ref.topk(v, k)
-    assert got.dtype == np.int32
-    # By definition: sort by (score descending, index ascending), take k, sort the indices.
-    assert got.tolist() == sorted(sorted(range(len(v)), key=lambda i: (-v[i], i))[:k])
-
-
-@given(score_vectors, st.sampled_from(["topk", "random", "uniform"]), st.integers(0, 2**64 - 1), st.data())
-def test_select_gives_exactly_k_sorted_unique_indices_in_range(
-    v: list[float], method: str, seed: int, data: Any
-) -> None:
-    k = data.draw(st.integers(1, len(v)))
-    got = ref.select(v, k, method, seed)
-    assert got.shape == (k,)
-    assert got.dtype == np.int32
-    assert (np.diff(got) > 0).all()
-    assert got[0] >= 0
-    assert got[-1] < len(v)
-    assert ref.select(v, k, method, seed).tolist() == got.tolist()
-    assert ref.select(v, len(v), method, seed).tolist() == list(range(len(v)))
-
-
-@given(score_vectors, st.sampled_from(["topk", "random"]), st.integers(0, 2**64 - 1))
-def test_a_larger_k_only_adds_tokens(v: list[float], method: str, seed: int) -> None:
-    sets = [set(ref.select(v, k, method, seed).tolist()) for k in range(1, len(v) + 1)]
-    assert all(small < large for small, large in itertools.pairwise(sets))
 
 
 @given(features, st.data())
@@ -271,7 +264,7 @@ def test_a_token_of_better_score_is_never_left_out(x: F32, data: Any) -> None:
     ],
 )
 def test_bad_features_are_refused(x: Any, kind: type[Exception]) -> None:
-    for function in (ref.score, ref.quantization_error, ref.outlier_magnitude):
+    for function in (ref.score, ref.quantization_error, ref.outlier_magnitude, ref.cosines):
         with pytest.raises(kind, match="features must"):
             function(x)
 
@@ -279,7 +272,7 @@ def test_bad_features_are_refused(x: Any, kind: type[Exception]) -> None:
 @pytest.mark.parametrize(
     "kwargs",
     [{"alpha": -0.1}, {"alpha": math.nan}, {"alpha": "auto"}, {"alpha": True}, {"error": "int9"}, {"group_size": 0},
-     {"outlier": "crest"}, {"outlier_weight": 2.0}, {"semantic": [1.0]}, {"semantic": [[1.0, 2.0]]},
+     {"outlier": "peak"}, {"outlier_weight": 2.0}, {"semantic": [1.0]}, {"semantic": [[1.0, 2.0]]},
      {"semantic": [math.nan, 0.0]}],
 )  # fmt: skip
 def test_bad_settings_are_refused(kwargs: dict[str, Any]) -> None:
@@ -287,38 +280,39 @@ def test_bad_settings_are_refused(kwargs: dict[str, Any]) -> None:
         ref.score(np.ones((2, 3), np.float32), **kwargs)
 
 
-def test_bad_selections_are_refused() -> None:
-    for k in (0, 4, -1):
-        with pytest.raises(ValueError, match=r"k must be in 1\.\.3"):
-            ref.select(np.zeros(3), k)
-    with pytest.raises(TypeError):
-        ref.topk(np.zeros(3), 1.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="finite"):
-        ref.topk([0.0, math.nan], 1)
-    with pytest.raises(ValueError, match="topk, random, uniform"):
-        ref.select(np.zeros(3), 1, "dpp")
-    for seed in (-1, 2**64):
-        with pytest.raises(ValueError, match="seed"):
-            ref.select(np.zeros(3), 1, "random", seed)
+@pytest.mark.parametrize("error", GGML_ERRORS)
+def test_ggml_types_are_not_in_the_reference(error: str) -> None:
+    with pytest.raises(ValueError, match=r"int8, got .*; ggml types are ggml's own quantizers"):
+        ref.quantization_error(np.ones((2, 32), np.float32), error)
 
 
-# --- the module -------------------------------------------------------------------------------------------------------
+# --- the modules ------------------------------------------------------------------------------------------------------
+
+MODULES = (ref, checks, scores, selection)
 
 
-def test_it_imports_nothing_but_numpy() -> None:
+def test_they_import_nothing_but_numpy() -> None:
     assert ref.__file__ is not None
-    with open(ref.__file__, encoding="utf-8") as file:
-        tree = ast.parse(file.read())
+    files = sorted(Path(ref.__file__).parent.glob("*.py"))
+    assert len(files) == len(MODULES)
     roots = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            roots |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            roots.add((node.module or "").split(".")[0])
-    assert roots == {"__future__", "numpy", "operator", "typing"}
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                roots |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0
+                roots.add((node.module or "").removeprefix("qap_gguf.reference."))
+    own = {"checks", "scores", "selection"}
+    assert roots == own | {"__future__", "collections.abc", "numpy", "numpy.typing", "operator", "typing"}
+
+
+def test_the_public_names_are_those_of_one_module() -> None:
+    assert [name for name in ref.__all__ if not hasattr(ref, name)] == []
+    assert {"score", "select", "topk", "Scores", "quantization_error", "cosines", "merge_average"} <= set(ref.__all__)
 
 
 def test_the_examples_in_the_docstrings_run() -> None:
-    result = doctest.testmod(ref)
-    assert result.attempted > 5
-    assert result.failed == 0
+    results = [doctest.testmod(module) for module in MODULES]
+    assert sum(result.attempted for result in results) > 12
+    assert sum(result.failed for result in results) == 0

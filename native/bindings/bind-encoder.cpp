@@ -58,6 +58,12 @@ static py::object report_of(const chunk_ref & chunk) {
     put("attention", r.attention);
     put("received", r.received);
     put("total", r.total);
+    out["hidden"] = py::none();
+    if (r.hidden != nullptr) {
+        py::array_t<float> hidden({ (py::ssize_t) r.n_total, (py::ssize_t) r.n_hidden });
+        std::copy_n(r.hidden, (size_t) r.n_total * (size_t) r.n_hidden, hidden.mutable_data());
+        out["hidden"] = hidden;
+    }
     return out;
 }
 
@@ -117,7 +123,7 @@ public:
     }
 
     // Features of an image chunk, (kept tokens, n_embd). capture: all tokens, with the attention in the report.
-    py::array_t<float> encode(const chunk_ref & chunk, bool capture) {
+    py::array_t<float> encode(const chunk_ref & chunk, bool capture, bool hidden) {
         if (!chunk.is_image()) {
             throw py::value_error("expected an image chunk");
         }
@@ -126,7 +132,7 @@ public:
             const py::gil_scoped_release      nogil;
             const std::lock_guard<std::mutex> lock(mutex);
             const quiet_scope                 quiet(verbose);
-            if (capture && qap_chunk_plan_capture(open(), chunk.get()) != 0) {
+            if (capture && qap_chunk_plan_capture(open(), chunk.get(), hidden) != 0) {
                 fail("the image could not be encoded", quiet);
             }
             if (mtmd_encode_chunk(open(), chunk.get()) != 0) {
@@ -253,7 +259,7 @@ void register_encoder(py::module_ & m) {
         .def(
             "tokenize", &encoder::tokenize, py::arg("text"), py::arg("images"), py::arg("add_special"),
             py::arg("parse_special"))
-        .def("encode", &encoder::encode, py::arg("chunk"), py::arg("capture"))
+        .def("encode", &encoder::encode, py::arg("chunk"), py::arg("capture"), py::arg("hidden") = false)
         .def(
             "decode", &encoder::decode, py::arg("lctx"), py::arg("chunk"), py::arg("features").noconvert(),
             py::arg("indices").noconvert().none(true), py::arg("n_past"), py::arg("n_batch"))

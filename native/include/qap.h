@@ -92,6 +92,8 @@ struct qap_report {
     const float *   semantic;
     const float *   attention; /* class-token attention, mean over heads, not normalised */
     const float *   received;  /* attention received, mean over heads and queries, not normalised */
+    const float *   hidden;    /* [n_total, n_hidden]: input of the projector, only when it was asked for */
+    int32_t         n_hidden;
     const float *   total;
 };
 
@@ -147,6 +149,44 @@ QAP_API int qap_merge_average(
     const float * x, const float * cosines, int32_t n_tokens, int32_t n_embd, const int32_t * indices, int32_t n_keep,
     float * out);
 
+/* --- relevance of patches to a prompt by CLIP: the keys and tensors qap_clip_text.* of an mmproj file --- */
+
+struct qap_clip_text;
+
+struct qap_clip_text_shape {
+    int32_t n_ctx;    /* longest prompt in tokens, begin and end included */
+    int32_t n_proj;   /* length of an embedding that patches and text share */
+    int32_t n_hidden; /* length of a patch before the projector */
+    int32_t n_vocab;
+};
+
+/* Loads the text tower onto a ggml device, or the CPU for NULL. NULL with an error for a file without one. */
+QAP_API struct qap_clip_text *     qap_clip_text_open(const char * path, const char * device, int32_t n_threads);
+QAP_API void                       qap_clip_text_free(struct qap_clip_text * clip);
+QAP_API struct qap_clip_text_shape qap_clip_text_get_shape(const struct qap_clip_text * clip);
+
+/* text: UTF-8, n_bytes. A text that is too long is cut, the end token stays. One call at a time runs on one object. */
+/* ids: [n_ctx]; returns how many, or -1 */
+QAP_API int32_t
+qap_clip_text_tokenize(const struct qap_clip_text * clip, const char * text, size_t n_bytes, int32_t * ids);
+/* embedding: [n_proj], not normalised */
+QAP_API int qap_clip_text_embed(struct qap_clip_text * clip, const char * text, size_t n_bytes, float * embedding);
+/* hidden: [n_tokens, n_hidden], the input of LLaVA's projector; embeddings: [n_tokens, n_proj], not normalised */
+QAP_API int qap_clip_text_project(
+    struct qap_clip_text * clip, const float * hidden, int32_t n_tokens, float * embeddings);
+/* relevance: [n_tokens], minus the cosine between a patch and the text (CDPruner, arXiv 2506.10967); a zero has cosine 0 */
+QAP_API int qap_clip_text_relevance(
+    struct qap_clip_text * clip, const float * hidden, int32_t n_tokens, const char * text, size_t n_bytes,
+    float * relevance);
+
+/* --- what our graphs are made of --- */
+
+/* For tests. From now on the callback gets each node of every graph that this thread runs through the functions above,
+ * just before it runs (the encoder's own graphs are upstream's to show, see cb_eval in mtmd.h). NULL ends it. */
+struct ggml_tensor;
+typedef void (*qap_node_callback)(const struct ggml_tensor * node, void * user);
+QAP_API void qap_watch_graphs(qap_node_callback callback, void * user);
+
 /* --- chunks of libmtmd --- */
 
 /* the qap.* keys of the file that the context was made from; false when it has none */
@@ -154,9 +194,9 @@ QAP_API bool qap_context_file_params(const struct mtmd_context * ctx, struct qap
 /* NULL when images of this model can be pruned, else one line that says why not */
 QAP_API const char * qap_context_why_not(const struct mtmd_context * ctx);
 
-/* Replace the plan of an image chunk. plan_capture: keep all tokens, note the class-token attention.
+/* Replace the plan of an image chunk. plan_capture: keep all tokens, note the attention and, if asked, the input of the projector.
  * plan_indices: the given tokens are kept (for embeddings that the caller selected itself). */
-QAP_API int qap_chunk_plan_capture(const struct mtmd_context * ctx, struct mtmd_input_chunk * chunk);
+QAP_API int qap_chunk_plan_capture(const struct mtmd_context * ctx, struct mtmd_input_chunk * chunk, bool hidden);
 QAP_API int qap_chunk_plan_indices(struct mtmd_input_chunk * chunk, const int32_t * indices, int32_t n_keep);
 QAP_API int qap_chunk_report(const struct mtmd_input_chunk * chunk, struct qap_report * report);
 

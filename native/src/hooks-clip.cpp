@@ -12,8 +12,11 @@
 #include <cmath>
 #include <cstring>
 
-// nodes that one image can add: scores take about 60, attention 9 for each block of 256 queries
-static const size_t MAX_NODES = 1024;
+// tensors that one image can add, views counted: scores and cosines take about 150, attention received up to 25 for
+// each block of 256 queries, of which a token may be four
+static size_t max_nodes(int64_t n_tokens) {
+    return 512 + 4 * 32 * (size_t) (n_tokens / 256 + 2);
+}
 
 // q and k of one self-attention, [d_head, n_pos, n_head] each
 struct attention_inputs {
@@ -71,25 +74,40 @@ static void build_attention(
     }
 }
 
+// What the LLaVA projector gets, [n_hidden, n_tokens]: CLIP's patches at the layer that is used, before projection.
+static ggml_tensor * find_projector_input(ggml_cgraph * gf, const clip_model & model) {
+    for (int i = 0; i < ggml_graph_n_nodes(gf); i++) {
+        ggml_tensor * node = ggml_graph_node(gf, i);
+        if (node->op == GGML_OP_MUL_MAT && model.mm_0_w != nullptr && node->src[0] == model.mm_0_w) {
+            return node->src[1];
+        }
+    }
+    return nullptr;
+}
+
 static qap_graph build_nodes(const clip_model & model, ggml_cgraph * gf, qap_plan * plan, const qap_params & params) {
     qap_graph graph;
-    graph.plan       = plan;
-    graph.embeddings = ggml_graph_node(gf, -1);
-    graph.ctx.reset(ggml_init({ ggml_tensor_overhead() * MAX_NODES, nullptr, /* no_alloc */ true }));
+    graph.plan             = plan;
+    graph.embeddings       = ggml_graph_node(gf, -1);
+    const int64_t n_embd   = graph.embeddings->ne[0];
+    const int64_t n_tokens = ggml_nelements(graph.embeddings) / n_embd;
+    graph.ctx.reset(ggml_init({ ggml_tensor_overhead() * max_nodes(n_tokens), nullptr, /* no_alloc */ true }));
 
-    ggml_context * ctx      = graph.ctx.get();
-    const int64_t  n_embd   = graph.embeddings->ne[0];
-    const int64_t  n_tokens = ggml_nelements(graph.embeddings) / n_embd;
-    const bool     capture  = plan != nullptr && plan->capture;
-    const bool     auto_    = params.semantic == QAP_SEMANTIC_AUTO;
-    const bool     has_cls  = model.class_embedding != nullptr;
+    ggml_context * ctx     = graph.ctx.get();
+    const bool     capture = plan != nullptr && plan->capture;
+    const bool     auto_   = params.semantic == QAP_SEMANTIC_AUTO;
+    const bool     has_cls = model.class_embedding != nullptr;
 
     // auto: the class token's attention where there is one, else the attention received
     build_attention(
         graph, gf, model, n_tokens, capture || auto_ || params.semantic == QAP_SEMANTIC_CLS,
         capture || (auto_ && !has_cls) || params.semantic == QAP_SEMANTIC_ATTENTION);
 
-    std::vector<ggml_tensor *> outputs = { graph.embeddings, graph.attention, graph.received };
+    if (capture && plan->capture_hidden) {
+        ggml_tensor * input = find_projector_input(gf, model);
+        graph.hidden        = input != nullptr ? ggml_cont(ctx, input) : nullptr;
+    }
+    std::vector<ggml_tensor *> outputs = { graph.embeddings, graph.attention, graph.received, graph.hidden };
     ggml_tensor *              x       = ggml_reshape_2d(ctx, graph.embeddings, n_embd, n_tokens);
     if (!capture) {
         ggml_tensor * relevance = params.semantic == QAP_SEMANTIC_ATTENTION ? graph.received : graph.attention;
@@ -133,9 +151,9 @@ static void read_floats(ggml_tensor * tensor, std::vector<float> & out) {
     }
 }
 
-static bool is_usable(const std::vector<float> & values) {
+static bool is_finite(const std::vector<float> & values) {
     for (const float value : values) {
-        if (!(std::fabs(value) <= QAP_MAX_MAGNITUDE)) { // false for NaN as well
+        if (!std::isfinite(value)) {
             return false;
         }
     }
@@ -152,11 +170,16 @@ static int read_scores(const qap_graph & graph, qap_plan & plan) {
     if (graph.scores.alpha != nullptr) {
         ggml_backend_tensor_get(graph.scores.alpha, &plan.alpha, 0, sizeof(float));
     }
-    if (!is_usable(plan.error) || !is_usable(plan.outlier) || !is_usable(plan.attention)) {
+    if (!is_finite(plan.outlier) || !is_finite(plan.attention) || !is_finite(plan.received)) {
         return qap_fail(
-            "expected finite image features below %g, got others from the encoder; "
-            "check the mmproj file, or an f16 overflow on this device",
-            (double) QAP_MAX_MAGNITUDE);
+            "expected finite image features, got others from the encoder; check the mmproj file, or an f16 overflow on "
+            "this device");
+    }
+    if (!is_finite(plan.error)) {
+        const char * name = qap_name_from_id("error", plan.params.error);
+        return plan.params.error >= QAP_ERROR_GGML
+                   ? qap_fail("error: %s keeps scales in f16, which cannot hold features this large; use int4", name)
+                   : qap_fail("expected finite image features, got others from the encoder; check the mmproj file");
     }
     if (graph.scores.semantic == nullptr && plan.params.semantic != QAP_SEMANTIC_AUTO &&
         plan.params.semantic != QAP_SEMANTIC_NONE) {
@@ -216,6 +239,8 @@ bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
     }
     read_floats(graph.attention, plan.attention);
     read_floats(graph.received, plan.received);
+    read_floats(graph.hidden, plan.hidden);
+    plan.n_hidden = graph.hidden != nullptr ? (int32_t) graph.hidden->ne[0] : 0;
     if (plan.capture) {
         plan.indices.resize(plan.n_total);
         for (int32_t i = 0; i < plan.n_total; i++) {

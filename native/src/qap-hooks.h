@@ -27,6 +27,7 @@ struct qap_graph {
     ggml_tensor *    attention  = nullptr; // [n_tokens], raw, of the class token
     ggml_tensor *    received   = nullptr; // [n_tokens], raw, from all positions
     ggml_tensor *    cosines    = nullptr; // [n_tokens, n_tokens], where the selection needs them
+    ggml_tensor *    hidden     = nullptr; // [n_hidden, n_tokens], the projector's input
     qap_score_nodes  scores;
 };
 

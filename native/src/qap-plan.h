@@ -11,16 +11,19 @@
 #include <vector>
 
 struct qap_plan {
-    qap_params params  = {};
-    int32_t    n_total = 0;     // N: tokens that the projector gives for this chunk
-    int32_t    n_keep  = 0;     // K
-    bool       capture = false; // keep everything, note the attention, compute no scores
+    qap_params params         = {};
+    int32_t    n_total        = 0;     // N: tokens that the projector gives for this chunk
+    int32_t    n_keep         = 0;     // K
+    bool       capture        = false; // keep everything, note the attention, compute no scores
+    bool       capture_hidden = false; // note the projector's input as well
 
     // filled by the encode
     bool                 done  = false;
     float                alpha = 0.0f;
     std::vector<int32_t> indices;                                                           // [n_keep], ascending
     std::vector<float>   error, outlier, sensitivity, semantic, attention, received, total; // [n_total] or empty
+    std::vector<float>   hidden; // [n_total, n_hidden] or empty
+    int32_t              n_hidden = 0;
     std::vector<float>   cosines; // [n_total, n_total] between selection and merge
 };
 

@@ -16,13 +16,27 @@ from typing import Any, Final, Literal
 
 from qap_gguf.errors import ConfigError
 
-__all__ = ["ERRORS", "METADATA_TYPES", "OUTLIERS", "POSITIONS", "SELECTORS", "SEMANTICS", "PruneConfig"]
+__all__ = [
+    "ERRORS",
+    "GGML_ERRORS",
+    "INT_ERRORS",
+    "MERGES",
+    "METADATA_TYPES",
+    "OUTLIERS",
+    "POSITIONS",
+    "SELECTORS",
+    "SEMANTICS",
+    "PruneConfig",
+]
 
-ERRORS: Final = ("int2", "int3", "int4", "int5", "int6", "int7", "int8")
-OUTLIERS: Final = ("range",)
-SEMANTICS: Final = ("auto", "cls", "none")
-SELECTORS: Final = ("topk", "random", "uniform")
-POSITIONS: Final = ("auto", "compact")
+INT_ERRORS: Final = ("int2", "int3", "int4", "int5", "int6", "int7", "int8")
+GGML_ERRORS: Final = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "q4_K", "q6_K")
+ERRORS: Final = INT_ERRORS + GGML_ERRORS
+OUTLIERS: Final = ("range", "absmax", "crest")
+SEMANTICS: Final = ("auto", "clip_text", "cls", "text", "attention", "none")
+SELECTORS: Final = ("topk", "dpp", "divprune", "random", "uniform")
+POSITIONS: Final = ("auto", "compact", "keep")
+MERGES: Final = ("none", "average")
 
 METADATA_VERSION: Final = 1
 #: GGUF value type of each key that :meth:`PruneConfig.to_metadata` writes.
@@ -39,6 +53,7 @@ METADATA_TYPES: Final[Mapping[str, str]] = {
     "qap.semantic": "string",
     "qap.select": "string",
     "qap.positions": "string",
+    "qap.merge": "string",
 }
 
 _MAX_I32: Final = 2**31 - 1
@@ -90,12 +105,16 @@ class PruneConfig:
         alpha: weight of the semantic score in [0, 1]; 1 - alpha is the weight of the sensitivity to quantization.
             "dynamic" derives it from the image (0.45..0.55).
         error: quantizer whose error is measured, see ``ERRORS``.
-        group_size: channels that share one scale, at least 1; a last, shorter group is its own group.
+        group_size: channels that share one scale, at least 1; a last, shorter group is its own group. ggml types
+            have block sizes of their own and ignore it.
         outlier: outlier magnitude, see ``OUTLIERS``.
         outlier_weight: weight of the outlier magnitude in the sensitivity, in [0, 1].
         semantic: source of the semantic score, see ``SEMANTICS``. "auto" takes the best one that the model has.
         select: how K tokens are chosen, see ``SELECTORS``.
-        positions: positions of the kept tokens, see ``POSITIONS``. "compact" numbers them without gaps.
+        positions: positions of the kept tokens, see ``POSITIONS``. "compact" numbers them without gaps, "keep" leaves
+            each its own (M-RoPE models only), "auto" takes what the model allows.
+        merge: what becomes of dropped tokens, see ``MERGES``. "average" folds each into its most similar kept one;
+            this is ours, beyond the paper.
         seed: seed of ``select="random"``, 0..2**64-1. Other selectors ignore it.
 
     Raises:
@@ -118,6 +137,7 @@ class PruneConfig:
     semantic: str = "auto"
     select: str = "topk"
     positions: str = "auto"
+    merge: str = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -227,7 +247,7 @@ class PruneConfig:
         meta["qap.alpha_dynamic"] = isinstance(self.alpha, str)
         if not isinstance(self.alpha, str):
             meta["qap.alpha"] = self.alpha
-        for name in ("error", "group_size", "outlier", "outlier_weight", "semantic", "select", "positions"):
+        for name in ("error", "group_size", "outlier", "outlier_weight", "semantic", "select", "positions", "merge"):
             meta[f"qap.{name}"] = getattr(self, name)
         return meta
 
@@ -276,6 +296,7 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "semantic": SEMANTICS,
     "select": SELECTORS,
     "positions": POSITIONS,
+    "merge": MERGES,
 }
 _FIELDS: Final = tuple(field.name for field in dataclasses.fields(PruneConfig))
 

@@ -38,6 +38,7 @@ def to_params(cfg: PruneConfig) -> _core.Params:
         semantic=cfg.semantic,
         select=cfg.select,
         positions=cfg.positions,
+        merge=cfg.merge,
         seed=cfg.seed,
     )
 

@@ -5,15 +5,28 @@ The steps are those of docs/method.md: scores over all tokens, selection of exac
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from qap_gguf.config import PruneConfig
 from qap_gguf.defaults import check_config
 from qap_gguf.errors import ImageError, UnsupportedError
-from qap_gguf.score import FloatArray, IndexArray, Scores, check_array, score, select
+from qap_gguf.relevance import Signals
+from qap_gguf.score import (
+    FloatArray,
+    IndexArray,
+    Scores,
+    check_array,
+    cosines,
+    merge_average,
+    needs_cosines,
+    score,
+    select_by,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +39,8 @@ class ImageEmbedding:
         attention: class-token attention, mean over heads, float32 (n_tok,); None where the encoder has none.
         size: (width, height) of the picture in pixels.
         seconds: wall-clock time of the encode.
+        received: attention received, mean over heads and queries, float32 (n_tok,); None where patches are merged.
+        hidden: input of the projector, float32 (n_tok, n_hidden); only for models with a CLIP text tower, else None.
     """
 
     features: FloatArray
@@ -33,6 +48,8 @@ class ImageEmbedding:
     attention: FloatArray | None
     size: tuple[int, int]
     seconds: float
+    received: FloatArray | None = None
+    hidden: FloatArray | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -45,7 +62,7 @@ class PrunedImage:
     """The kept tokens of one image.
 
     Attributes:
-        features: kept rows, float32 (k, n_embd), unchanged.
+        features: kept rows, float32 (k, n_embd); unchanged unless dropped ones were merged into them.
         indices: their numbers in the image, int32 (k,), ascending.
         positions: their positions relative to the image's start, int32 (k,).
         scores: the scores of all tokens.
@@ -63,6 +80,18 @@ class PrunedImage:
     select_s: float
 
 
+def embedding_of(
+    features: FloatArray, report: dict[str, Any] | None, size: tuple[int, int], seconds: float
+) -> ImageEmbedding:
+    """The embedding of an image from what its encode gave; no report means a model that cannot be pruned."""
+    report = report or {}
+    n_tokens = int(features.shape[0])
+    side = math.isqrt(n_tokens)
+    grid = (side, side) if side * side == n_tokens else (1, n_tokens)
+    signals = {name: report.get(name) for name in ("attention", "received", "hidden")}
+    return ImageEmbedding(features=features, grid=grid, size=size, seconds=seconds, **signals)
+
+
 def check_embedding(image: ImageEmbedding, n_embd: int) -> None:
     """`image` has the width that the language model reads.
 
@@ -77,36 +106,44 @@ def check_embedding(image: ImageEmbedding, n_embd: int) -> None:
         )
 
 
-def score_image(image: ImageEmbedding, cfg: PruneConfig, n_threads: int) -> Scores:
+def score_image(signals: Signals, cfg: PruneConfig, n_threads: int) -> Scores:
     """Scores of all tokens of an image.
 
     Raises:
         UnsupportedError: `cfg` asks for a signal that this image does not have.
     """
     check_config(cfg)
-    if cfg.semantic == "cls" and image.attention is None:
-        raise UnsupportedError("semantic: this encoder has no class token (cls); use none or auto")
-    semantic = None if cfg.semantic == "none" else image.attention
-    if semantic is None and cfg.alpha == 1.0 and cfg.select == "topk":
+    relevance = signals.relevance(cfg.semantic)
+    if relevance is None and cfg.alpha == 1.0 and cfg.select in ("topk", "dpp"):
         raise UnsupportedError("alpha: 1 leaves nothing to rank by without a semantic signal; use alpha < 1")
-    return score(image.features, cfg, semantic, n_threads=n_threads)
+    return score(signals.features, cfg, relevance, n_threads=n_threads)
 
 
-def prune_image(image: ImageEmbedding, cfg: PruneConfig, n_threads: int) -> PrunedImage:
+def prune_image(signals: Signals, cfg: PruneConfig, n_threads: int) -> PrunedImage:
     """Keep the tokens of an image that score best.
 
     Raises:
         ConfigError: ``n_keep`` is larger than the image's tokens.
-        UnsupportedError: `cfg` asks for a signal that this image does not have.
+        UnsupportedError: `cfg` asks for a signal or for positions that the model does not have.
     """
     check_config(cfg)
-    n_keep = cfg.count(image.n_tokens)
+    if cfg.positions == "keep":
+        raise UnsupportedError(
+            "positions: keep leaves gaps, which libllama refuses on models with 1-D positions; use compact or auto"
+        )
+    features = signals.features
+    n_total = int(features.shape[0])
+    n_keep = cfg.count(n_total)
     started = time.perf_counter()
-    scores = score_image(image, cfg, n_threads)
+    scores = score_image(signals, cfg, n_threads)
     scored = time.perf_counter()
-    indices = select(scores.total, n_keep, features=image.features, method=cfg.select, seed=cfg.seed)
-    # all tokens: the very same rows, not a copy of them
-    features = image.features if n_keep == image.n_tokens else np.ascontiguousarray(image.features[indices])
+    merge = cfg.merge == "average" and n_keep < n_total
+    table = cosines(features, n_threads=n_threads) if merge or needs_cosines(cfg.select) else None
+    indices = select_by(scores.total, table, n_keep, cfg.select, cfg.seed)
+    if merge and table is not None:
+        features = merge_average(features, table, indices)
+    elif n_keep < n_total:  # all tokens: the very same rows, not a copy of them
+        features = np.ascontiguousarray(features[indices])
     done = time.perf_counter()
     positions = np.arange(n_keep, dtype=np.int32)  # compact: the only policy for 1-D positions
-    return PrunedImage(features, indices, positions, scores, image.n_tokens, scored - started, done - scored)
+    return PrunedImage(features, indices, positions, scores, n_total, scored - started, done - scored)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 
 from qap_gguf.errors import ConfigError, ModelFileError, NativeError
+from qap_gguf.relevance import InputEmbeddings
 
 
 def open_llama(path: str | os.PathLike[str], **settings: Any) -> llama_cpp.Llama:
@@ -99,6 +101,14 @@ class LanguageModel:
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a text, special tokens as text."""
         return list(self.llama.tokenize(text.encode(), add_bos=False, special=False))
+
+    @cached_property
+    def embedder(self) -> InputEmbeddings | None:
+        """Input embeddings of this model's tokens, read from its file; None when it was not loaded from one."""
+        path = Path(str(self.llama.model_path))
+        if not path.is_file():
+            return None
+        return InputEmbeddings(path, self.tokenize, int(self.llama.n_embd()))
 
     def special_text(self, token: int) -> str:
         """Text of a special token such as BOS, "" where the model has none."""

@@ -7,7 +7,6 @@ Design: docs/design.md. Embeddings reach the language model through upstream's o
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
@@ -16,20 +15,26 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import llama_cpp
-import numpy as np
 
-from qap_gguf import _core
-from qap_gguf.arguments import check_integer, check_threads, find_device, one_line
+from qap_gguf.arguments import check_integer, check_threads, find_device
+from qap_gguf.clip_text import ClipTextTower
 from qap_gguf.config import PruneConfig
-from qap_gguf.defaults import from_params, use
-from qap_gguf.embedding import ImageEmbedding, PrunedImage, check_embedding, prune_image, score_image
-from qap_gguf.errors import ConfigError, ImageError, ModelFileError, NativeError, QapError, UnsupportedError
+from qap_gguf.embedding import (
+    ImageEmbedding,
+    PrunedImage,
+    check_embedding,
+    prune_image,
+    score_image,
+)
+from qap_gguf.encoder import ImageEncoder
+from qap_gguf.errors import ConfigError, ImageError, QapError, UnsupportedError
 from qap_gguf.files import check_pair
 from qap_gguf.generation import AnswerSettings, ChatSettings, Generation, GenerationStats
 from qap_gguf.images import ImageSource, load_image
 from qap_gguf.language import LanguageModel, TextStream, open_llama
 from qap_gguf.packaged import packaged_model
-from qap_gguf.prompts import flatten, render
+from qap_gguf.prompts import flatten, question_of, render
+from qap_gguf.relevance import Signals
 from qap_gguf.score import FloatArray, Scores, n_threads_default
 
 if TYPE_CHECKING:
@@ -115,17 +120,18 @@ class VisionModel:
         self._language = LanguageModel(llama)
         self._n_batch = int(llama.n_batch)
         try:
-            self._encoder = _core.Encoder(
-                mmproj=str(mmproj),
-                model=self._language.model_address,
+            self._encoder = ImageEncoder(
+                mmproj,
+                self._language,
                 device=device_name,
                 n_threads=self._threads,
                 flash_attn=flash_attn,
                 verbose=verbose,
             )
-        except RuntimeError as err:
+            self._tower = ClipTextTower.open(mmproj, device=device_name, n_threads=self._threads)
+        except QapError:
             self.close()
-            raise ModelFileError(f"{mmproj}: {one_line(err)}") from err
+            raise
 
     # --- image to tokens ---
 
@@ -138,14 +144,13 @@ class VisionModel:
     def why_not_prunable(self) -> str | None:
         """None when images of this model can be pruned, else one line that says why not."""
         self._check_open()
-        return self._encoder.why_not()
+        return self._encoder.why_not_prunable
 
     @property
     def file_config(self) -> PruneConfig | None:
         """The ``qap.*`` keys of the mmproj file, None where it has none. :meth:`chat` does not apply them by itself."""
         self._check_open()
-        params = self._encoder.file_params()
-        return None if params is None else from_params(params)
+        return self._encoder.file_config
 
     def encode(self, image: ImageSource) -> ImageEmbedding:
         """Run the image encoder and the projector over a picture; all tokens come back, none is pruned.
@@ -160,33 +165,28 @@ class VisionModel:
         pixels = load_image(image)
         with self._lock:
             self._check_open()
-            started = time.perf_counter()
-            chunks = self._tokenize(_core.media_marker(), [pixels], add_special=False)
-            tiles = [chunk for chunk in chunks if chunk.is_image]
-            if len(tiles) != 1:
-                raise UnsupportedError(
-                    f"image: expected one piece, this model cuts it into {len(tiles)}; this version cannot join them"
-                )
-            try:
-                features = self._encoder.encode(tiles[0], capture=True)
-            except RuntimeError as err:
-                raise NativeError(one_line(err)) from err
-            seconds = time.perf_counter() - started
-        if not np.isfinite(features).all():
-            raise NativeError("expected finite features from the encoder, got others; check the mmproj file")
-        report = tiles[0].report()
-        side = math.isqrt(features.shape[0])
-        grid = (side, side) if side * side == features.shape[0] else (1, int(features.shape[0]))
-        attention = None if report is None else report["attention"]
-        return ImageEmbedding(features, grid, attention, (pixels.shape[1], pixels.shape[0]), seconds)
+            return self._encoder.encode(pixels, hidden=self._tower is not None)
 
     def score(self, image: ImageEmbedding, cfg: PruneConfig | None = None, prompt: str | None = None) -> Scores:
-        """Scores of all tokens of an image; `prompt` is for signals that look at the question (none in this version).
+        """Scores of all tokens of an image; `prompt` is for the signals that look at the question.
 
         Raises:
             UnsupportedError: `cfg` asks for a signal that this model cannot give.
         """
-        return score_image(image, PruneConfig() if cfg is None else cfg, self._threads)
+        return score_image(self.signals(image, prompt), PruneConfig() if cfg is None else cfg, self._threads)
+
+    def signals(self, image: ImageEmbedding, prompt: str | None = None) -> Signals:
+        """What the semantic relevance of an image can be made of; ``signals(...).available()`` lists the names.
+
+        Raises:
+            ImageError: not an ImageEmbedding.
+        """
+        self._check_open()
+        if not isinstance(image, ImageEmbedding):
+            raise ImageError(f"expected an ImageEmbedding, got {type(image).__name__}; call encode(image) first")
+        return Signals(
+            image.features, image.attention, image.received, image.hidden, prompt, self._tower, self._language.embedder
+        )
 
     def prune(self, image: ImageEmbedding, cfg: PruneConfig | None = None, prompt: str | None = None) -> PrunedImage:
         """Keep the tokens of an image that score best.
@@ -200,12 +200,11 @@ class VisionModel:
             ConfigError: ``n_keep`` is larger than the image's tokens.
             UnsupportedError: the model cannot be pruned, or cannot give the signal.
         """
-        if not isinstance(image, ImageEmbedding):
-            raise ImageError(f"expected an ImageEmbedding, got {type(image).__name__}; call encode(image) first")
+        signals = self.signals(image, prompt)
         why_not = self.why_not_prunable
         if why_not is not None:
             raise UnsupportedError(f"cannot prune this image: {why_not}")
-        return prune_image(image, PruneConfig() if cfg is None else cfg, self._threads)
+        return prune_image(signals, PruneConfig() if cfg is None else cfg, self._threads)
 
     # --- tokens to text ---
 
@@ -272,7 +271,7 @@ class VisionModel:
             check_embedding(image, self._encoder.n_embd)
         stats = GenerationStats()
         # Prefill at once: errors belong to this call, not to the first piece.
-        number = self._prefill(flat, images, chosen.prune, stats)
+        number = self._prefill(flat, images, chosen.prune, question_of(messages), stats)
         pieces = self._decode(number, text, stats, chosen)
         generation = Generation(pieces, stats)
         return generation if stream else "".join(generation)
@@ -283,24 +282,19 @@ class VisionModel:
         logits: FloatArray = self._language.last_logits()
         return logits
 
-    def _tokenize(self, text: str, images: list[Any], *, add_special: bool) -> list[_core.Chunk]:
-        try:
-            with use(None):  # pruning is ours to do here, not that of a process default
-                return self._encoder.tokenize(text, images, add_special, True)
-        except ValueError as err:
-            raise ImageError(one_line(err)) from err
-
     def _prefill(
         self,
         flat: list[dict[str, str]],
         images: list[ImageEmbedding],
         prune: PruneConfig | None,
+        question: str,
         stats: GenerationStats,
     ) -> int:
         with self._lock:
             prompt, add_special = render(self._language, flat)
-            chunks = self._tokenize(prompt, [image.size for image in images], add_special=add_special)
-            pruned = [None if prune is None else self.prune(image, prune) for image in images]
+            sizes = [image.size for image in images]
+            chunks = self._encoder.tokenize(prompt, sizes, add_special=add_special)
+            pruned = [None if prune is None else self.prune(image, prune, question) for image in images]
             for image, cut in zip(images, pruned, strict=True):
                 stats.encode_s += image.seconds
                 stats.n_image_tokens += image.n_tokens
@@ -324,18 +318,8 @@ class VisionModel:
                     self._language.prefill(chunk.tokens)
                     continue
                 image, cut = waiting.pop(0)
-                features = image.features if cut is None else cut.features
-                try:
-                    self._language.n_past = self._encoder.decode(
-                        self._language.context_address,
-                        chunk,
-                        features,
-                        None if cut is None else cut.indices,
-                        self._language.n_past,
-                        self._n_batch,
-                    )
-                except (ValueError, RuntimeError) as err:
-                    raise NativeError(one_line(err)) from err
+                features, indices = (image.features, None) if cut is None else (cut.features, cut.indices)
+                self._encoder.prefill(chunk, features, indices, self._n_batch)
             self._language.synchronize()
             stats.prefill_s = time.perf_counter() - started
             stats.n_kv = self._language.n_kv
@@ -383,9 +367,9 @@ class VisionModel:
         """Free the encoder, and the language model if it was loaded here. Closing twice is fine."""
         with self._lock:
             self._closed = True
-            encoder = getattr(self, "_encoder", None)
-            if encoder is not None:
-                encoder.close()
+            for part in (getattr(self, "_tower", None), getattr(self, "_encoder", None)):
+                if part is not None:
+                    part.close()
             if self._owned is not None:
                 self._owned.close()
                 self._owned = None

@@ -55,6 +55,12 @@ def flatten(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]]
     return flat, images
 
 
+def question_of(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The text of the last user message: what signals that look at the prompt compare with."""
+    users = [message for message in messages if message["role"] == "user"]
+    return " ".join(part for part in _parts(users[-1]) if isinstance(part, str)).strip() if users else ""
+
+
 def _vicuna(messages: Sequence[Mapping[str, str]]) -> str:
     names = {"user": "USER: ", "assistant": "ASSISTANT: ", "system": ""}
     return "\n".join(names[m["role"]] + m["content"] for m in messages) + "\nASSISTANT:"

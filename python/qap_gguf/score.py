@@ -63,6 +63,13 @@ def n_threads_default() -> int:
     return max(1, count or 1)
 
 
+def check_device(device: str | None) -> None:
+    """`device` is None or the exact name of a ggml device."""
+    names = [name for name, *_ in _core.devices()]
+    if device is not None and device not in names:
+        raise ConfigError(f"device: expected one of {', '.join(names)}, got {device!r}; see qap-gguf info")
+
+
 def score(
     x: FloatArray,
     cfg: PruneConfig | None = None,
@@ -99,9 +106,7 @@ def score(
         if semantic.shape[0] != x.shape[0]:
             raise ArrayError(f"semantic: expected shape ({x.shape[0]},), got {semantic.shape}; one number per token")
     check_threads(n_threads)
-    if device is not None and device not in [name for name, *_ in _core.devices()]:
-        names = ", ".join(name for name, *_ in _core.devices())
-        raise ConfigError(f"device: expected one of {names}, got {device!r}; see qap-gguf info")
+    check_device(device)
     try:
         found = _core.score(x, semantic, params, device, n_threads or n_threads_default())
     except ValueError as err:
@@ -126,8 +131,9 @@ def select(
     Args:
         total: scores, float32 (n_tok,), finite; "random" and "uniform" use only its length.
         n_keep: K in 1..n_tok.
-        features: float32 (n_tok, n_embd); for selectors that compare tokens (none in this version).
-        method: one of ``qap_gguf.config.SELECTORS``: "topk" (ties go to the lower index), "random" (seeded), "uniform".
+        features: float32 (n_tok, n_embd); "dpp" and "divprune" compare tokens by them.
+        method: one of ``qap_gguf.config.SELECTORS``: "topk" (ties go to the lower index), "dpp" (scores and diversity),
+            "divprune" (diversity alone), "random" (seeded), "uniform".
         seed: of "random", 0..2**64-1.
 
     Raises:
@@ -151,7 +157,74 @@ def select(
         raise ConfigError(f"method: expected one of {', '.join(SELECTORS)}, got {method!r}; choose one of these")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
         raise ConfigError(f"seed: expected an integer in 0..2**64-1, got {seed!r}; choose one in that range")
+    table = None
+    if needs_cosines(method):
+        if features is None:
+            raise ConfigError(f"features: {method} compares tokens, got None; pass the features")
+        table = cosines(features)
+    return select_by(total, table, int(n_keep), method, int(seed))
+
+
+def needs_cosines(method: str) -> bool:
+    """Whether a selector compares tokens with each other."""
+    return _core.needs_cosines(method)
+
+
+def cosines(x: FloatArray, *, device: str | None = None, n_threads: int | None = None) -> FloatArray:
+    """Cosines between all tokens, float32 (n_tok, n_tok); a token of zeros has cosine 0 with every token.
+
+    Raises:
+        ArrayError: wrong dtype, shape, order, or values that are not finite or above 1e30.
+
+    Example:
+        >>> import numpy as np, qap_gguf as qap
+        >>> from qap_gguf.score import cosines
+        >>> cosines(np.array([[3.0, 4.0], [0.0, 2.0]], dtype="float32")).round(2)
+        array([[1. , 0.8],
+               [0.8, 1. ]], dtype=float32)
+    """
+    check_array("x", x, 2)
+    check_threads(n_threads)
+    check_device(device)
     try:
-        return _core.select(total, n_tokens, int(n_keep), method, int(seed))
+        return _core.cosines(x, device, n_threads or n_threads_default())
+    except ValueError as err:
+        raise ArrayError(str(err)) from err
+
+
+def select_by(total: FloatArray, table: FloatArray | None, n_keep: int, method: str, seed: int) -> IndexArray:
+    """:func:`select` with the cosines at hand, for callers that need them for more than this."""
+    try:
+        return _core.select(total, table, total.shape[0], n_keep, method, seed)
+    except ValueError as err:
+        raise ArrayError(str(err)) from err
+
+
+def merge_average(x: FloatArray, table: FloatArray, indices: IndexArray) -> FloatArray:
+    """Kept rows with each dropped token averaged into its most similar kept one, float32 (k, n_embd).
+
+    Ours, beyond the paper (docs/method.md, section 8).
+
+    Args:
+        x: all tokens, float32 (n_tok, n_embd).
+        table: their :func:`cosines`, float32 (n_tok, n_tok).
+        indices: kept tokens, int32 (k,), ascending.
+
+    Raises:
+        ArrayError: shapes or indices do not fit each other.
+
+    Example:
+        >>> import numpy as np
+        >>> from qap_gguf.score import cosines, merge_average
+        >>> x = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]], dtype="float32")
+        >>> merge_average(x, cosines(x), np.array([0, 2], dtype="int32")).tolist()
+        [[2.0, 0.0], [0.0, 5.0]]
+    """
+    check_array("x", x, 2)
+    check_array("table", table, 2)
+    if not isinstance(indices, np.ndarray) or indices.dtype != np.int32 or indices.ndim != 1:
+        raise ArrayError("indices: expected an int32 array (k,), got another; use numpy.asarray(..., 'int32')")
+    try:
+        return _core.merge_average(x, table, indices)
     except ValueError as err:
         raise ArrayError(str(err)) from err

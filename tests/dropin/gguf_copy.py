@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-Keys = Mapping[str, "bool | int | float | str | tuple[Any, gguf.GGUFValueType] | None"]
+Keys = Mapping[str, "bool | int | float | str | list[int] | tuple[Any, gguf.GGUFValueType] | None"]
 
 
 def _add(writer: Any, name: str, value: Any) -> None:
@@ -22,6 +22,8 @@ def _add(writer: Any, name: str, value: Any) -> None:
         writer.add_uint32(name, value)
     elif isinstance(value, float):
         writer.add_float32(name, value)
+    elif isinstance(value, list):
+        writer.add_array(name, value)
     else:
         writer.add_string(name, value)
 
@@ -35,7 +37,7 @@ def rewrite(
     """Copy a GGUF file.
 
     Args:
-        keys: values to add or to replace; None drops the key. ints become uint32, floats float32.
+        keys: values to add or to replace; None drops the key. ints become uint32, floats float32, lists int32 arrays.
         tensors: arrays (NumPy order of axes) to replace; None drops the tensor.
     """
     keys, tensors = dict(keys or {}), dict(tensors or {})

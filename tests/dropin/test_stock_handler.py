@@ -51,6 +51,13 @@ def test_a_default_saves_exactly_the_cells_of_the_dropped_tokens() -> None:
     assert_plain_error(too_many, "ValueError")
 
 
+def test_what_a_default_cannot_do_is_an_exception() -> None:
+    """Gaps in 1-D positions, and signals that look at a prompt which is not whole yet."""
+    refused = [{"positions": "keep"}, {"semantic": "text"}, {"semantic": "clip_text"}]
+    for result in run_probe("chat", settings=[{"default": {"n_keep": 18, **changes}} for changes in refused]):
+        assert_plain_error(result, "ValueError")
+
+
 def test_dense_answers_are_those_of_the_library_without_the_encoder_mend() -> None:
     """With both switches on, the handler says what it says on the stock library, in as many cells."""
     stock = run_probe("chat", settings=[{}], package=False)
@@ -113,8 +120,8 @@ BAD_KEYS: dict[str, dict[str, Any]] = {
     "keep_ratio above one": {"qap.keep_ratio": 1.5},
     "group size of zero": {"qap.group_size": 0},
     "unknown error": {"qap.error": "int9"},
-    "unknown outlier": {"qap.outlier": "crest"},
-    "unknown selector": {"qap.select": "dpp"},
+    "unknown outlier": {"qap.outlier": "peak"},
+    "unknown selector": {"qap.select": "best"},
     "error as a number": {"qap.error": 4},
     "dynamic as a number": {"qap.alpha_dynamic": 1},
     "version 2": {"qap.version": 2},

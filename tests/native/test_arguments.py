@@ -14,7 +14,8 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 
 import qap_gguf as qap
 from qap_gguf import _core
-from qap_gguf.defaults import to_params
+from qap_gguf.config import ERRORS, MERGES, OUTLIERS, POSITIONS, SELECTORS, SEMANTICS
+from qap_gguf.defaults import from_params, to_params
 from qap_gguf.errors import ArrayError, ConfigError
 
 X = np.random.default_rng(0).standard_normal((6, 10)).astype(np.float32)
@@ -122,16 +123,16 @@ def test_select_refuses_bad_scores(total: Any) -> None:
 
 
 @pytest.mark.parametrize("n_keep", [0, -1, 7, 2**31, 2**70, 2.0, "2", None, True, np.float32(2)])
-@pytest.mark.parametrize("method", ["topk", "random", "uniform"])
+@pytest.mark.parametrize("method", SELECTORS)
 def test_select_refuses_a_bad_k(n_keep: Any, method: str) -> None:
     with pytest.raises(ConfigError, match=r"^n_keep: expected an integer in 1\.\.6") as error:
-        qap.select(S, n_keep, method=method)
+        qap.select(S, n_keep, X, method)
     assert_one_line(error)
 
 
-@pytest.mark.parametrize("method", ["", "top-k", "TOPK", "dpp", None, 0, ["topk"]])
+@pytest.mark.parametrize("method", ["", "top-k", "TOPK", "DPP", None, 0, ["topk"]])
 def test_select_refuses_unknown_methods(method: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^method: expected one of topk, random, uniform") as error:
+    with pytest.raises(ConfigError, match=r"^method: expected one of topk, dpp, divprune, random, uniform") as error:
         qap.select(S, 2, method=method)
     assert_one_line(error)
 
@@ -146,9 +147,21 @@ def test_select_refuses_a_bad_seed(seed: Any) -> None:
 def test_select_refuses_features_of_another_image() -> None:
     bad: list[Any] = [X[:5], X.astype(np.float64), X[0]]
     for features in bad:
-        with pytest.raises(ArrayError, match=r"^features: expected") as error:
-            qap.select(S, 2, features=features)
-        assert_one_line(error)
+        for method in ("topk", "dpp"):
+            with pytest.raises(ArrayError, match=r"^features: expected") as error:
+                qap.select(S, 2, features, method)
+            assert_one_line(error)
+
+
+@pytest.mark.parametrize("method", ["dpp", "divprune"])
+def test_selectors_that_compare_tokens_need_usable_features(method: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^features: {method} compares tokens, got None") as error:
+        qap.select(S, 2, method=method)
+    assert_one_line(error)
+    for value in (np.nan, np.inf, -np.inf, 1.001e30):
+        with pytest.raises(ArrayError, match=r"^x: expected finite features") as caught:
+            qap.select(S, 2, changed(X, (3, 4), value), method)
+        assert_one_line(caught)
 
 
 def test_numpy_integers_are_integers() -> None:
@@ -163,18 +176,42 @@ def test_numpy_integers_are_integers() -> None:
 def test_native_parameters_are_checked() -> None:
     good: dict[str, Any] = {
         "keep_ratio": 0.5, "n_keep": 0, "alpha": 0.5, "alpha_dynamic": False, "error": "int4", "group_size": 128,
-        "outlier": "range", "outlier_weight": 0.5, "semantic": "auto", "select": "topk", "positions": "auto", "seed": 0,
+        "outlier": "range", "outlier_weight": 0.5, "semantic": "auto", "select": "topk", "positions": "auto",
+        "merge": "none", "seed": 0,
     }  # fmt: skip
     assert _core.Params(**good).count(144) == 72
     for name, value in {
-        "keep_ratio": 0.0, "n_keep": -1, "alpha": float("nan"), "error": "int9", "group_size": 0, "outlier": "crest",
-        "outlier_weight": 1.5, "semantic": "text", "select": "dpp", "positions": "keep",
+        "keep_ratio": 0.0, "n_keep": -1, "alpha": float("nan"), "error": "int9", "group_size": 0, "outlier": "peak",
+        "outlier_weight": 1.5, "semantic": "texts", "select": "best", "positions": "any", "merge": "sum",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=name) as error:
             _core.Params(**{**good, name: value})
         assert_one_line(error)
     with pytest.raises(ValueError, match="n_keep"):
         _core.Params(**{**good, "n_keep": 145}).count(144)
+
+
+ALLOWED = {
+    "error": ERRORS, "outlier": OUTLIERS, "semantic": SEMANTICS, "select": SELECTORS, "positions": POSITIONS,
+    "merge": MERGES,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "name"), [(field, name) for field, names in ALLOWED.items() for name in names])
+def test_every_allowed_name_goes_to_native_code_and_back(field: str, name: str) -> None:
+    cfg = qap.PruneConfig(**{field: name})  # type: ignore[arg-type]
+    params = to_params(cfg)
+    assert params.to_dict()[field] == name
+    assert from_params(params) == cfg
+
+
+def test_numbers_go_to_native_code_and_back() -> None:
+    for cfg in (
+        qap.PruneConfig(n_keep=2**31 - 1, alpha="dynamic", group_size=2**31 - 1, outlier_weight=0.1, seed=2**64 - 1),
+        qap.PruneConfig(keep_ratio=0.1, alpha=0.3, outlier_weight=1.0),
+        qap.PruneConfig(keep_ratio=1e-9, alpha=0.0, outlier_weight=0.0),
+    ):
+        assert from_params(to_params(cfg)) == cfg
 
 
 def test_native_functions_check_arrays_again() -> None:
@@ -187,9 +224,14 @@ def test_native_functions_check_arrays_again() -> None:
         _core.score(X, None, params, "none such", 1)
     with pytest.raises(TypeError):
         _core.score(X.astype(np.float64), None, params, None, 1)
-    for total, n, k, method in ((S, 6, 7, "topk"), (S, 6, 0, "topk"), (S, 5, 2, "topk"), (None, 6, 2, "topk"),
-                                (S, 6, 2, "dpp"), (changed(S, 1, np.nan), 6, 2, "topk")):  # fmt: skip
-        with pytest.raises(ValueError, match=r"expected|unknown") as error:
-            _core.select(total, n, k, method, 0)
+    bad: list[tuple[Any, int, int, str]] = [
+        (S, 6, 7, "topk"), (S, 6, 0, "topk"), (S, 5, 2, "topk"), (None, 6, 2, "topk"), (S, 6, 2, "best"),
+        (S, 6, 2, "dpp"), (changed(S, 1, np.nan), 6, 2, "topk"),
+    ]  # fmt: skip
+    for total, n, k, method in bad:
+        with pytest.raises(ValueError, match=r"expected|unknown|needs") as error:
+            _core.select(total, None, n, k, method, 0)
         assert_one_line(error)
-    assert _core.select(None, 6, 2, "uniform", 0).tolist() == [1, 4]
+    assert _core.select(None, None, 6, 2, "uniform", 0).tolist() == [1, 4]
+    with pytest.raises(ValueError, match="unknown name"):
+        _core.needs_cosines("best")

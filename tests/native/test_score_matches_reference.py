@@ -1,4 +1,6 @@
-"""The native scores against `qap_gguf.reference`, over every setting of the method and over hostile magnitudes.
+"""The native scores against `qap_gguf.reference`, over the int errors and every fusion, and over hostile magnitudes.
+
+Outliers and ggml's types have files of their own beside this one.
 
 Two figures are bounded. NMSE = sum (a - b)^2 / sum b^2, and the largest error = max |a - b| / max(max |b|, tiny), tiny
 being the smallest normal float32. Both are at most 1e-6, except for the largest error of int7 and int8: there float32
@@ -16,7 +18,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,24 +25,11 @@ from hypothesis import strategies as st
 pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_type=ImportError)
 
 import qap_gguf as qap
+from native.features import F32, TINY, largest, nmse, relevance, tokens
 from qap_gguf import reference
-from qap_gguf.config import ERRORS
+from qap_gguf.config import INT_ERRORS, OUTLIERS
 
-F32 = npt.NDArray[np.float32]
-TINY = 1.1754944e-38
 PARTS = ("error", "outlier", "sensitivity", "semantic", "total")
-
-
-def tokens(n: int, d: int, seed: int = 0, scale: float = 1.0) -> F32:
-    """Random features (n, d) whose rows differ in size by a factor of up to five, as image tokens do."""
-    rng = np.random.default_rng(seed)
-    sizes = rng.uniform(0.2, 1.0, (n, 1)) if n > 1 else np.ones((1, 1))
-    x = np.clip(rng.standard_normal((n, d)) * sizes, -4.0, 4.0) / 4.0
-    return np.ascontiguousarray(x * scale, dtype=np.float32)
-
-
-def relevance(n: int, seed: int = 1) -> F32:
-    return np.random.default_rng(seed).gamma(0.5, size=n).astype(np.float32)
 
 
 def both(x: F32, cfg: qap.PruneConfig, semantic: F32 | None = None) -> tuple[qap.Scores, reference.Scores]:
@@ -51,16 +39,6 @@ def both(x: F32, cfg: qap.PruneConfig, semantic: F32 | None = None) -> tuple[qap
         outlier=cfg.outlier, outlier_weight=cfg.outlier_weight,
     )  # fmt: skip
     return native, truth
-
-
-def nmse(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    unit = max(float(np.abs(b).max()), TINY)  # 1e30 squared is fine in float64, 1e-38 squared too; be sure anyway
-    return float(np.square((a - b) / unit).sum() / max(float(np.square(b / unit).sum()), 1e-300))
-
-
-def largest(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
-    return float(np.abs(a.astype(np.float64) - b).max() / max(float(np.abs(b).max()), TINY))
 
 
 def assert_equal_scores(x: F32, cfg: qap.PruneConfig, semantic: F32 | None = None, *, on_grid: bool = False) -> None:
@@ -85,7 +63,7 @@ def assert_equal_scores(x: F32, cfg: qap.PruneConfig, semantic: F32 | None = Non
         assert largest(a, b) <= limit, (part, largest(a, b))
 
 
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("error", INT_ERRORS)
 @pytest.mark.parametrize("group_size", [1, 7, 64, 128, 1000])
 def test_every_grid_and_group_size(error: str, group_size: int) -> None:
     x = tokens(48, 200)  # 200: the last group is shorter for 7, 64 and 128
@@ -182,17 +160,22 @@ def test_ties_in_rounding_go_away_from_zero() -> None:
     n=st.integers(2, 40),
     d=st.integers(4, 80),
     group_size=st.integers(2, 100),
-    error=st.sampled_from(ERRORS),
+    error=st.sampled_from(INT_ERRORS),
+    outlier=st.sampled_from(OUTLIERS),
     outlier_weight=st.floats(0, 1, width=32),
     alpha=st.one_of(st.floats(0, 1, width=32), st.just("dynamic")),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_any_setting(n: int, d: int, group_size: int, error: str, outlier_weight: float, alpha: Any, seed: int) -> None:
+def test_any_setting(
+    n: int, d: int, group_size: int, error: str, outlier: str, outlier_weight: float, alpha: Any, seed: int
+) -> None:
     x, semantic = tokens(n, d, seed), relevance(n, seed)
-    cfg = qap.PruneConfig(error=error, group_size=group_size, outlier_weight=outlier_weight, alpha=alpha)
+    cfg = qap.PruneConfig(
+        error=error, group_size=group_size, outlier=outlier, outlier_weight=outlier_weight, alpha=alpha
+    )
     native, truth = both(x, cfg, semantic)
     for part in ("error", "outlier"):
-        unit = float(np.abs(x).max())
+        unit = 1.0 if (part, outlier) == ("outlier", "crest") else float(np.abs(x).max())  # crest has no unit
         assert np.abs(getattr(native, part) - getattr(truth, part)).max() <= 1e-6 * unit * np.sqrt(d), part
     for part in ("sensitivity", "semantic", "total"):
         values = getattr(native, part)

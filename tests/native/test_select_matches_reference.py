@@ -1,8 +1,10 @@
-"""The native selectors against `qap_gguf.reference`, index by index, with many ties, and the laws that they keep."""
+"""The selectors that look at no features, topk, random and uniform, against `qap_gguf.reference`, index by index.
+
+With many ties, and what each of them promises. dpp and divprune are in test_cosine_selectors.py, the laws that all keep
+in test_select_laws.py.
+"""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +17,16 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 
 import qap_gguf as qap
 from qap_gguf import reference
-from qap_gguf.config import SELECTORS
 
 F32 = npt.NDArray[np.float32]
+PLAIN = ("topk", "random", "uniform")
 # few different values, both zeros among them: ties everywhere
 TIED = hnp.arrays(np.float32, st.integers(1, 200), elements=st.sampled_from([-1.0, -0.0, 0.0, 0.25, 0.5, 1.0]))
 ANY = hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(allow_nan=False, allow_infinity=False, width=32))
 
 
 @settings(max_examples=200, deadline=None)
-@given(total=st.one_of(TIED, ANY), data=st.data(), method=st.sampled_from(SELECTORS), seed=st.integers(0, 2**64 - 1))
+@given(total=st.one_of(TIED, ANY), data=st.data(), method=st.sampled_from(PLAIN), seed=st.integers(0, 2**64 - 1))
 def test_index_by_index(total: F32, data: st.DataObject, method: str, seed: int) -> None:
     k = data.draw(st.integers(1, total.size))
     chosen = qap.select(total, k, method=method, seed=seed)
@@ -32,14 +34,6 @@ def test_index_by_index(total: F32, data: st.DataObject, method: str, seed: int)
     np.testing.assert_array_equal(chosen, reference.select(total, k, method, seed))
     assert (np.diff(chosen) > 0).all()
     assert chosen.size == k
-
-
-@settings(max_examples=100, deadline=None)
-@given(total=TIED, seed=st.integers(0, 2**64 - 1), method=st.sampled_from(["topk", "random"]))
-def test_a_larger_k_only_adds_tokens(total: F32, seed: int, method: str) -> None:
-    sets = [set(qap.select(total, k, method=method, seed=seed).tolist()) for k in range(1, total.size + 1)]
-    assert all(small < large for small, large in pairwise(sets))
-    assert sets[-1] == set(range(total.size))
 
 
 @settings(max_examples=50, deadline=None)
@@ -63,7 +57,7 @@ def test_minus_zero_and_zero_are_a_tie() -> None:
     assert qap.select(np.array([-0.0, 0.0, -0.0], np.float32), 2).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("method", SELECTORS)
+@pytest.mark.parametrize("method", PLAIN)
 @pytest.mark.parametrize("n", [1, 2, 144, 4096])
 def test_all_tokens_is_the_identity(method: str, n: int) -> None:
     total = np.random.default_rng(n).random(n).astype(np.float32)

@@ -115,18 +115,45 @@ def test_features_equal_transformers_row_for_row(case: Case, monkeypatch: pytest
 def test_attention_is_that_of_the_layer_whose_output_is_used(case: Case) -> None:
     tower = case.hf.model.vision_tower
     tower.set_attn_implementation("eager")
-    size = case.hf.config.vision_config.image_size
-    assert case.pixels.shape[0] == size
     folder = Path(case.hf.config._name_or_path)
     with torch.no_grad():
         layers = tower(case.pixel_values(folder), output_attentions=True).attentions
     tower.set_attn_implementation("sdpa")
     # hidden_states[0] is the input of layer 0, so hidden_states[-2] is the output of layer n - 2
-    used = len(layers) + case.hf.config.vision_feature_layer
-    want = layers[used][0, :, 0, 1:].mean(0).numpy()
-    got = case.vlm.encode(case.pixels).attention
+    weights = layers[len(layers) + case.hf.config.vision_feature_layer][0].mean(0).numpy()  # (queries, keys)
+    image = case.vlm.encode(case.pixels)
+    assert image.attention is not None
+    assert image.received is not None
+    print(
+        f"attention NMSE {nmse(image.attention, weights[0, 1:]):.1e}, "
+        f"received {nmse(image.received, weights.mean(0)[1:]):.1e}"
+    )
+    assert nmse(image.attention, weights[0, 1:]) <= LIMIT
+    assert nmse(image.received, weights.mean(0)[1:]) <= LIMIT
+
+
+def test_likeness_to_the_prompt_uses_the_language_models_own_embeddings(case: Case) -> None:
+    prompt = "What is in row 2?"
+    tokens = case.vlm.language_model.tokenize(prompt.encode(), add_bos=False, special=False)
+    with torch.no_grad():
+        mean = case.hf.get_input_embeddings()(torch.tensor(tokens)).mean(0).numpy()
+    want = case.features @ mean / (np.linalg.norm(case.features, axis=1) * np.linalg.norm(mean))
+    image = case.vlm.encode(case.pixels)
+    got = case.vlm.signals(image, prompt).relevance("text")
     assert got is not None
     assert nmse(got, want) <= LIMIT
+    scores = case.vlm.score(image, qap.PruneConfig(semantic="text", alpha=1.0), prompt)
+    assert nmse(scores.semantic, (want - want.min()) / (want.max() - want.min())) <= 10 * LIMIT
+
+
+def test_missing_signals_are_an_error_that_lists_the_others(case: Case) -> None:
+    image = case.vlm.encode(case.pixels)
+    assert case.vlm.signals(image).available() == ("cls", "attention")
+    assert case.vlm.signals(image, "why").available() == ("cls", "text", "attention")
+    with pytest.raises(qap.UnsupportedError, match=r"cannot give text .*pass one.*use one of cls, attention, none"):
+        case.vlm.prune(image, qap.PruneConfig(semantic="text"))
+    with pytest.raises(qap.UnsupportedError, match="cannot give clip_text; use one of cls, text, attention, none"):
+        case.vlm.prune(image, qap.PruneConfig(semantic="clip_text"), prompt="why")
 
 
 def hf_logits(case: Case, before: list[int], rows: Array, after: list[int]) -> Array:
@@ -163,4 +190,4 @@ def prompt_chunks(vlm: qap.VisionModel, question: str, size: tuple[int, int]) ->
 
     flat, _ = flatten([{"role": "user", "content": [object(), question]}])
     prompt, add_special = render(vlm._language, flat)
-    return vlm._tokenize(prompt, [size], add_special=add_special)
+    return vlm._encoder.tokenize(prompt, [size], add_special=add_special)

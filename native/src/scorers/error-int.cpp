@@ -26,8 +26,11 @@ ggml_tensor * qap_build_error_int(ggml_context * ctx, ggml_tensor * x, int32_t e
     ggml_tensor * absmax = qap_build_window_max(ctx, ggml_abs(ctx, xg), group); // [1, n_groups * n_tokens]
     ggml_tensor * scale  = ggml_scale(ctx, absmax, 1.0f / levels);
 
-    ggml_tensor * q   = ggml_round(ctx, ggml_div(ctx, xg, ggml_scale_bias(ctx, scale, 1.0f, EPS)));
-    ggml_tensor * err = ggml_sub(ctx, xg, ggml_mul(ctx, q, scale)); // [group, n_groups * n_tokens]
+    // round(v) is taken as floor(v + 1/2), which the CPU runs in vectors; halves lie equally far from both neighbours
+    ggml_tensor * runs = qap_build_runs(ctx, scale, group);
+    ggml_tensor * q    = ggml_div(ctx, xg, ggml_scale_bias(ctx, runs, 1.0f, EPS));
+    q                  = ggml_floor(ctx, ggml_scale_bias(ctx, q, 1.0f, 0.5f));
+    ggml_tensor * err  = ggml_sub(ctx, xg, ggml_mul(ctx, q, runs)); // [group, n_groups * n_tokens]
 
     // unit: the token's largest |x|, never zero
     ggml_tensor * unit = qap_build_window_max(ctx, ggml_reshape_2d(ctx, absmax, n_groups, n_tokens), n_groups);

@@ -8,28 +8,6 @@
 #include <cfloat>
 #include <initializer_list>
 
-ggml_tensor * qap_build_window_max(ggml_context * ctx, ggml_tensor * x, int64_t width) {
-    return ggml_pool_1d(ctx, x, GGML_OP_POOL_MAX, (int) width, (int) width, 0);
-}
-
-ggml_tensor * qap_build_absmax(ggml_context * ctx, ggml_tensor * x) {
-    return qap_build_window_max(ctx, ggml_abs(ctx, x), x->ne[0]);
-}
-
-ggml_tensor * qap_build_scaled_norm(ggml_context * ctx, ggml_tensor * x, ggml_tensor * unit) {
-    return ggml_sqrt(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, ggml_div(ctx, x, unit))));
-}
-
-ggml_tensor * qap_build_cosines(ggml_context * ctx, ggml_tensor * x) {
-    ggml_tensor * unit   = ggml_clamp(ctx, qap_build_absmax(ctx, x), FLT_MIN, FLT_MAX);
-    ggml_tensor * scaled = ggml_div(ctx, x, unit);
-    ggml_tensor * norm   = ggml_sqrt(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, scaled)));
-    ggml_tensor * rows   = ggml_div(ctx, scaled, ggml_clamp(ctx, norm, FLT_MIN, FLT_MAX));
-    ggml_tensor * cosine = ggml_mul_mat(ctx, rows, rows);
-    ggml_prec_set_acc(cosine, GGML_PREC_F32);
-    return cosine;
-}
-
 ggml_tensor * qap_build_minmax(ggml_context * ctx, ggml_tensor * v) {
     const int64_t n    = v->ne[0];
     ggml_tensor * high = qap_build_window_max(ctx, v, n);                               // [1]

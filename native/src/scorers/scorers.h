@@ -33,6 +33,13 @@ ggml_tensor * qap_build_absmax(ggml_context * ctx, ggml_tensor * x);
 // || x_i ||_2 / unit_i with unit: [1, n_tokens] never zero, so that squares stay in the range of float -> [1, n_tokens]
 ggml_tensor * qap_build_scaled_norm(ggml_context * ctx, ggml_tensor * x, ggml_tensor * unit);
 
+// sum_i x_ij. x: [n, rows] contiguous -> [n]
+ggml_tensor * qap_build_column_sums(ggml_context * ctx, ggml_tensor * x);
+
+// A number for each row, repeated so that binary operations with rows of `width` take it in vectors.
+// v: [1, rows] -> [n, rows], n a divisor of width
+ggml_tensor * qap_build_runs(ggml_context * ctx, ggml_tensor * v, int64_t width);
+
 // (v - min) / max(max - min, FLT_MIN): in [0, 1], zeros for a constant v. v: [n] -> [n]
 ggml_tensor * qap_build_minmax(ggml_context * ctx, ggml_tensor * v);
 

@@ -6,7 +6,8 @@
 // residual_i is what token i would add: det(L of the kept ones and i) / det(L of the kept ones). A token whose
 // residual is below SPANNED of its own L_ii lies in the span of the kept ones, as far as float32 cosines can tell,
 // and counts as zero. When nothing is left (fewer directions than n_keep, or scores of zero), the rest is filled
-// by the highest scores.
+// by the highest scores. Ties go to the lower index. The diagonal is taken as what it is, 1, or 0 for a token of zeros:
+// the last bit of a float32 cosine must not choose among equal scores.
 #include "selectors.h"
 
 #include <cmath>
@@ -20,7 +21,8 @@ void qap_select_dpp(const qap_select_input & in, int32_t * indices) {
     std::vector<double> rows; // [kept, n]: row t of the Cholesky factor, one for each kept token
     rows.reserve((size_t) in.n_keep * n);
     for (int32_t i = 0; i < n; i++) {
-        own[i] = residual[i] = (double) in.total[i] * in.total[i] * in.cosines[(size_t) i * n + i];
+        const bool zeros = in.cosines[(size_t) i * n + i] < 0.5f;
+        own[i] = residual[i] = zeros ? 0.0 : (double) in.total[i] * in.total[i];
     }
 
     int32_t kept = 0;

@@ -1,5 +1,5 @@
 // selectors.h: ways to choose n_keep of n_tokens on the host. One function, one file; the table is in select.cpp.
-// The NumPy twins, which tests compare with index by index, are in python/qap_gguf/reference.py.
+// The NumPy twins, which tests compare with index by index, are in python/qap_gguf/reference/selection.py.
 #pragma once
 
 #include <algorithm>

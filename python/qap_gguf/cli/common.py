@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from qap_gguf.config import ERRORS, OUTLIERS, POSITIONS, SELECTORS, SEMANTICS, PruneConfig
+from qap_gguf.config import ERRORS, MERGES, OUTLIERS, POSITIONS, SELECTORS, SEMANTICS, PruneConfig
 from qap_gguf.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,13 +56,13 @@ _PRUNE: Final[dict[str, Callable[[Any], Any]]] = {
         "--error",
         type=click.Choice(ERRORS),
         metavar="Q",
-        help="Quantizer whose error is measured, int2 to int8.  [default: int4]",
+        help="Quantizer whose error is measured: int2 to int8, or a ggml type such as q4_0 or q4_K.  [default: int4]",
     ),
     "group_size": click.option(
         "--group-size",
         type=click.IntRange(min=1),
         metavar="G",
-        help="Channels that share one quantization scale.  [default: 128]",
+        help="Channels that share one scale, for int2 to int8.  [default: 128]",
     ),
     "outlier": click.option(
         "--outlier", type=click.Choice(OUTLIERS), help="How the outliers of a token are measured.  [default: range]"
@@ -76,13 +76,21 @@ _PRUNE: Final[dict[str, Callable[[Any], Any]]] = {
     "semantic": click.option(
         "--semantic",
         type=click.Choice(SEMANTICS),
-        help="Source of the semantic score: cls is the class token's attention.  [default: auto]",
+        help="Source of the semantic score: attention of the class token (cls) or of all patches (attention), likeness "
+        "to the prompt in the language model (text) or in CLIP (clip_text). auto takes the first that there is.  "
+        "[default: auto]",
     ),
     "select": click.option(
-        "--select", type=click.Choice(SELECTORS), help="How the tokens are chosen from the scores.  [default: topk]"
+        "--select",
+        type=click.Choice(SELECTORS),
+        help="How tokens are chosen: the best (topk), good and different ones (dpp), different ones (divprune), or "
+        "by no score at all.  [default: topk]",
     ),
     "positions": click.option(
         "--positions", type=click.Choice(POSITIONS), help="Positions of the kept tokens.  [default: auto]"
+    ),
+    "merge": click.option(
+        "--merge", type=click.Choice(MERGES), help="average folds dropped tokens into kept ones.  [default: none]"
     ),
     "seed": click.option(
         "--seed",

@@ -58,6 +58,12 @@ def progress_bar() -> Iterator[Report | None]:
     help="Type of the image encoder's weights.",
 )
 @click.option("--name", help="Name of the model in the files. [default: the folder's name]")
+@click.option(
+    "--clip-text",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="A CLIPModel checkpoint whose text tower goes into the mmproj, for --semantic clip_text.",
+)
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
 @prune_options(without=("seed", "dense"))
 @output_options
@@ -67,6 +73,7 @@ def convert(
     quantize: str,
     mmproj_type: str,
     name: str | None,
+    clip_text: Path | None,
     force: bool,
     as_json: bool,
     **prune: Any,
@@ -93,6 +100,7 @@ def convert(
             mmproj_type=mmproj_type,
             name=name,
             prune=config,
+            clip_text=clip_text,
             force=force,
             progress=report,
         )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qap_gguf.eval import Budget
     from qap_gguf.eval.report import Table
 
-_METHODS = "dense,qap,semantic,numeric,random,uniform"
+_METHODS = "dense,qap,dpp,semantic,numeric,divprune,random,uniform"
 
 
 @contextlib.contextmanager
@@ -124,9 +124,11 @@ def eval_command(
     \b
     Methods:
       dense     every token
-      qap       semantic score and sensitivity to quantization, fused (--alpha)
+      qap       semantic score and sensitivity to quantization, fused (--alpha), best tokens
+      dpp       the same score, good and different tokens
       semantic  semantic score alone
       numeric   sensitivity to quantization alone
+      divprune  different tokens, without scores
       random    random tokens, mean of three seeds
       uniform   tokens at an even stride
 

@@ -148,6 +148,7 @@ def arrays(image: ImageEmbedding, cut: PrunedImage, features: bool) -> dict[str,
 @click.argument("picture", metavar="[IMAGE]", required=False, type=click.Path(path_type=Path))
 @model_options
 @prune_options(without=("dense",))
+@click.option("-p", "--prompt", help="Question, for the semantic scores text and clip_text.")
 @click.option(
     "--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows of the table."
 )
@@ -168,6 +169,7 @@ def score(
     threads: int | None,
     device: str | None,
     ctx: int,
+    prompt: str | None,
     top: int,
     npz: Path | None,
     features: bool,
@@ -221,7 +223,7 @@ def score(
     ) as vlm:
         config = over_file_defaults(vlm.file_config, config, prune)
         image = vlm.encode(pixels)
-        cut = vlm.prune(image, config)
+        cut = vlm.prune(image, config, prompt=prompt)
 
     if npz is not None:
         import numpy as np

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qap_gguf.errors import ConvertError
 
+from . import clip_text as text_tower
 from . import language, mmproj, tokenizer
 from .checkpoint import Checkpoint, read_json
 from .plan import Planner
@@ -43,6 +44,7 @@ def convert(
     mmproj_type: str = "f16",
     name: str | None = None,
     prune: PruneConfig | None = None,
+    clip_text: str | Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> ConvertResult:
@@ -53,6 +55,8 @@ def convert(
     out: the folder to write to; made where it is missing. A quantized type needs room for the float model too.
     quantize: a name of QUANTIZE_TYPES, in any case. mmproj_type: "f16" or "f32".
     name: the model's name, default the folder's. prune: defaults to store in the mmproj file.
+    clip_text: the folder of the CLIPModel that the vision tower comes from (config.json of model_type clip,
+        *.safetensors, tokenizer); its text tower goes into the mmproj file, for PruneConfig(semantic="clip_text").
     force: replace files that are there. progress: called as progress(done, total, what), in tensors.
 
     Memory stays near the largest tensor. Raises ConvertError (or what `progress` raises, or KeyboardInterrupt) and then
@@ -82,6 +86,9 @@ def convert(
             keys = mmproj.metadata(spec, _processor(checkpoint.folder), label, big, _prune_keys(prune, spec))
         planner = Planner(checkpoint)
         vision = mmproj.tensors(planner, spec, big)
+        if clip_text is not None:
+            extra = text_tower.load(clip_text, spec.vision, big)
+            keys, vision = keys | extra.metadata, vision + extra.tensors
         # The float file that the quantizer reads keeps the checkpoint's own types: nothing is rounded twice.
         text = language.tensors(planner, spec.text, kind if kind in FLOAT_TYPES else None)
         planner.finish()

@@ -17,8 +17,10 @@ from qap_gguf.errors import ConfigError
 METHODS: Final[Mapping[str, str]] = {
     "dense": "every token",
     "qap": "semantic score and sensitivity to quantization, fused",
+    "dpp": "the same score, as the relevance of a determinantal point process",
     "semantic": "semantic score alone (alpha 1)",
     "numeric": "sensitivity to quantization alone (alpha 0)",
+    "divprune": "diversity alone, without scores",
     "random": "random tokens, mean of 3 seeds",
     "uniform": "tokens at an even stride",
 }
@@ -79,8 +81,8 @@ def _configs(method: str, budget: Budget, base: PruneConfig) -> tuple[PruneConfi
         return (budget.apply(base, select="topk", alpha=1.0, semantic="cls"),)
     if method == "numeric":
         return (budget.apply(base, select="topk", alpha=0.0, semantic="none"),)
-    if method == "uniform":
-        return (budget.apply(base, select="uniform"),)
+    if method in ("dpp", "divprune", "uniform"):
+        return (budget.apply(base, select=method),)
     seeds = [(base.seed + i) % 2**64 for i in range(RANDOM_REPETITIONS)]
     return tuple(budget.apply(base, select="random", seed=seed) for seed in seeds)
 

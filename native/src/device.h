@@ -1,0 +1,35 @@
+// device.h: a backend by its device's name, and small graphs that run on it. Failures go to qap_last_error().
+#pragma once
+
+#include "ggml-cpp.h"
+#include "ggml.h"
+
+#include <cstddef>
+#include <cstdint>
+
+// The named ggml device, or the CPU for null; null with an error for an unknown name. n_threads matters to the CPU.
+ggml_backend_ptr qap_open_device(const char * device, int32_t n_threads);
+
+// Copy all values of a float tensor to the host; nothing happens for null.
+void qap_read_floats(const ggml_tensor * tensor, float * out);
+
+// The first value that is not finite or above QAP_MAX_MAGNITUDE, or -1.
+int64_t qap_find_unusable(const float * values, int64_t count);
+
+// A small graph on one device: inputs are made, nodes are built on them and expanded into gf, allocate() finds room,
+// inputs are set, run() computes.
+struct device_graph {
+    ggml_backend_ptr own; // only of open_device()
+    ggml_backend_t   backend = nullptr;
+    ggml_context_ptr ctx;
+    ggml_gallocr_ptr alloc;
+    ggml_cgraph *    gf = nullptr;
+
+    // on a backend that the caller keeps, or on a device of its own
+    int open(ggml_backend_t on, size_t max_nodes);
+    int open_device(const char * device, int32_t n_threads, size_t max_nodes);
+
+    ggml_tensor * input(ggml_type type, int64_t ne0, int64_t ne1);
+    int           allocate();
+    int           run();
+};

@@ -1,0 +1,125 @@
+"""The image side of a vision model: pixels to tokens, and tokens into the language model's KV cache.
+
+A thin, checked face of the native encoder (native/bindings/bind-encoder.cpp): its errors become ours, and pruning by a
+process default is switched off, because the caller does it by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from qap_gguf import _core
+from qap_gguf.arguments import one_line
+from qap_gguf.config import PruneConfig
+from qap_gguf.defaults import from_params, use
+from qap_gguf.embedding import ImageEmbedding, embedding_of
+from qap_gguf.errors import ImageError, ModelFileError, NativeError, UnsupportedError
+from qap_gguf.images import Pixels
+from qap_gguf.language import LanguageModel
+from qap_gguf.score import FloatArray, IndexArray
+
+
+class ImageEncoder:
+    """An mmproj file that is loaded beside a language model.
+
+    Raises:
+        ModelFileError: the file cannot be loaded, or belongs to another model.
+    """
+
+    def __init__(
+        self,
+        mmproj: str | os.PathLike[str],
+        language: LanguageModel,
+        *,
+        device: str | None,
+        n_threads: int,
+        flash_attn: bool | None,
+        verbose: bool,
+    ) -> None:
+        self._language = language
+        try:
+            self._native = _core.Encoder(
+                mmproj=str(mmproj),
+                model=language.model_address,
+                device=device,
+                n_threads=n_threads,
+                flash_attn=flash_attn,
+                verbose=verbose,
+            )
+        except RuntimeError as err:
+            raise ModelFileError(f"{mmproj}: {one_line(err)}") from err
+
+    @property
+    def n_embd(self) -> int:
+        """Width of a token."""
+        return self._native.n_embd
+
+    @property
+    def why_not_prunable(self) -> str | None:
+        """None when images of this model can be pruned, else one line that says why not."""
+        return self._native.why_not()
+
+    @property
+    def file_config(self) -> PruneConfig | None:
+        """The ``qap.*`` keys of the mmproj file, None where it has none."""
+        params = self._native.file_params()
+        return None if params is None else from_params(params)
+
+    def tokenize(self, text: str, images: list[Any], *, add_special: bool) -> list[_core.Chunk]:
+        """A prompt with one marker for each image as chunks of text and image tokens.
+
+        Args:
+            text: the prompt; special tokens in it count as such.
+            images: pixels, or (width, height) where only the number of tokens matters.
+            add_special: let the tokenizer add BOS and the like.
+        """
+        try:
+            with use(None):
+                return self._native.tokenize(text, images, add_special, True)
+        except ValueError as err:
+            raise ImageError(one_line(err)) from err
+
+    def encode(self, pixels: Pixels, *, hidden: bool) -> ImageEmbedding:
+        """All tokens of a picture; with `hidden` the projector's input as well.
+
+        Raises:
+            UnsupportedError: the model cuts the picture into tiles, which this version cannot put together.
+            NativeError: the encoder failed, or gave features that are not finite.
+        """
+        started = time.perf_counter()
+        chunks = self.tokenize(_core.media_marker(), [pixels], add_special=False)
+        tiles = [chunk for chunk in chunks if chunk.is_image]
+        if len(tiles) != 1:
+            raise UnsupportedError(
+                f"image: expected one piece, this model cuts it into {len(tiles)}; this version cannot join them"
+            )
+        try:
+            features = self._native.encode(tiles[0], True, hidden)
+        except RuntimeError as err:
+            raise NativeError(one_line(err)) from err
+        seconds = time.perf_counter() - started
+        if not np.isfinite(features).all():
+            raise NativeError("expected finite features from the encoder, got others; check the mmproj file")
+        return embedding_of(features, tiles[0].report(), (pixels.shape[1], pixels.shape[0]), seconds)
+
+    def prefill(self, chunk: _core.Chunk, features: FloatArray, indices: IndexArray | None, n_batch: int) -> None:
+        """Put an image's rows into the KV cache, at the next position; `indices` None means that they are all.
+
+        Raises:
+            NativeError: libllama refuses them.
+        """
+        language = self._language
+        try:
+            language.n_past = self._native.decode(
+                language.context_address, chunk, features, indices, language.n_past, n_batch
+            )
+        except (ValueError, RuntimeError) as err:
+            raise NativeError(one_line(err)) from err
+
+    def close(self) -> None:
+        """Free it."""
+        self._native.close()

@@ -1,0 +1,80 @@
+"""An image that the model cuts into slices shares its K among them in proportion to their tokens.
+
+The packaged mmproj gets the keys of LLaVA-NeXT's tiling, so that it makes an overview and tiles, 144 tokens each.
+How upstream orders and packs them is not looked at here (docs/design.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import qap_gguf as qap
+from dropin.gguf_copy import rewrite
+from qap_gguf import _core
+from qap_gguf.config import PruneConfig
+
+N = 144
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[qap.VisionModel]:
+    mmproj = rewrite(
+        qap.packaged_model().mmproj,
+        tmp_path_factory.mktemp("tiled") / "mmproj.gguf",
+        {
+            "clip.vision.mm_patch_merge_type": "spatial_unpad",
+            "clip.vision.image_grid_pinpoints": [192, 384, 384, 192, 384, 384],
+        },
+    )
+    with qap.VisionModel(mmproj, qap.packaged_model().model, n_threads=1) as vlm:
+        yield vlm
+
+
+def picture(width: int = 384, height: int = 384) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def slices(vlm: qap.VisionModel, cfg: PruneConfig | None) -> list[_core.Chunk]:
+    native = vlm._encoder._native
+    with qap.use(cfg):
+        chunks = native.tokenize(_core.media_marker(), [picture()], False, True)
+    return [chunk for chunk in chunks if chunk.is_image]
+
+
+def test_the_picture_is_cut(tiled: qap.VisionModel) -> None:
+    assert [chunk.n_tokens for chunk in slices(tiled, None)] == [N] * 5
+
+
+@pytest.mark.parametrize("n_keep", [5, 6, 7, 50, 52, 719, 720])
+def test_slices_share_the_budget_exactly(tiled: qap.VisionModel, n_keep: int) -> None:
+    counts = [chunk.n_tokens for chunk in slices(tiled, PruneConfig(n_keep=n_keep))]
+    # equal sizes: equal shares, and what is left over goes to the first ones
+    assert counts == [n_keep // 5 + (i < n_keep % 5) for i in range(5)]
+    assert sum(counts) == n_keep
+
+
+def test_a_ratio_counts_over_the_whole_image(tiled: qap.VisionModel) -> None:
+    assert sum(chunk.n_tokens for chunk in slices(tiled, PruneConfig(keep_ratio=0.1))) == 72
+
+
+def test_each_slice_is_encoded_to_its_share(tiled: qap.VisionModel) -> None:
+    for chunk in slices(tiled, PruneConfig(n_keep=52)):
+        rows = tiled._encoder._native.encode(chunk, False)
+        report = chunk.report()
+        assert report is not None
+        assert rows.shape[0] == chunk.n_tokens == len(report["indices"])
+        assert report["n_total"] == N
+
+
+def test_fewer_tokens_than_slices_are_refused(tiled: qap.VisionModel) -> None:
+    with pytest.raises(ValueError, match="at least 1 token for each of the 5 slices"):
+        slices(tiled, PruneConfig(n_keep=4))
+
+
+def test_vision_model_says_that_it_cannot_join_slices(tiled: qap.VisionModel) -> None:
+    with pytest.raises(qap.UnsupportedError, match="cuts it into 5"):
+        tiled.encode(picture())
