@@ -36,7 +36,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find native python tools/fetch_
 NATIVE  := $(shell find native \( -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.inc' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help check venv install demo test lint format clean
+.PHONY: help check venv install demo test bench lint format clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -101,6 +101,9 @@ $(S)-torch: $(S)-test
 
 test: $(S)-install $(S)-test $(S)-torch ## run all tests
 	@$(PY) -m pytest $(PYTEST_ARGS)
+
+bench: $(S)-install ## time scores and selection against a CLIP-L/336-shaped encoder (about 5 minutes)
+	$(PY) benchmarks/score_select.py
 
 $(S)-dev: $(S)-test
 	$(PY) tools/requirements.py dev --without torch > $(VENV)/dev.txt

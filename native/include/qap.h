@@ -124,7 +124,8 @@ QAP_API void qap_override_pop(void);
 
 /* --- scores and selection over features --- */
 
-/* x: [n_tokens, n_embd]; semantic: [n_tokens] raw relevance or NULL; device: a ggml device name or NULL (CPU) */
+/* x: [n_tokens, n_embd]; semantic: [n_tokens] raw relevance or NULL; device: a ggml device name or NULL (CPU);
+ * n_threads: at most, int errors take one */
 QAP_API int qap_score(
     const float * x, int32_t n_tokens, int32_t n_embd, const float * semantic, const struct qap_params * params,
     const char * device, int32_t n_threads, struct qap_scores * out);

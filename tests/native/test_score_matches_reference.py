@@ -149,7 +149,7 @@ def test_a_zero_row_and_a_row_of_one_huge_number_among_ordinary_ones() -> None:
     assert nmse(native.outlier, truth.outlier) <= 1e-6
 
 
-def test_ties_in_rounding_go_away_from_zero() -> None:
+def test_ties_in_rounding_have_the_same_error_either_way() -> None:
     # s = 1 in int4; 2.5 lies between 2 and 3, and s + 1e-8 is 1 in float32
     x = np.array([[7.0, 2.5, -2.5, 0.5, 0.0]], np.float32)
     assert both(x, qap.PruneConfig())[0].error[0] == pytest.approx(np.sqrt(0.75), rel=1e-6)
