@@ -199,10 +199,6 @@ public:
         ctx.reset();
     }
 
-    bool supports_vision() { return mtmd_support_vision(open()); }
-
-    bool uses_mrope() { return mtmd_decode_use_mrope(open()); }
-
     int32_t n_embd = 0;
 
 private:
@@ -254,8 +250,6 @@ void register_encoder(py::module_ & m) {
             py::kw_only(), py::arg("mmproj"), py::arg("model"), py::arg("device").none(true), py::arg("n_threads"),
             py::arg("flash_attn").none(true), py::arg("verbose"))
         .def_readonly("n_embd", &encoder::n_embd)
-        .def_property_readonly("supports_vision", &encoder::supports_vision)
-        .def_property_readonly("uses_mrope", &encoder::uses_mrope)
         .def(
             "tokenize", &encoder::tokenize, py::arg("text"), py::arg("images"), py::arg("add_special"),
             py::arg("parse_special"))

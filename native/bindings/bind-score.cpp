@@ -122,6 +122,7 @@ void register_score(py::module_ & m) {
         "score", &score_tokens, py::arg("x").noconvert(), py::arg("semantic").noconvert().none(true), py::arg("params"),
         py::arg("device").none(true), py::arg("n_threads"));
     m.def("cosines", &cosines_of, py::arg("x").noconvert(), py::arg("device").none(true), py::arg("n_threads"));
+    m.def("needs_scores", [](const std::string & method) { return qap_selector_needs_scores(selector_id(method)); });
     m.def("needs_cosines", [](const std::string & method) { return qap_selector_needs_cosines(selector_id(method)); });
     m.def(
         "select", &select_tokens, py::arg("total").noconvert().none(true), py::arg("cosines").noconvert().none(true),

@@ -4,6 +4,7 @@
 #include "clip-graph.h"
 #include "clip-impl.h"
 #include "clip-model.h"
+#include "device.h"
 #include "ggml-backend.h"
 #include "qap-error.h"
 #include "qap-hooks.h"
@@ -128,10 +129,14 @@ static qap_graph build_nodes(const clip_model & model, ggml_cgraph * gf, qap_pla
     return graph;
 }
 
+bool qap_can_prune(int projector) {
+    return projector == PROJECTOR_TYPE_MLP || projector == PROJECTOR_TYPE_MLP_NORM;
+}
+
 qap_graph qap_hook_reserve(const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf) {
     const bool plain = imgs.entries.size() == 1 && ggml_is_contiguous(ggml_graph_node(gf, -1)) &&
                        ggml_graph_node(gf, -1)->type == GGML_TYPE_F32;
-    if (qap_disabled() || imgs.is_audio || model.modality != CLIP_MODALITY_VISION || !plain) {
+    if (qap_disabled() || !qap_can_prune(model.proj_type) || !plain) {
         return {};
     }
     return build_nodes(model, gf, nullptr, qap_params_default());
@@ -147,7 +152,7 @@ static void read_floats(ggml_tensor * tensor, std::vector<float> & out) {
     out.clear();
     if (tensor != nullptr) {
         out.resize(ggml_nelements(tensor));
-        ggml_backend_tensor_get(tensor, out.data(), 0, ggml_nbytes(tensor));
+        qap_read_floats(tensor, out.data());
     }
 }
 
@@ -160,7 +165,8 @@ static bool is_finite(const std::vector<float> & values) {
     return true;
 }
 
-static int read_scores(const qap_graph & graph, qap_plan & plan) {
+// Scores and indices into the plan.
+static int read_scores(const qap_graph & graph, qap_plan & plan, const std::vector<float> & cosines) {
     read_floats(graph.scores.error, plan.error);
     read_floats(graph.scores.outlier, plan.outlier);
     read_floats(graph.scores.sensitivity, plan.sensitivity);
@@ -191,14 +197,10 @@ static int read_scores(const qap_graph & graph, qap_plan & plan) {
         qap_selector_needs_scores(plan.params.select)) {
         return qap_fail("alpha: 1 leaves nothing to rank by, for this encoder has no semantic signal; use alpha < 1");
     }
-    std::vector<float> cosines;
-    read_floats(graph.cosines, cosines);
     plan.indices.resize(plan.n_keep);
-    const int status = qap_select(
+    return qap_select(
         plan.total.data(), cosines.data(), plan.n_total, plan.n_keep, plan.params.select, plan.params.seed,
         plan.indices.data());
-    plan.cosines = plan.params.merge != QAP_MERGE_NONE ? std::move(cosines) : std::vector<float>();
-    return status;
 }
 
 // Copy the kept rows, runs of neighbours in one piece.
@@ -216,14 +218,12 @@ static void gather_rows(ggml_tensor * embeddings, const std::vector<int32_t> & i
 }
 
 // The kept rows with the dropped ones averaged in: needs all rows on the host.
-static int merge_rows(ggml_tensor * embeddings, qap_plan & plan, float * out) {
+static int merge_rows(
+    ggml_tensor * embeddings, const qap_plan & plan, const std::vector<float> & cosines, float * out) {
     std::vector<float> all;
     read_floats(embeddings, all);
-    const int status = qap_merge_average(
-        all.data(), plan.cosines.data(), plan.n_total, (int32_t) embeddings->ne[0], plan.indices.data(), plan.n_keep,
-        out);
-    plan.cosines = {};
-    return status;
+    return qap_merge_average(
+        all.data(), cosines.data(), plan.n_total, (int32_t) embeddings->ne[0], plan.indices.data(), plan.n_keep, out);
 }
 
 bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
@@ -241,12 +241,14 @@ bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
     read_floats(graph.received, plan.received);
     read_floats(graph.hidden, plan.hidden);
     plan.n_hidden = graph.hidden != nullptr ? (int32_t) graph.hidden->ne[0] : 0;
+    std::vector<float> cosines; // empty where neither the selection nor the merge needs them
+    read_floats(graph.cosines, cosines);
     if (plan.capture) {
         plan.indices.resize(plan.n_total);
         for (int32_t i = 0; i < plan.n_total; i++) {
             plan.indices[i] = i;
         }
-    } else if (read_scores(graph, plan) != 0) {
+    } else if (read_scores(graph, plan, cosines) != 0) {
         LOG_ERR("%s: %s\n", __func__, qap_last_error());
         return false;
     }
@@ -257,9 +259,9 @@ bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
             LOG_ERR("%s: %s\n", __func__, qap_last_error());
             return false;
         }
-        if (plan.cosines.empty()) {
+        if (plan.capture || plan.params.merge == QAP_MERGE_NONE) {
             gather_rows(graph.embeddings, plan.indices, out->data());
-        } else if (merge_rows(graph.embeddings, plan, out->data()) != 0) {
+        } else if (merge_rows(graph.embeddings, plan, cosines, out->data()) != 0) {
             LOG_ERR("%s: %s\n", __func__, qap_last_error());
             return false;
         }

@@ -31,8 +31,11 @@ struct qap_graph {
     qap_score_nodes  scores;
 };
 
+// Whether images of models with this projector (enum projector_type) can be pruned.
+bool qap_can_prune(int projector);
+
 // clip.cpp, clip_model_loader::reserve_compute_meta(): after build(), so that the buffers fit our nodes too.
-// There is no plan yet; nodes for the default parameters are added to images.
+// There is no plan yet; nodes for the default parameters are added where images can be pruned.
 qap_graph qap_hook_reserve(const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf);
 
 // clip.cpp, clip_encode(): after build(), before allocation. Adds nodes when the batch has a plan.

@@ -24,7 +24,6 @@ struct qap_plan {
     std::vector<float>   error, outlier, sensitivity, semantic, attention, received, total; // [n_total] or empty
     std::vector<float>   hidden; // [n_total, n_hidden] or empty
     int32_t              n_hidden = 0;
-    std::vector<float>   cosines; // [n_total, n_total] between selection and merge
 };
 
 using qap_plan_ptr = std::shared_ptr<qap_plan>;

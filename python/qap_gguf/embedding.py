@@ -24,6 +24,7 @@ from qap_gguf.score import (
     cosines,
     merge_average,
     needs_cosines,
+    needs_scores,
     score,
     select_by,
 )
@@ -114,7 +115,7 @@ def score_image(signals: Signals, cfg: PruneConfig, n_threads: int) -> Scores:
     """
     check_config(cfg)
     relevance = signals.relevance(cfg.semantic)
-    if relevance is None and cfg.alpha == 1.0 and cfg.select in ("topk", "dpp"):
+    if relevance is None and cfg.alpha == 1.0 and needs_scores(cfg.select):
         raise UnsupportedError("alpha: 1 leaves nothing to rank by without a semantic signal; use alpha < 1")
     return score(signals.features, cfg, relevance, n_threads=n_threads)
 

@@ -165,6 +165,11 @@ def select(
     return select_by(total, table, int(n_keep), method, int(seed))
 
 
+def needs_scores(method: str) -> bool:
+    """Whether a selector ranks tokens by their scores."""
+    return _core.needs_scores(method)
+
+
 def needs_cosines(method: str) -> bool:
     """Whether a selector compares tokens with each other."""
     return _core.needs_cosines(method)
