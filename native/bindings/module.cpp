@@ -34,6 +34,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("ggml_commit", [] { return std::string(ggml_commit()); });
     m.def("system_info", [] { return std::string(llama_print_system_info()); });
     m.def("devices", &list_devices);
+    m.def("avoid_amx", &qap_avoid_amx);
     register_params(m);
     register_score(m);
     register_encoder(m);

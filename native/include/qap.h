@@ -99,9 +99,12 @@ struct qap_report {
 
 /* --- general --- */
 
-QAP_API const char * qap_last_error(void);       /* "" when the last call of this thread succeeded */
-QAP_API bool         qap_disabled(void);         /* QAP_DISABLE=1: every hook does nothing */
-QAP_API bool         qap_stock_encoder(void);    /* QAP_STOCK_ENCODER=1: upstream's encoder defects are left in place */
+QAP_API const char * qap_last_error(void);    /* "" when the last call of this thread succeeded */
+QAP_API bool         qap_disabled(void);      /* QAP_DISABLE=1: every hook does nothing */
+QAP_API bool         qap_stock_encoder(void); /* QAP_STOCK_ENCODER=1: upstream's encoder defects are left in place */
+/* Makes ggml's CPU backend decide against AMX kernels, which GCC before 14 miscompiles; false when it had decided for them
+ * before, or they are on by force. Harmless where there is no AMX. */
+QAP_API bool         qap_avoid_amx(void);
 QAP_API const char * qap_upstream_version(void); /* the llama-cpp-python version that this library was built from */
 
 /* --- parameters --- */

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+from qap_gguf import _amx
 from qap_gguf.errors import PinError
 
 #: The only llama-cpp-python that this build works with; its libraries promise no ABI. Equals native/upstream/PIN.
@@ -90,4 +91,7 @@ def load() -> ModuleType:
             f"expected native code built from llama-cpp-python {LLAMA_CPP_PYTHON}, got {core.upstream_version}; "
             "install qap_gguf again"
         )
+    package = sys.modules["llama_cpp"].__file__
+    if package is not None:
+        _amx.avoid_broken(core, Path(package).parent / "lib")
     return core
