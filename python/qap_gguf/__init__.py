@@ -25,7 +25,7 @@ except _PinError as _err:
 
 from qap_gguf import reference
 from qap_gguf.config import PruneConfig
-from qap_gguf.convert import ConvertResult, convert
+from qap_gguf.convert import ConvertResult, annotate, convert
 from qap_gguf.defaults import get_default, set_default, use
 from qap_gguf.embedding import ImageEmbedding, PrunedImage
 from qap_gguf.errors import (
@@ -69,6 +69,7 @@ __all__ = [
     "Scores",
     "UnsupportedError",
     "VisionModel",
+    "annotate",
     "convert",
     "get_default",
     "info",

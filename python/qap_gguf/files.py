@@ -71,15 +71,23 @@ def check_pair(mmproj: str | os.PathLike[str], model: str | os.PathLike[str] | N
     Raises:
         ModelFileError: one of them is missing, damaged, or the other kind of file.
     """
-    vision = read_gguf(mmproj)
-    if vision.metadata.get("general.architecture") != "clip":
-        raise ModelFileError(
-            f"expected an mmproj file, got a language model at {mmproj} "
-            f"(architecture {vision.metadata.get('general.architecture')}); pass the mmproj-*.gguf of the model"
-        )
-    if vision.metadata.get("clip.has_vision_encoder") is not True:
-        raise ModelFileError(f"expected a vision encoder, {mmproj} has none; pass the mmproj of a vision model")
+    check_vision(read_gguf(mmproj))
     if model is not None:
         language = read_gguf(model)
         if language.metadata.get("general.architecture") == "clip":
             raise ModelFileError(f"expected a language model, got an mmproj at {model}; pass the model's .gguf file")
+
+
+def check_vision(info: GgufInfo) -> None:
+    """Check that a file is an mmproj with a vision encoder.
+
+    Raises:
+        ModelFileError: it is another kind of file.
+    """
+    if info.metadata.get("general.architecture") != "clip":
+        raise ModelFileError(
+            f"expected an mmproj file, got a language model at {info.path} "
+            f"(architecture {info.metadata.get('general.architecture')}); pass the mmproj-*.gguf of the model"
+        )
+    if info.metadata.get("clip.has_vision_encoder") is not True:
+        raise ModelFileError(f"expected a vision encoder, {info.path} has none; pass the mmproj of a vision model")

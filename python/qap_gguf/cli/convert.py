@@ -1,4 +1,7 @@
-"""`qap-gguf convert`: from a Hugging Face checkpoint to the two GGUF files that llama.cpp runs."""
+"""`qap-gguf convert`: from a Hugging Face checkpoint to the two GGUF files that llama.cpp runs.
+
+Its ways that take GGUF files (--annotate) are in convert_files.py.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from qap_gguf.cli.common import (
     prune_given,
     prune_options,
 )
+from qap_gguf.cli.convert_files import annotate_file, refuse_options
 
 Report = Callable[[int, int, str], None]
 
@@ -40,9 +44,17 @@ def progress_bar() -> Iterator[Report | None]:
         yield report
 
 
-@click.command(short_help="Turn a Hugging Face checkpoint into GGUF files.")
-@click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, ...]:
+    """As many paths as there are names, or a usage error that says which is missing."""
+    if len(paths) < len(names):
+        raise click.UsageError(f"Missing argument '{names[len(paths)]}'.")
+    if len(paths) > len(names):
+        raise click.UsageError(f"expected {' and '.join(names)}, got {paths[len(names)]} too; put odd names in quotes")
+    return paths
+
+
+@click.command(short_help="Turn a checkpoint into GGUF files; change the defaults that a file carries.")
+@click.argument("paths", metavar="DIR OUT", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--quantize",
     default="Q4_K_M",
@@ -64,16 +76,17 @@ def progress_bar() -> Iterator[Report | None]:
     type=click.Path(path_type=Path),
     help="A CLIPModel checkpoint whose text tower goes into the mmproj, for --semantic clip_text.",
 )
+@click.option("--annotate", is_flag=True, help="Copy an mmproj file with other pruning defaults; see above.")
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
-@prune_options(without=("seed", "dense"))
+@prune_options(without=("seed",))
 @output_options
 def convert(
-    source: Path,
-    out: Path,
+    paths: tuple[Path, ...],
     quantize: str,
     mmproj_type: str,
     name: str | None,
     clip_text: Path | None,
+    annotate: bool,
     force: bool,
     as_json: bool,
     **prune: Any,
@@ -83,11 +96,21 @@ def convert(
     DIR is a Hugging Face checkpoint of LLaVA-1.5's kind: config.json, *.safetensors and the tokenizer. Prune options,
     if any is given, are stored in the mmproj as the defaults of whoever loads it; without one nothing is stored.
 
+    With --annotate the arguments are an mmproj file and the file OUT to write: a copy, byte for byte, but with the
+    defaults that the file has, changed by the prune options given, or with none for --dense.
+
     \b
-    Example:
+    Examples:
       qap-gguf convert llava-1.5-7b-hf/ out/ --quantize Q4_K_M --n-keep 64
+      qap-gguf convert --annotate mmproj.gguf mmproj-pruning.gguf --keep-ratio 0.25
     """
     given = prune_given(prune)
+    if annotate:
+        refuse_options("--annotate", "quantize", "mmproj_type", "name", "clip_text")
+        source, out = _arguments(paths, ("MMPROJ", "OUT"))
+        annotate_file(source, out, prune, force=force, as_json=as_json)
+        return
+    source, out = _arguments(paths, ("DIR", "OUT"))
     config = make_config(given) if given else None
 
     import qap_gguf as qap

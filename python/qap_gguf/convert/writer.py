@@ -10,7 +10,7 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from qap_gguf.errors import ConvertError
 
 from .checkpoint import TensorRef
+from .space import writing
 
 __all__ = [
     "Metadata",
@@ -155,30 +156,18 @@ def write_gguf(
         for plan in tensors:
             ggml_type, dtype = _TYPES[plan.dtype]
             writer.add_tensor_info(plan.name, plan.shape, dtype, plan.nbytes, ggml_type)
-        with _writing(path.parent):
+        with writing(path.parent):
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
         for plan in tensors:
             values = plan.values()
-            with _writing(path.parent):
+            with writing(path.parent):
                 writer.write_tensor_data(values)
             del values  # before the next one is made
             on_tensor(plan.name)
-        with _writing(path.parent):
+        with writing(path.parent):
             writer.flush()
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turns the system's refusal to write (no space, no permission) into a ConvertError."""
-    try:
-        yield
-    except OSError as err:
-        reason = err.strerror or err
-        raise ConvertError(
-            f"expected to write to {folder}, got a refusal ({reason}); free some space or choose another OUT"
-        ) from err
 
 
 class OutputFolder:
@@ -239,7 +228,7 @@ class OutputFolder:
         try:
             for temporary, final in pairs:
                 new = not final.exists()
-                with _writing(self.folder):
+                with writing(self.folder):
                     os.replace(temporary, final)
                 if new:
                     fresh.append(final)
