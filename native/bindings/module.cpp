@@ -5,22 +5,27 @@
 #include "ggml.h"
 #include "llama.h"
 
-// devices that ggml can use in this process: (name, description, kind, total bytes)
+// Devices that ggml can use in this process; the keys are the fields of python/qap_gguf/devices.py.
 static py::list list_devices() {
+    using namespace pybind11::literals;
     py::list devices;
     for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
-        ggml_backend_dev_t dev  = ggml_backend_dev_get(i);
-        const char *       kind = "accelerator";
-        switch (ggml_backend_dev_type(dev)) {
+        ggml_backend_dev_t     dev  = ggml_backend_dev_get(i);
+        ggml_backend_dev_props dp   = {};
+        const char *           kind = "accelerator";
+        ggml_backend_dev_get_props(dev, &dp);
+        switch (dp.type) {
             case GGML_BACKEND_DEVICE_TYPE_CPU: kind = "cpu"; break;
             case GGML_BACKEND_DEVICE_TYPE_GPU: kind = "gpu"; break;
             case GGML_BACKEND_DEVICE_TYPE_IGPU: kind = "igpu"; break;
             default: break;
         }
-        size_t free  = 0;
-        size_t total = 0;
-        ggml_backend_dev_memory(dev, &free, &total);
-        devices.append(py::make_tuple(ggml_backend_dev_name(dev), ggml_backend_dev_description(dev), kind, total));
+        devices.append(
+            py::dict(
+                "name"_a = dp.name, "description"_a = dp.description, "kind"_a = kind,
+                "backend"_a     = ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)),
+                "bus"_a         = dp.device_id != nullptr ? py::object(py::str(dp.device_id)) : py::object(py::none()),
+                "memory_free"_a = dp.memory_free, "memory_total"_a = dp.memory_total));
     }
     return devices;
 }

@@ -1,4 +1,4 @@
-"""Checks of plain arguments before anything is loaded or computed: numbers, devices, sampling settings.
+"""Checks of plain arguments before anything is loaded or computed: numbers, sampling settings.
 
 Each raises one line that says what was expected, what came and what to do; none of them changes anything.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-from qap_gguf import _core
 from qap_gguf.errors import ConfigError
 
 _INT_MAX = 2**31 - 1
@@ -41,17 +40,6 @@ def check_sampling(max_tokens: object, temperature: object, top_k: object, top_p
     check_integer("top_k", top_k, 0)
     check_number("top_p", top_p, 1.0)
     check_number("min_p", min_p, 1.0)
-
-
-def find_device(name: str | None) -> str | None:
-    """The device's exact name; case does not matter."""
-    if name is None:
-        return None
-    names = [row[0] for row in _core.devices()]
-    for known in names:
-        if isinstance(name, str) and known.lower() == name.lower():
-            return known
-    raise ConfigError(f"device: expected one of {', '.join(names)}, got {name!r}; see qap-gguf info")
 
 
 def one_line(err: BaseException) -> str:

@@ -11,7 +11,8 @@ import os
 from types import TracebackType
 
 from qap_gguf import _core
-from qap_gguf.arguments import check_threads, find_device, one_line
+from qap_gguf.arguments import check_threads, one_line
+from qap_gguf.devices import device_name
 from qap_gguf.errors import ArrayError, ConfigError, ModelFileError, NativeError
 from qap_gguf.files import read_gguf
 from qap_gguf.score import FloatArray, check_array, n_threads_default
@@ -41,7 +42,7 @@ class ClipTextTower:
 
         Args:
             mmproj: the GGUF file.
-            device: a ggml device by name (see ``qap-gguf info``); None is the CPU.
+            device: a ggml device by name or alias, in any case (``qap-gguf info`` lists them); None is the CPU.
             n_threads: CPU threads; None is all that the process may use.
 
         Raises:
@@ -49,7 +50,7 @@ class ClipTextTower:
             ConfigError: `device` or `n_threads` is not as described.
         """
         check_threads(n_threads)
-        name = find_device(device)
+        name = device_name(device)
         if VERSION_KEY not in read_gguf(mmproj).metadata:
             return None
         try:

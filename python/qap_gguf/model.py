@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import llama_cpp
 
-from qap_gguf.arguments import check_integer, check_threads, find_device
+from qap_gguf.arguments import check_integer, check_threads
 from qap_gguf.clip_text import ClipTextTower
 from qap_gguf.config import PruneConfig
+from qap_gguf.devices import device_name, language_settings
 from qap_gguf.embedding import (
     ImageEmbedding,
     PrunedImage,
@@ -50,8 +51,9 @@ class VisionModel:
     Args:
         mmproj: the mmproj file; None with `model` None takes the packaged model.
         model: the language model: a GGUF file, or a loaded ``llama_cpp.Llama`` (which stays the caller's to close).
-        device: ggml device of the encoder by name (see ``qap-gguf info``); "cpu" keeps the language model there too;
-            None takes a GPU if there is one.
+        device: where the image encoder and the language model run: a ggml device by name or alias, in any case
+            ("cpu", "cuda0", "metal", ...; ``qap-gguf info`` lists them); None takes the GPUs there are.
+        model_device: another device for the language model; "all" spreads it over all GPUs; None is `device`.
         n_ctx: cells of the KV cache, for a model that is loaded here.
         n_threads: CPU threads; None is all that the process may use.
         n_batch: tokens of a prefill batch.
@@ -78,6 +80,7 @@ class VisionModel:
         model: str | os.PathLike[str] | llama_cpp.Llama | None = None,
         *,
         device: str | None = None,
+        model_device: str | None = None,
         n_ctx: int = 2048,
         n_threads: int | None = None,
         n_batch: int = 512,
@@ -100,9 +103,15 @@ class VisionModel:
         self._lock = threading.RLock()
         self._answer = 0  # number of the answer that owns the KV cache
         self._closed = False
-        device_name = find_device(device)
+        encoder_device = device_name(device)
+        settings = language_settings(device if model_device is None else model_device)
         self._owned: llama_cpp.Llama | None = None
         if isinstance(model, llama_cpp.Llama):
+            if model_device is not None:
+                raise ConfigError(
+                    f"model_device: expected None for a Llama that is loaded already, got {model_device!r}; "
+                    "pass the model's path, or load the Llama where it belongs"
+                )
             check_pair(mmproj, None)
             llama = model
         else:
@@ -113,9 +122,9 @@ class VisionModel:
                 n_batch=n_batch,
                 n_threads=self._threads,
                 n_threads_batch=self._threads,
-                n_gpu_layers=0 if device_name == "CPU" else -1,
                 seed=seed,
                 verbose=verbose,
+                **settings,
             )
         self._language = LanguageModel(llama)
         self._n_batch = int(llama.n_batch)
@@ -123,12 +132,12 @@ class VisionModel:
             self._encoder = ImageEncoder(
                 mmproj,
                 self._language,
-                device=device_name,
+                device=encoder_device,
                 n_threads=self._threads,
                 flash_attn=flash_attn,
                 verbose=verbose,
             )
-            self._tower = ClipTextTower.open(mmproj, device=device_name, n_threads=self._threads)
+            self._tower = ClipTextTower.open(mmproj, device=encoder_device, n_threads=self._threads)
         except QapError:
             self.close()
             raise

@@ -16,6 +16,7 @@ from qap_gguf import _core
 from qap_gguf.arguments import check_threads
 from qap_gguf.config import SELECTORS, PruneConfig
 from qap_gguf.defaults import to_params
+from qap_gguf.devices import device_name
 from qap_gguf.errors import ArrayError, ConfigError, NativeError
 
 FloatArray = npt.NDArray[np.float32]
@@ -63,13 +64,6 @@ def n_threads_default() -> int:
     return max(1, count or 1)
 
 
-def check_device(device: str | None) -> None:
-    """`device` is None or the exact name of a ggml device."""
-    names = [name for name, *_ in _core.devices()]
-    if device is not None and device not in names:
-        raise ConfigError(f"device: expected one of {', '.join(names)}, got {device!r}; see qap-gguf info")
-
-
 def score(
     x: FloatArray,
     cfg: PruneConfig | None = None,
@@ -85,7 +79,7 @@ def score(
         cfg: which scores, and how they are fused; None means ``PruneConfig()``.
         semantic: relevance of each token before normalisation, float32 (n_tok,), for instance
             ``ImageEmbedding.attention``; None counts as zeros, for scores over several settings of the same image.
-        device: a ggml device by name (see ``qap-gguf info``); None is the CPU.
+        device: a ggml device by name or alias, in any case (``qap-gguf info`` lists them); None is the CPU.
         n_threads: CPU threads at most (int errors take one); None is all that the process may use.
 
     Raises:
@@ -106,9 +100,9 @@ def score(
         if semantic.shape[0] != x.shape[0]:
             raise ArrayError(f"semantic: expected shape ({x.shape[0]},), got {semantic.shape}; one number per token")
     check_threads(n_threads)
-    check_device(device)
+    name = device_name(device)
     try:
-        found = _core.score(x, semantic, params, device, n_threads or n_threads_default())
+        found = _core.score(x, semantic, params, name, n_threads or n_threads_default())
     except ValueError as err:
         raise ArrayError(str(err)) from err
     except RuntimeError as err:
@@ -190,9 +184,9 @@ def cosines(x: FloatArray, *, device: str | None = None, n_threads: int | None =
     """
     check_array("x", x, 2)
     check_threads(n_threads)
-    check_device(device)
+    name = device_name(device)
     try:
-        return _core.cosines(x, device, n_threads or n_threads_default())
+        return _core.cosines(x, name, n_threads or n_threads_default())
     except ValueError as err:
         raise ArrayError(str(err)) from err
 

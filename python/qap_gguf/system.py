@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qap_gguf import _core, _load
+from qap_gguf.devices import aliases, list_devices
 
 
 def _version_of(package: str) -> str | None:
@@ -39,6 +40,8 @@ def info() -> dict[str, Any]:
         'ok'
     """
     llama_cpp = import_module("llama_cpp")
+    table = list_devices()
+    words = aliases(table)
     return {
         "versions": {
             "qap_gguf": _core.__version__,
@@ -56,8 +59,16 @@ def info() -> dict[str, Any]:
         "ggml": {"version": _core.ggml_version(), "commit": _core.ggml_commit()},
         "libraries": loaded_libraries(),
         "devices": [
-            {"name": name, "description": description, "kind": kind, "memory_bytes": memory}
-            for name, description, kind, memory in _core.devices()
+            {
+                "name": device.name,
+                "aliases": words[device.name],
+                "description": device.description,
+                "type": device.kind,
+                "backend": device.backend,
+                "memory_free_bytes": device.memory_free,
+                "memory_total_bytes": device.memory_total,
+            }
+            for device in table
         ],
         "cpu_features": _core.system_info(),
         "hooks": {"disabled": _core.disabled(), "stock_encoder": _core.stock_encoder()},

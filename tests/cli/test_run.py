@@ -28,7 +28,14 @@ def test_run_streams_the_answer_and_notes_the_numbers(fake: Any, tmp_path: Path,
         "encode 50.0 ms, score 1.0 ms, select 0.1 ms, prefill 20.0 ms, decode 40.0 ms (50.0 tokens/s)",
     ]
     assert fake.only().files == (tmp_path / "mmproj.gguf", tmp_path / "model.gguf")
-    assert fake.only().kwargs == {"device": None, "n_ctx": 2048, "n_threads": None, "seed": 0, "verbose": False}
+    assert fake.only().kwargs == {
+        "device": None,
+        "model_device": None,
+        "n_ctx": 2048,
+        "n_threads": None,
+        "seed": 0,
+        "verbose": False,
+    }
     (call,) = fake.only().calls
     assert call["parts"][-1] == "What?"
     assert (call["prune"], call["max_tokens"], call["temperature"]) == (PruneConfig(), 64, 0.0)
@@ -38,12 +45,15 @@ def test_run_streams_the_answer_and_notes_the_numbers(fake: Any, tmp_path: Path,
 def test_run_passes_on_what_was_asked_for(fake: Any, capsys: Said) -> None:
     words = (
         "run -m m.gguf --mmproj p.gguf --image a.png --image b.png -p Hi --max-tokens 5 --temperature 0.5 --threads 3 "
-        "--device cpu --ctx 512 --n-keep 9 --alpha dynamic --error int8 --group-size 32 --outlier range "
+        "--device cpu --model-device all --ctx 512 --n-keep 9 --alpha dynamic --error int8 --group-size 32 "
+        "--outlier range "
         "--outlier-weight 0.25 --semantic none --select random --positions compact --seed 4294967298 --debug"
     )
     assert main(words.split()) == 0
     assert fake.only().files == (Path("p.gguf"), Path("m.gguf"))
-    assert fake.only().kwargs == {"device": "cpu", "n_ctx": 512, "n_threads": 3, "seed": 2, "verbose": True}
+    assert fake.only().kwargs == {
+        "device": "cpu", "model_device": "all", "n_ctx": 512, "n_threads": 3, "seed": 2, "verbose": True,
+    }  # fmt: skip
     assert fake.only().encoded == [Path("a.png"), Path("b.png")]
     (call,) = fake.only().calls
     assert (call["max_tokens"], call["temperature"]) == (5, 0.5)

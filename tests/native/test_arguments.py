@@ -98,7 +98,7 @@ def test_a_config_of_another_type(cfg: Any) -> None:
     assert_one_line(error)
 
 
-@pytest.mark.parametrize("device", ["CUDA9", "", "cpu0", 3, b"CPU"])
+@pytest.mark.parametrize("device", ["CUDA9", "", "cpu0", "all", 3, b"CPU"])
 def test_an_unknown_device(device: Any) -> None:
     with pytest.raises(ConfigError, match=r"^device: expected one of CPU") as error:
         qap.score(X, device=device)

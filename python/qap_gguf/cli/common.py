@@ -170,7 +170,7 @@ def sampler_seed(seed: int) -> int:
 
 
 def model_options(function: F) -> F:
-    """Add -m, --mmproj, --threads, --device and --ctx."""
+    """Add -m, --mmproj, --threads, --device, --model-device and --ctx."""
     options = [
         click.option(
             "-m",
@@ -186,7 +186,16 @@ def model_options(function: F) -> F:
             help="Image encoder and projector that belong to the model. [default: the packaged one]",
         ),
         click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. [default: all cores]"),
-        click.option("--device", metavar="NAME", help="Device to run on, as `qap-gguf info` names it. [default: best]"),
+        click.option(
+            "--device",
+            metavar="NAME",
+            help="Device to run on: cpu, cuda0, metal, vulkan0, ... (`qap-gguf info` lists them). [default: best]",
+        ),
+        click.option(
+            "--model-device",
+            metavar="NAME",
+            help="Another device for the language model; `all` spreads it over all GPUs. [default: that of --device]",
+        ),
         click.option(
             "--ctx", type=click.IntRange(min=1), default=2048, show_default=True, help="Tokens that fit the KV cache."
         ),

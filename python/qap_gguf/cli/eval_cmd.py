@@ -107,6 +107,7 @@ def eval_command(
     mmproj: Path | None,
     threads: int | None,
     device: str | None,
+    model_device: str | None,
     ctx: int,
     n_keep: tuple[int, ...],
     keep_ratio: tuple[float, ...],
@@ -155,7 +156,14 @@ def eval_command(
         packaged = qap.packaged_model()
         model, mmproj = packaged.model, packaged.mmproj
     opened = qap.VisionModel(
-        mmproj, model, device=device, n_ctx=ctx, n_threads=threads, seed=sampler_seed(base.seed), verbose=is_debug()
+        mmproj,
+        model,
+        device=device,
+        model_device=model_device,
+        n_ctx=ctx,
+        n_threads=threads,
+        seed=sampler_seed(base.seed),
+        verbose=is_debug(),
     )
     with opened as vlm, progress_bar() as report:
         outcomes = evaluate(vlm, questions, compared, max_tokens=max_tokens, progress=report)

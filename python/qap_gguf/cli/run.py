@@ -225,6 +225,7 @@ def run(
     mmproj: Path | None,
     threads: int | None,
     device: str | None,
+    model_device: str | None,
     ctx: int,
     image_paths: tuple[Path, ...],
     prompt: str | None,
@@ -262,7 +263,14 @@ def run(
         note(f"no --image, so this is about the packaged sample {sample}")
     seed = sampler_seed(prune.get("seed") or 0)
     with qap.VisionModel(
-        mmproj, model, device=device, n_ctx=ctx, n_threads=threads, seed=seed, verbose=is_debug()
+        mmproj,
+        model,
+        device=device,
+        model_device=model_device,
+        n_ctx=ctx,
+        n_threads=threads,
+        seed=seed,
+        verbose=is_debug(),
     ) as vlm:
         if config is not None:
             config = over_file_defaults(vlm.file_config, config, prune)

@@ -168,6 +168,7 @@ def score(
     mmproj: Path | None,
     threads: int | None,
     device: str | None,
+    model_device: str | None,
     ctx: int,
     prompt: str | None,
     top: int,
@@ -219,7 +220,14 @@ def score(
         model, mmproj = packaged.model, packaged.mmproj
     seed = sampler_seed(config.seed)
     with qap.VisionModel(
-        mmproj, model, device=device, n_ctx=ctx, n_threads=threads, seed=seed, verbose=is_debug()
+        mmproj,
+        model,
+        device=device,
+        model_device=model_device,
+        n_ctx=ctx,
+        n_threads=threads,
+        seed=seed,
+        verbose=is_debug(),
     ) as vlm:
         config = over_file_defaults(vlm.file_config, config, prune)
         image = vlm.encode(pixels)
