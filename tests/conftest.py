@@ -98,8 +98,9 @@ MakeLlava = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_llava(tmp_path_factory: pytest.TempPathFactory) -> MakeLlava:
-    """make_llava(text={}, vision={}, top={}, dtype="float32", save={}) -> the folder of a random LLaVA of fixed seed.
+    """make_llava(text={}, vision={}, top={}, dtype="float32", save={}, siglip=False, language="Llama") -> a folder.
 
+    It holds a random LLaVA of fixed seed. language: "Llama", "Mistral" or "Qwen2", as transformers names its classes.
     GQA, a head dimension that is not hidden / heads, an embedding with more rows than the tokenizer has tokens.
     """
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
@@ -112,6 +113,7 @@ def make_llava(tmp_path_factory: pytest.TempPathFactory) -> MakeLlava:
         dtype: str = "float32",
         save: dict[str, Any] | None = None,
         siglip: bool = False,
+        language: str = "Llama",
     ) -> Path:
         import tokenizers
 
@@ -128,7 +130,7 @@ def make_llava(tmp_path_factory: pytest.TempPathFactory) -> MakeLlava:
         kind = transformers.SiglipVisionConfig if siglip else transformers.CLIPVisionConfig
         config = transformers.LlavaConfig(
             vision_config=kind(**(tower | (vision or {}))),
-            text_config=transformers.LlamaConfig(**(llama | (text or {}))),
+            text_config=getattr(transformers, f"{language}Config")(**(llama | (text or {}))),
             **(
                 {"image_token_index": 3, "vision_feature_select_strategy": "full" if siglip else "default"}
                 | (top or {})

@@ -101,6 +101,28 @@ def test_logits_equal_transformers(make_llava: Any, tmp_path: Path, text: dict[s
     check_logits(make_llava(text=text), tmp_path, IDS)
 
 
+FULL = {"num_key_value_heads": 4, "head_dim": 16}
+LLAMAS = {
+    "vicuna": ("Llama", FULL | {"rms_norm_eps": 1e-5}),
+    "mistral": ("Mistral", {"rope_theta": 1e6, "sliding_window": None, "hidden_size": 48}),
+    "mistral, a wide window": ("Mistral", {"sliding_window": 100}),
+    "qwen2": ("Qwen2", {"rope_theta": 1e6, "head_dim": 16, "rope_scaling": None}),
+    "qwen2, tied": ("Qwen2", FULL | {"tie_word_embeddings": True, "use_sliding_window": False}),
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", list(LLAMAS))
+def test_logits_of_other_language_models(make_llava: Any, tmp_path: Path, name: str) -> None:
+    language, text = LLAMAS[name]
+    check_logits(make_llava(text=text, language=language), tmp_path, IDS)
+    got = fields(next(tmp_path.glob("ckpt-F32.gguf")))
+    arch = got["general.architecture"]
+    assert arch == ("qwen2" if language == "Qwen2" else "llama")
+    # Beyond the window llama.cpp's attention would see more than the model did in training.
+    assert got[f"{arch}.context_length"] == (100 if "window" in name else 256)
+
+
 @pytest.mark.parity
 def test_logits_of_tiny_llava(tiny_llava: Path, tmp_path: Path) -> None:
     ids = [1, 4093, 198, 1780, 314, 281, 4505, 216, 34, 28, 4556, 216, 35, 47, 2, 198, 1, 520, 9531, 198]

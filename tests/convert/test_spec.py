@@ -43,10 +43,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "old rope": {
         "text_config": {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
     },
+    "mistral": {"text_config": {"model_type": "mistral"}},
+    "mistral without a window": {"text_config": {"model_type": "mistral", "sliding_window": None, "head_dim": 64}},
+    "qwen2": {"text_config": {"model_type": "qwen2", "bos_token_id": 7, "tie_word_embeddings": True}},
+    "qwen2 with a window": {
+        "text_config": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 99, "max_window_layers": 4}
+    },
+    "qwen2 with no layer in the window": {
+        "text_config": {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 32}
+    },
     "new rope": {
         "text_config": {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 123.0}}
     },
 }
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
 
 
 @pytest.mark.parity
@@ -70,17 +83,29 @@ def test_defaults_are_transformers(name: str) -> None:
     assert (
         spec.text.n_vocab, spec.text.n_embd, spec.text.n_ff, spec.text.n_layer, spec.text.n_head,
         spec.text.n_head_kv, spec.text.head_dim,
-        spec.text.n_ctx, spec.text.eps, spec.text.attention_bias, spec.text.mlp_bias, spec.text.rope_theta,
-        spec.text.rope_type,
+        spec.text.n_ctx, spec.text.eps, spec.text.rope_theta, spec.text.rope_type,
     ) == (
         t.vocab_size, t.hidden_size, t.intermediate_size, t.num_hidden_layers, t.num_attention_heads,
-        t.num_key_value_heads, t.head_dim,
-        t.max_position_embeddings, t.rms_norm_eps, t.attention_bias, t.mlp_bias, t.rope_parameters["rope_theta"],
-        t.rope_parameters["rope_type"],
+        t.num_key_value_heads, getattr(t, "head_dim", t.hidden_size // t.num_attention_heads),
+        t.max_position_embeddings, t.rms_norm_eps, t.rope_parameters["rope_theta"], t.rope_parameters["rope_type"],
     )  # fmt: skip
+    windows = getattr(t, "layer_types", ["sliding_attention"])
+    assert spec.text.window == (getattr(t, "sliding_window", None) if "sliding_attention" in windows else None)
+    qwen2 = t.model_type == "qwen2"
+    assert spec.text.attention_bias == (qwen2 or getattr(t, "attention_bias", False))
+    assert (spec.text.output_bias, spec.text.mlp_bias) == (
+        getattr(t, "attention_bias", False),
+        getattr(t, "mlp_bias", False),
+    )
     assert spec.text.tied == want.tie_word_embeddings
-    assert spec.text.token_ids["bos"] == t.bos_token_id
-    assert spec.text.token_ids["eos"] == t.eos_token_id
+    assert spec.text.token_ids.get("bos") == t.bos_token_id
+    assert spec.text.token_ids.get("eos") == t.eos_token_id
+
+
+def test_null_heads_mean_no_sharing() -> None:
+    """As transformers 4 read it; version 5 refuses a null."""
+    text = {"model_type": "mistral", "num_key_value_heads": None}
+    assert parse({"model_type": "llava", "text_config": text}).text.n_head_kv == 32
 
 
 @pytest.mark.parametrize(("layer", "used"), [(-2, 23), (-1, 24), (-24, 1), (1, 1), (24, 24), ([-2], 23)])
@@ -109,7 +134,9 @@ def test_feature_layer(layer: Any, used: int) -> None:
         ({"vision_config": {"image_size": [224, 336]}}, "image_size"),
         ({"vision_config": {"hidden_size": 100}}, "multiple"),
         ({"vision_config": {"patch_size": 500}}, "patch_size <= image_size"),
-        ({"text_config": {"model_type": "qwen2"}}, "qwen2"),
+        ({"text_config": {"model_type": "gemma"}}, "llama, mistral, qwen2, got 'gemma'"),
+        ({"text_config": {"model_type": "qwen2", "head_dim": 64}}, "times head_dim"),
+        ({"text_config": {"model_type": "qwen2", "rope_parameters": LLAMA3}}, "qwen2 graph"),
         ({"text_config": {"hidden_act": "gelu"}}, "silu"),
         ({"text_config": {"num_key_value_heads": 5}}, "num_key_value_heads"),
         ({"text_config": {"rms_norm_eps": float("nan")}}, "positive number"),
@@ -127,11 +154,7 @@ def test_what_cannot_be_converted_is_refused(change: dict[str, Any], words: str)
 
 
 def test_llama3_factors_ramp_from_one_to_the_factor() -> None:
-    rope = {
-        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }  # fmt: skip
-    factors = rope_factors(parse({"model_type": "llava", "text_config": {"rope_parameters": rope}}).text)
+    factors = rope_factors(parse({"model_type": "llava", "text_config": {"rope_parameters": LLAMA3}}).text)
     assert factors.shape == (64,)
     assert factors.dtype == np.float32
     assert (factors[0], factors[-1]) == (1.0, 8.0)

@@ -51,7 +51,8 @@ def convert(
     """Converts a Hugging Face LLaVA-1.5-style checkpoint to `OUT/mmproj-<type>.gguf` and `OUT/<name>-<QUANT>.gguf`.
 
     src: the folder with config.json, model*.safetensors (F64, F32, F16 or BF16), the tokenizer and the image
-        processor's config: a CLIP or SigLIP tower, a two-layer GELU projector and a Llama language model of any size.
+        processor's config: a CLIP or SigLIP tower, a two-layer GELU projector and a Llama, Mistral or Qwen2 language
+        model of any size.
     out: the folder to write to; made where it is missing. A quantized type needs room for the float model too.
     quantize: a name of QUANTIZE_TYPES, in any case. mmproj_type: "f16" or "f32".
     name: the model's name, default the folder's. prune: defaults to store in the mmproj file.
@@ -99,7 +100,7 @@ def convert(
         encoder, model = folder.temp(result.mmproj), folder.temp(result.model)
         write_gguf(encoder, "clip", keys, vision, count.step)
         ftype = QUANTIZE_TYPES[kind if kind in FLOAT_TYPES else "F16"]
-        write_gguf(model, "llama", language.metadata(spec.text, vocab, label, ftype), text, count.step)
+        write_gguf(model, spec.text.arch, language.metadata(spec.text, vocab, label, ftype), text, count.step)
         if kind not in FLOAT_TYPES:
             plain, model = model, folder.temp(result.model)
             quantize_file(plain, model, kind, count.quantized)

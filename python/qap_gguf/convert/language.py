@@ -1,7 +1,7 @@
-"""What goes into the language model's file: architecture `llama`, its metadata, and its tensors.
+"""What goes into the language model's file: its architecture (`llama` or `qwen2`), metadata and tensors.
 
-Facts: gguf-py constants.py and tensor_mapping.py (keys and names), src/models/llama.cpp (what the graph reads),
-transformers modeling_rope_utils.py (the llama3 scaling).
+Facts: gguf-py constants.py and tensor_mapping.py (keys and names), src/models/llama.cpp and qwen2.cpp (what
+the graphs read), transformers modeling_rope_utils.py (the llama3 scaling).
 """
 
 from __future__ import annotations
@@ -26,26 +26,29 @@ _SPECIAL = {"bos": "bos", "eos": "eos", "eot": "eot", "unk": "unknown", "pad": "
 
 def metadata(spec: TextSpec, vocab: Vocabulary, name: str, ftype: int) -> Metadata:
     """All keys of the language model's file but general.architecture."""
+    arch = spec.arch
+    # Attention in llama.cpp's graphs has no window: up to its length both are the same, so no more is promised.
+    n_ctx = spec.n_ctx if spec.window is None else min(spec.n_ctx, spec.window)
     keys: Metadata = {
         "general.type": value("model"),
         "general.name": value(name),
         "general.file_type": value(ftype),
         "general.quantization_version": value(2),
-        "llama.vocab_size": value(spec.n_vocab),
-        "llama.context_length": value(spec.n_ctx),
-        "llama.embedding_length": value(spec.n_embd),
-        "llama.block_count": value(spec.n_layer),
-        "llama.feed_forward_length": value(spec.n_ff),
-        "llama.attention.head_count": value(spec.n_head),
-        "llama.attention.head_count_kv": value(spec.n_head_kv),
-        "llama.attention.key_length": value(spec.head_dim),
-        "llama.attention.value_length": value(spec.head_dim),
-        "llama.attention.layer_norm_rms_epsilon": f32(spec.eps),
-        "llama.rope.dimension_count": value(spec.head_dim),
-        "llama.rope.freq_base": f32(spec.rope_theta),
+        f"{arch}.vocab_size": value(spec.n_vocab),
+        f"{arch}.context_length": value(n_ctx),
+        f"{arch}.embedding_length": value(spec.n_embd),
+        f"{arch}.block_count": value(spec.n_layer),
+        f"{arch}.feed_forward_length": value(spec.n_ff),
+        f"{arch}.attention.head_count": value(spec.n_head),
+        f"{arch}.attention.head_count_kv": value(spec.n_head_kv),
+        f"{arch}.attention.key_length": value(spec.head_dim),
+        f"{arch}.attention.value_length": value(spec.head_dim),
+        f"{arch}.attention.layer_norm_rms_epsilon": f32(spec.eps),
+        f"{arch}.rope.dimension_count": value(spec.head_dim),
+        f"{arch}.rope.freq_base": f32(spec.rope_theta),
     }
     if spec.rope_type == "linear":
-        keys |= {"llama.rope.scaling.type": value("linear"), "llama.rope.scaling.factor": f32(spec.rope["factor"])}
+        keys |= {f"{arch}.rope.scaling.type": value("linear"), f"{arch}.rope.scaling.factor": f32(spec.rope["factor"])}
     keys |= {
         "tokenizer.ggml.model": value(vocab.model),
         "tokenizer.ggml.pre": value(vocab.pre),
@@ -96,7 +99,7 @@ def tensors(planner: Planner, spec: TextSpec, dtype: str | None) -> list[TensorP
         "self_attn.q_proj": ("attn_q", (q, spec.n_embd), spec.attention_bias),
         "self_attn.k_proj": ("attn_k", (kv, spec.n_embd), spec.attention_bias),
         "self_attn.v_proj": ("attn_v", (kv, spec.n_embd), spec.attention_bias),
-        "self_attn.o_proj": ("attn_output", (spec.n_embd, q), spec.attention_bias),
+        "self_attn.o_proj": ("attn_output", (spec.n_embd, q), spec.output_bias),
         "mlp.gate_proj": ("ffn_gate", (spec.n_ff, spec.n_embd), spec.mlp_bias),
         "mlp.up_proj": ("ffn_up", (spec.n_ff, spec.n_embd), spec.mlp_bias),
         "mlp.down_proj": ("ffn_down", (spec.n_embd, spec.n_ff), spec.mlp_bias),
@@ -105,6 +108,8 @@ def tensors(planner: Planner, spec: TextSpec, dtype: str | None) -> list[TensorP
         "self_attn.q_proj": lambda w: interleave(w, spec.n_head),
         "self_attn.k_proj": lambda w: interleave(w, spec.n_head_kv),
     }
+    if spec.arch != "llama":  # rotated as transformers does it
+        reorder = {}
     take = planner.take
     plans = [take(f"{_MODEL}embed_tokens.weight", "token_embd.weight", (spec.n_vocab, spec.n_embd), dtype)]
     for i in range(spec.n_layer):

@@ -1,17 +1,19 @@
 """What config.json says, with the defaults that transformers fills in, as small typed records.
 
-Facts: transformers 5.23 configuration_llava.py, configuration_llama.py, configuration_clip.py, configuration_siglip.py.
+Facts: transformers 5.23 configuration_llava.py, configuration_clip.py, configuration_siglip.py.
 A key that is absent has the default of its class there (llava-1.5-7b-hf names five keys of its language model; the rest
 are Llama 7B's).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from qap_gguf.errors import ConvertError
+
+from .fields import Fields, section
+from .spec_text import TextSpec, parse_text
 
 __all__ = ["LlavaSpec", "TextSpec", "VisionSpec", "parse"]
 
@@ -25,15 +27,10 @@ _CLIP_L336: dict[str, Any] = {
     **_CLIP, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
     "image_size": 336, "patch_size": 14,
 }  # fmt: skip
-_LLAMA: dict[str, Any] = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "hidden_act": "silu",
-}  # fmt: skip
 _TOWERS = {"clip_vision_model": ("clip", _CLIP), "siglip_vision_model": ("siglip", _SIGLIP)}
 # Activation -> the GGUF switch that clip.cpp reads: use_gelu, use_silu, or neither (which means quick_gelu).
 _ACTS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu", "silu": "silu"}
 _PROJECTOR_ACTS = ("gelu", "gelu_pytorch_tanh", "gelu_new")  # the graph of projector "mlp" always applies GELU
-_ROPE_TYPES = ("default", "linear", "llama3")
 
 
 @dataclass(frozen=True)
@@ -59,28 +56,6 @@ class VisionSpec:
     def n_tokens(self) -> int:
         """Patches of one image, which is also how many tokens it costs the language model."""
         return (self.image_size // self.patch_size) ** 2
-
-
-@dataclass(frozen=True)
-class TextSpec:
-    """The Llama language model. `rope` holds the scaling parameters as config.json names them."""
-
-    n_vocab: int
-    n_embd: int
-    n_ff: int
-    n_layer: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_ctx: int
-    eps: float
-    tied: bool
-    attention_bias: bool
-    mlp_bias: bool
-    rope_theta: float
-    rope_type: str
-    rope: dict[str, float]
-    token_ids: dict[str, int | list[int]]  # bos, eos, pad as config.json gives them
 
 
 @dataclass(frozen=True)
@@ -113,11 +88,11 @@ def parse(config: dict[str, Any]) -> LlavaSpec:
         raise ConvertError(
             f"expected projector_hidden_act gelu, got {act!r}; the projector type mlp of llama.cpp knows no other"
         )
-    vision, text = _section(config, "vision_config"), _section(config, "text_config")
+    vision, text = section(config, "vision_config"), section(config, "text_config")
     _check_strategy(config.get("vision_feature_select_strategy", "default"), vision.get("model_type"))
     return LlavaSpec(
         _vision(vision, config.get("vision_config") is not None, config.get("vision_feature_layer", -2)),
-        _text(text, config),
+        parse_text(text, config),
         config.get("multimodal_projector_bias") is not False,
     )
 
@@ -139,45 +114,6 @@ def _check_strategy(strategy: Any, tower: Any) -> None:
         )
 
 
-def _section(config: dict[str, Any], key: str) -> dict[str, Any]:
-    value = config.get(key)
-    if value is not None and not isinstance(value, dict):
-        raise ConvertError(
-            f"expected an object as {key} in config.json, got {type(value).__name__}; fetch the checkpoint again"
-        )
-    return value or {}
-
-
-class _Fields:
-    """Reads typed values of one config section; an absent key or null means the default."""
-
-    def __init__(self, where: str, values: dict[str, Any], defaults: dict[str, Any]) -> None:
-        self.where, self.values, self.defaults = where, values, defaults
-
-    def get(self, key: str, default: Any = None) -> Any:
-        value = self.values.get(key)
-        return self.defaults.get(key, default) if value is None else value
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.get(key, default)
-        if isinstance(value, (list, tuple)) and len(value) > 0 and all(v == value[0] for v in value):
-            value = value[0]  # image_size: [336, 336]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConvertError(
-                f"expected a positive whole number as {self.where}.{key} in config.json, got {value!r}; "
-                "correct config.json"
-            )
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-            raise ConvertError(
-                f"expected a positive number as {self.where}.{key} in config.json, got {value!r}; correct config.json"
-            )
-        return float(value)
-
-
 def _vision(values: dict[str, Any], given: bool, feature_layer: Any) -> VisionSpec:
     name = values.get("model_type", "clip_vision_model")
     if name not in _TOWERS:
@@ -185,7 +121,7 @@ def _vision(values: dict[str, Any], given: bool, feature_layer: Any) -> VisionSp
             f"expected a vision tower {' or '.join(_TOWERS)}, got {name!r}; other towers are not supported"
         )
     kind, defaults = _TOWERS[name]
-    get = _Fields("vision_config", values, defaults if given else _CLIP_L336)
+    get = Fields("vision_config", values, defaults if given else _CLIP_L336)
     act, n_layer, n_embd, n_head = (
         get.get("hidden_act"),
         get.integer("num_hidden_layers"),
@@ -231,60 +167,3 @@ def _feature_layer(value: Any, n_layer: int) -> int:
             f"expected vision_feature_layer in -{n_layer}..-1 or 1..{n_layer}, got {value}; correct config.json"
         )
     return used
-
-
-def _text(values: dict[str, Any], top: dict[str, Any]) -> TextSpec:
-    name = values.get("model_type", "llama")
-    if name != "llama":
-        raise ConvertError(
-            f"expected text_config.model_type llama, got {name!r}; other language models are not supported yet"
-        )
-    get = _Fields("text_config", values, _LLAMA)
-    if get.get("hidden_act") != "silu":
-        raise ConvertError(
-            f"expected text_config.hidden_act silu, got {get.get('hidden_act')!r}; "
-            "llama.cpp's Llama graph knows no other"
-        )
-    n_embd, n_head = get.integer("hidden_size"), get.integer("num_attention_heads")
-    n_head_kv = get.integer("num_key_value_heads", n_head)
-    head_dim = get.integer("head_dim", n_embd // n_head)
-    if n_head % n_head_kv or head_dim % 2:
-        raise ConvertError(
-            f"expected num_attention_heads as a multiple of num_key_value_heads and an even head_dim, "
-            f"got {n_head}, {n_head_kv}, {head_dim}; correct config.json"
-        )
-    theta, rope_type, rope = _rope(values)
-    ids = {k: values.get(f"{k}_token_id", d) for k, d in (("bos", 1), ("eos", 2), ("pad", None))}
-    return TextSpec(
-        n_vocab=get.integer("vocab_size"), n_embd=n_embd, n_ff=get.integer("intermediate_size"),
-        n_layer=get.integer("num_hidden_layers"), n_head=n_head, n_head_kv=n_head_kv, head_dim=head_dim,
-        n_ctx=get.integer("max_position_embeddings"), eps=get.number("rms_norm_eps"),
-        # LlavaConfig ties the embeddings when either of the two places says so.
-        tied=bool(values.get("tie_word_embeddings") or top.get("tie_word_embeddings")),
-        attention_bias=bool(values.get("attention_bias")), mlp_bias=bool(values.get("mlp_bias")),
-        rope_theta=theta, rope_type=rope_type, rope=rope,
-        token_ids={k: v for k, v in ids.items() if isinstance(v, (int, list))},
-    )  # fmt: skip
-
-
-def _rope(values: dict[str, Any]) -> tuple[float, str, dict[str, float]]:
-    """RoPE's base, type and scaling: rope_parameters in transformers 5, rope_theta and rope_scaling in version 4."""
-    given = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(given, dict):
-        raise ConvertError(
-            f"expected an object as text_config.rope_parameters in config.json, got {given!r}; correct config.json"
-        )
-    name = given.get("rope_type", given.get("type", "default"))
-    if name not in _ROPE_TYPES:
-        raise ConvertError(
-            f"expected a RoPE type {', '.join(_ROPE_TYPES)}, got {name!r}; other scalings are not supported yet"
-        )
-    get = _Fields("text_config.rope_parameters", given, {})
-    theta = get.number("rope_theta", values.get("rope_theta") or 10000.0)
-    rope: dict[str, float] = {}
-    if name == "linear":
-        rope = {"factor": get.number("factor")}
-    elif name == "llama3":
-        keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        rope = {key: get.number(key) for key in keys}
-    return theta, name, rope
