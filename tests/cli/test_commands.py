@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 import qap_gguf
-from qap_gguf.cli import common, convert, eval_cmd, info, main
+from qap_gguf.cli import common, convert, info, main, output
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConvertError
 
@@ -71,16 +72,16 @@ def test_a_failed_conversion_prints_no_path(converted: list[dict[str, Any]], cap
     assert capsys.readouterr() == ("", "qap-gguf: error: out/model.gguf is there; say --force\n")
 
 
-@pytest.mark.parametrize("bar", [convert.progress_bar, eval_cmd.progress_bar])
+@pytest.mark.parametrize("bar", [convert.progress_bar, partial(output.counter_bar, "questions")])
 def test_progress_bars_are_for_terminals_and_go_to_stderr(
     bar: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
     with bar() as report:
         assert report is None
-    for module in (convert, eval_cmd):
+    for module in (convert, output):
         monkeypatch.setattr(module, "on_terminal", lambda: True)
     with bar() as report:
-        report(*((1, 2, "x") if bar is convert.progress_bar else (1, 2)))
+        report(1, 2, "x")
     assert capsys.readouterr().out == ""
 
 
@@ -145,7 +146,7 @@ def test_tables_are_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None
     out.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setenv("COLUMNS", "80")
-    eval_cmd.print_table((("method", "K"), [("qap", "18")]))
+    output.print_table((("method", "K"), [("qap", "18")]))
     assert "method" in out.getvalue()
     assert "|:--" not in out.getvalue()
 
@@ -153,7 +154,7 @@ def test_tables_are_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None
 # --- help, and the command as a process -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "convert", "eval", "info"])
+@pytest.mark.parametrize("command", ["run", "convert", "eval", "bench", "info"])
 def test_help_has_an_example(command: str, capsys: Said) -> None:
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
@@ -163,7 +164,7 @@ def test_help_has_an_example(command: str, capsys: Said) -> None:
 
 def test_the_prune_options_are_the_same_words_everywhere(capsys: Said) -> None:
     shared = [name for name in common._PRUNE if name not in ("seed", "dense", "select")]
-    for command in ("run", "convert", "eval"):
+    for command in ("run", "convert", "eval", "bench"):
         assert main([command, "-h"]) == 0
         text = capsys.readouterr().out
         assert all("--" + name.replace("_", "-") in text for name in shared)

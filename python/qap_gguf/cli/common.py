@@ -17,6 +17,7 @@ import click
 
 from qap_gguf.config import ERRORS, MERGES, OUTLIERS, POSITIONS, SELECTORS, SEMANTICS, PruneConfig
 from qap_gguf.errors import ConfigError
+from qap_gguf.opening import KV_TYPES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -203,6 +204,15 @@ def model_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def kv_option(function: F) -> F:
+    """Add --kv; the command takes it as `kv`."""
+    return click.option(
+        "--kv",
+        type=click.Choice(tuple(KV_TYPES)),
+        help="Type of the KV cache, with flash attention.  [default: f16 without flash attention]",
+    )(function)
 
 
 def check_model_pair(model: Path | None, mmproj: Path | None) -> None:

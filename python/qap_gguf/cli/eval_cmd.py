@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,59 +12,17 @@ from qap_gguf.cli.common import (
     is_debug,
     make_config,
     model_options,
-    on_terminal,
     output_options,
     print_json,
     prune_options,
     sampler_seed,
 )
+from qap_gguf.cli.output import counter_bar, print_table
 
 if TYPE_CHECKING:
     from qap_gguf.eval import Budget
-    from qap_gguf.eval.report import Table
 
 _METHODS = "dense,qap,dpp,semantic,numeric,divprune,random,uniform"
-
-
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[int, int], None] | None]:
-    """Yield a function (done, total) that moves a bar on stderr, or None where stderr is no terminal."""
-    if not on_terminal():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("questions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("questions", total=None)
-
-        def report(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        yield report
-
-
-def print_table(table: Table) -> None:
-    """Print a table on stdout: drawn on a terminal, Markdown in a pipe or file."""
-    from qap_gguf.eval import markdown
-
-    if not sys.stdout.isatty():
-        click.echo(markdown(table))
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(table[0]):
-        drawn.add_column(name, justify="right" if i else "left", no_wrap=True)
-    for row in table[1]:
-        drawn.add_row(*row)
-    # Wider than a narrow terminal if it must be: numbers cut off or broken in two are of no use.
-    console = Console()
-    width = console.measure(drawn, options=console.options.update(max_width=1000)).maximum
-    Console(width=max(width, console.width)).print(drawn)
 
 
 def _budgets(n_keep: tuple[int, ...], keep_ratio: tuple[float, ...]) -> list[Budget]:
@@ -165,7 +120,7 @@ def eval_command(
         seed=sampler_seed(base.seed),
         verbose=is_debug(),
     )
-    with opened as vlm, progress_bar() as report:
+    with opened as vlm, counter_bar("questions") as report:
         outcomes = evaluate(vlm, questions, compared, max_tokens=max_tokens, progress=report)
     pictures = len({question.image for question in questions})
     result = Evaluation(summarise(outcomes, base.seed), len(questions), pictures, base.seed)

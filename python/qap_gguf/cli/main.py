@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import click
 
+from qap_gguf.cli.bench import bench
 from qap_gguf.cli.common import State, one_line
 from qap_gguf.cli.convert import convert
 from qap_gguf.cli.eval_cmd import eval_command
@@ -57,7 +58,7 @@ def cli() -> None:
     """
 
 
-for _command in (run, score, convert, eval_command, info):
+for _command in (run, score, convert, eval_command, bench, info):
     cli.add_command(_command)
 
 

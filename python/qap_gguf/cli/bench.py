@@ -1,0 +1,178 @@
+"""`qap-gguf bench`: what pruning saves in time and memory. The logic is in qap_gguf.bench."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qap_gguf.cli.common import (
+    check_model_pair,
+    is_debug,
+    kv_option,
+    make_config,
+    model_options,
+    note,
+    output_options,
+    prune_options,
+)
+from qap_gguf.cli.output import counter_bar, print_table
+
+if TYPE_CHECKING:
+    from qap_gguf.config import PruneConfig
+
+_SIDE = 672  # pixels: 576 tokens for LLaVA-1.5 and Qwen2.5-VL
+_RATIOS = (0.5, 0.25, 0.125)
+_SHAPES = ("llava-1.5-7b", "llava-1.5-13b", "smolvlm-256m", "qwen2.5-vl-3b")
+
+
+def _configs(n_keep: tuple[int, ...], keep_ratio: tuple[float, ...], prune: dict[str, Any]) -> tuple[PruneConfig, ...]:
+    """One config for each number of tokens."""
+    if n_keep and keep_ratio:
+        raise click.UsageError("--n-keep and --keep-ratio exclude each other; give one of them")
+    base = {name: value for name, value in prune.items() if value is not None}
+    budgets: list[dict[str, Any]] = [{"n_keep": k} for k in n_keep]
+    budgets = budgets or [{"keep_ratio": ratio} for ratio in keep_ratio or _RATIOS]
+    return tuple(make_config(base | budget) for budget in budgets)
+
+
+def _machine(threads: int) -> dict[str, Any]:
+    """What the figures were taken on."""
+    import qap_gguf as qap
+
+    facts = qap.info()
+    return {
+        "devices": [device["description"] for device in facts["devices"]],
+        "cpus": os.cpu_count(),
+        "threads": threads,
+        "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "versions": facts["versions"],
+        "cpu_features": facts["cpu_features"],
+    }
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+@click.command(short_help="Time each step, dense and pruned.")
+@model_options
+@click.option(
+    "--shape",
+    type=click.Choice(_SHAPES),
+    help="Make files of this model's shape with random weights, in the cache, and time those: for speed, not answers.",
+)
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=f"Picture to encode. [default: {_SIDE} x {_SIDE} pixels of noise]",
+)
+@click.option("--n-keep", type=click.IntRange(min=1), multiple=True, metavar="K", help="Keep K tokens. Repeatable.")
+@click.option(
+    "--keep-ratio",
+    type=float,
+    multiple=True,
+    metavar="R",
+    help="Keep this part of the tokens, 0 < R <= 1. Repeatable.  [default: 0.5, 0.25 and 0.125]",
+)
+@click.option(
+    "--text-tokens", type=click.IntRange(min=1), default=40, show_default=True, help="Text tokens of the prompt."
+)
+@click.option("--decode", type=click.IntRange(min=1), default=8, show_default=True, help="Tokens of the answer.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Passes behind each median.")
+@kv_option
+@prune_options(without=("n_keep", "keep_ratio", "dense"))
+@output_options
+def bench(
+    model: Path | None,
+    mmproj: Path | None,
+    threads: int | None,
+    device: str | None,
+    ctx: int,
+    shape: str | None,
+    image: Path | None,
+    n_keep: tuple[int, ...],
+    keep_ratio: tuple[float, ...],
+    text_tokens: int,
+    decode: int,
+    rounds: int,
+    kv: str | None,
+    as_json: bool,
+    **prune: Any,
+) -> None:
+    """Time encode, score, select, prefill and decode, dense and with several numbers of tokens kept.
+
+    Passes take turns in one process; the figures are medians, and the ratios medians of the ratios in each round. The
+    bound is `encode + (text + K) * prefill per token of the dense pass`: no pruner can be faster by much. The last line
+    is one JSON object; with --json it is the only one.
+
+    \b
+    Examples:
+      qap-gguf bench
+      qap-gguf bench --shape llava-1.5-7b --n-keep 288 --n-keep 72
+    """
+    check_model_pair(model, mmproj)
+    if shape is not None and model is not None:
+        raise click.UsageError("--shape makes its own files, so -m/--model has no meaning; drop one of them")
+    configs = _configs(n_keep, keep_ratio, prune)
+
+    import qap_gguf as qap
+    from qap_gguf.bench import Plan, find_shape, make_random_model, run_passes, summarise
+    from qap_gguf.images import load_image
+    from qap_gguf.opening import open_model
+    from qap_gguf.score import n_threads_default
+
+    if shape is not None:
+        with counter_bar("tensors") as making:
+            files = make_random_model(find_shape(shape), progress=making)
+        model, mmproj = files.model, files.mmproj
+    elif model is None or mmproj is None:
+        packaged = qap.packaged_model()
+        model, mmproj = packaged.model, packaged.mmproj
+    pixels: Any = load_image(image) if image is not None else _noise()
+    with open_model(mmproj, model, kv=kv, device=device, n_ctx=ctx, n_threads=threads, verbose=is_debug()) as vlm:
+        why_not = vlm.why_not_prunable
+        if why_not is not None:
+            if n_keep or keep_ratio:
+                raise qap.UnsupportedError(f"cannot prune this model: {why_not}")
+            note(f"dense only, this model cannot be pruned: {why_not}")
+            configs = ()
+        with counter_bar("passes") as report:
+            passes = run_passes(vlm, Plan(pixels, configs, text_tokens, decode, rounds), report)
+    result = summarise(passes)
+    if result.n_text != text_tokens:
+        note(f"the prompt has {result.n_text} text tokens, not {text_tokens}: the template and one word take that many")
+    line = {
+        "benchmark": "bench",
+        "model": str(model),
+        "mmproj": str(mmproj),
+        "shape": shape,
+        "image": None if image is None else str(image),
+        "kv": kv or "f16",
+        "why_not_prunable": why_not,
+        "configs": [config.to_dict() for config in configs],
+        **result.to_dict(),
+        "machine": _machine(threads or n_threads_default()),
+    }
+    if not as_json:
+        print_table(result.table())
+        click.echo(
+            f"\n{result.n_tokens} image tokens, {result.n_text} text tokens, medians of {result.rounds} rounds; "
+            "x is dense / pruned; load before: see machine.load\n"
+        )
+    click.echo(json.dumps(_rounded(line), ensure_ascii=False, allow_nan=False))
+
+
+def _noise() -> Any:
+    """A picture that is the same each time: uint8 (672, 672, 3)."""
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)

@@ -1,0 +1,56 @@
+"""Tables on stdout and progress bars on stderr, for the subcommands that measure."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from qap_gguf.cli.common import on_terminal
+
+if TYPE_CHECKING:
+    from qap_gguf.eval.report import Table
+
+
+@contextlib.contextmanager
+def counter_bar(what: str) -> Iterator[Callable[..., None] | None]:
+    """Yield a function (done, total, ...) that moves a bar on stderr, or None where stderr is no terminal."""
+    if not on_terminal():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+
+        def report(done: int, total: int, *_: object) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield report
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout: drawn on a terminal, Markdown in a pipe or file."""
+    from qap_gguf.eval import markdown
+
+    if not sys.stdout.isatty():
+        click.echo(markdown(table))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(table[0]):
+        drawn.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for row in table[1]:
+        drawn.add_row(*row)
+    # Wider than a narrow terminal if it must be: numbers cut off or broken in two are of no use.
+    console = Console()
+    width = console.measure(drawn, options=console.options.update(max_width=1000)).maximum
+    Console(width=max(width, console.width)).print(drawn)
