@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, Final
 
-from qap_gguf.arguments import find_device
+from qap_gguf.devices import language_settings
 from qap_gguf.errors import ConfigError
 from qap_gguf.files import check_pair
 from qap_gguf.language import open_llama
@@ -63,9 +63,9 @@ def open_model(
         "n_ctx": n_ctx,
         "n_threads": n_threads or n_threads_default(),
         "n_threads_batch": n_threads or n_threads_default(),
-        "n_gpu_layers": 0 if find_device(device) == "CPU" else -1,
         "seed": seed,
         "verbose": verbose,
+        **language_settings(device),
     }
     llama = open_llama(model, flash_attn=True, type_k=KV_TYPES[kv], type_v=KV_TYPES[kv], **settings)
     try:
