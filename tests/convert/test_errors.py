@@ -129,7 +129,7 @@ def index(**weight_map: str) -> Change:
 
 CASES: dict[str, tuple[Change, str]] = {
     "no config": (remove("config.json"), "config.json"),
-    "no weights": (remove("model.safetensors"), "safe_serialization"),
+    "no weights": (remove("model.safetensors"), "save_pretrained"),
     "no tokenizer": (remove("tokenizer.json"), "tokenizer.json or tokenizer.model"),
     "no processor": (remove("preprocessor_config.json"), "preprocessor_config.json or processor_config.json"),
     "config is text": (write("config.json", b"hello"), "as JSON"),

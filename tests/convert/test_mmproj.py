@@ -154,11 +154,11 @@ def test_more_kept_tokens_than_the_model_has_are_refused(plain_llava: Path, tmp_
 
 
 def with_processor(plain: Path, folder: Path, name: str, config: dict[str, Any]) -> Path:
-    """`plain` by links, with another image processor's config."""
+    """`plain` by hard links, with another image processor's config."""
     folder.mkdir()
     for file in plain.iterdir():
         if file.name != "preprocessor_config.json":
-            (folder / file.name).symlink_to(file)
+            (folder / file.name).hardlink_to(file)
     (folder / name).write_text(json.dumps(config))
     return folder
 

@@ -50,9 +50,9 @@ def convert(
 ) -> ConvertResult:
     """Converts a Hugging Face LLaVA-1.5-style checkpoint to `OUT/mmproj-<type>.gguf` and `OUT/<name>-<QUANT>.gguf`.
 
-    src: the folder with config.json, model*.safetensors (F64, F32, F16 or BF16), the tokenizer and the image
-        processor's config: a CLIP or SigLIP tower, a two-layer GELU projector and a Llama, Mistral or Qwen2 language
-        model of any size.
+    src: the folder with config.json, model*.safetensors or pytorch_model*.bin (F64, F32, F16 or BF16; the latter need
+        torch), the tokenizer and the image processor's config: a CLIP or SigLIP tower, a two-layer GELU projector and
+        a Llama, Mistral or Qwen2 language model of any size.
     out: the folder to write to; made where it is missing. A quantized type needs room for the float model too.
     quantize: a name of QUANTIZE_TYPES, in any case. mmproj_type: "f16" or "f32".
     name: the model's name, default the folder's. prune: defaults to store in the mmproj file.
