@@ -33,14 +33,24 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
 # Paths below vendor/llama.cpp of the sdist. BUILD is copied for the compiler; `#include "../src/llama-ext.h"` in
-# mtmd-helper-gen.cpp resolves against -I <tree>/vendor. REFERENCE says which backend has which operation.
+# mtmd-helper-gen.cpp resolves against -I <tree>/vendor. CONVERTER is installed as it is, for the families of models
+# that llama.cpp's own converter knows. REFERENCE says which backend has which operation.
+_GGUF = ("__init__", "constants", "gguf", "gguf_reader", "gguf_writer", "lazy", "metadata", "quants", "tensor_mapping")
+CONVERTER = (
+    *("convert_hf_to_gguf.py", "conversion/", "gguf-py/LICENSE"),
+    *(f"gguf-py/gguf/{name}.py" for name in (*_GGUF, "utility", "vocab")),
+)
 BUILD = (
     *("LICENSE", "src/llama-ext.h", "tools/mtmd/", "vendor/CMakeLists.txt", "vendor/hash/", "vendor/miniaudio/"),
     *("vendor/nlohmann/", "vendor/sheredom/", "vendor/stb/"),
+    *CONVERTER,
 )
 REFERENCE = ("docs/ops.md", *(f"docs/ops/{name}.csv" for name in ("CPU", "CUDA", "Metal", "Vulkan")))
-REQUIRED = ("LICENSE", "src/llama-ext.h", "tools/mtmd/clip.cpp", "tools/mtmd/mtmd.cpp", "vendor/stb/stb_image.h")
-MAX_UNPACKED = 256 << 20  # bytes; the real selection is 18 MB
+REQUIRED = (
+    *("LICENSE", "src/llama-ext.h", "tools/mtmd/clip.cpp", "tools/mtmd/mtmd.cpp", "vendor/stb/stb_image.h"),
+    *("convert_hf_to_gguf.py", "conversion/__init__.py", "gguf-py/gguf/__init__.py"),
+)
+MAX_UNPACKED = 256 << 20  # bytes; the real selection is 20 MB
 
 HOOKS, HOOKS_MAX_ADDED = "001-hooks.patch", 40  # the call-site patch only adds, and stays small
 

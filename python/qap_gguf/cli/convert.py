@@ -93,8 +93,9 @@ def convert(
 ) -> None:
     """Convert the checkpoint in DIR to an mmproj and a language model in the folder OUT.
 
-    DIR is a Hugging Face checkpoint of LLaVA-1.5's kind: config.json, *.safetensors and the tokenizer. Prune options,
-    if any is given, are stored in the mmproj as the defaults of whoever loads it; without one nothing is stored.
+    DIR is a Hugging Face checkpoint: config.json, weights and the tokenizer. Models that are no LLaVA (Qwen-VL, Gemma
+    3, SmolVLM, InternVL, Pixtral, ...) go through llama.cpp's own converter: pip install 'qap_gguf[convert]'. Prune
+    options, if any is given, are stored in the mmproj as the defaults of whoever loads it; without one nothing is.
 
     With --annotate the arguments are an mmproj file and the file OUT to write: a copy, byte for byte, but with the
     defaults that the file has, changed by the prune options given, or with none for --dense.

@@ -1,8 +1,10 @@
-"""From a Hugging Face LLaVA-1.5-style checkpoint to the two GGUF files that llama.cpp runs.
+"""From a Hugging Face checkpoint to the two GGUF files that llama.cpp runs.
 
 One way: ``api`` -> ``language`` and ``mmproj`` (what goes into each file) -> ``spec``, ``checkpoint``, ``tokenizer``
 (what the folder holds) -> ``writer`` and ``quantize`` (how a file is made).
-``annotate`` changes the pruning defaults of an mmproj file that exists. Nothing here needs torch or transformers.
+Other families than LLaVA: ``families`` -> ``upstream``, which runs llama.cpp's own converter in its own process.
+``annotate`` changes the pruning defaults of an mmproj file that exists. Torch is needed for torch files only, torch and
+transformers for llama.cpp's converter.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from qap_gguf.errors import ConvertError
 
 from . import clip_text as text_tower
 from . import language, mmproj, tokenizer
-from .checkpoint import Checkpoint, read_json
+from .checkpoint import Checkpoint, checkpoint_folder, read_json
+from .families import FamilyFiles, convert_family, is_llava
 from .plan import Planner
 from .quantize import FLOAT_TYPES, QUANTIZE_TYPES, file_type, quantize_file
 from .spec import LlavaSpec, parse
@@ -48,17 +49,20 @@ def convert(
     force: bool = False,
     progress: Progress | None = None,
 ) -> ConvertResult:
-    """Converts a Hugging Face LLaVA-1.5-style checkpoint to `OUT/mmproj-<type>.gguf` and `OUT/<name>-<QUANT>.gguf`.
+    """Converts a vision-language checkpoint to `OUT/mmproj-<type>.gguf` and `OUT/<name>-<QUANT>.gguf`.
 
     src: the folder with config.json, model*.safetensors or pytorch_model*.bin (F64, F32, F16 or BF16; the latter need
-        torch), the tokenizer and the image processor's config: a CLIP or SigLIP tower, a two-layer GELU projector and
-        a Llama, Mistral or Qwen2 language model of any size.
+        torch), the tokenizer and the image processor's config. A LLaVA has a CLIP or SigLIP tower, a two-layer GELU
+        projector and a Llama, Mistral or Qwen2 language model of any size. Other families (Qwen-VL, Gemma 3, SmolVLM,
+        InternVL, Pixtral, ...) go through llama.cpp's own converter, which needs the extra `convert`; no code that
+        such a checkpoint brings is run.
     out: the folder to write to; made where it is missing. A quantized type needs room for the float model too.
     quantize: a name of QUANTIZE_TYPES, in any case. mmproj_type: "f16" or "f32".
     name: the model's name, default the folder's. prune: defaults to store in the mmproj file.
     clip_text: the folder of the CLIPModel that the vision tower comes from (config.json of model_type clip,
         *.safetensors, tokenizer); its text tower goes into the mmproj file, for PruneConfig(semantic="clip_text").
-    force: replace files that are there. progress: called as progress(done, total, what), in tensors.
+    force: replace files that are there. progress: called as progress(done, total, what), in tensors, or in thousandths
+        of four stages for other families than LLaVA.
 
     Memory stays near the largest tensor. Raises ConvertError (or what `progress` raises, or KeyboardInterrupt) and then
     leaves nothing in OUT.
@@ -73,8 +77,8 @@ def convert(
     kind, big = file_type(quantize), str(mmproj_type).lower()
     if big not in mmproj.MMPROJ_TYPES:
         raise ConvertError(f"expected mmproj_type f16 or f32, got {mmproj_type!r}; choose one of these")
-    checkpoint = Checkpoint(src)
-    label = name if name is not None else re.sub(r"[^\w.+-]+", "-", checkpoint.folder.resolve().name).strip("-.+")
+    source = checkpoint_folder(src)
+    label = name if name is not None else re.sub(r"[^\w.+-]+", "-", source.resolve().name).strip("-.+")
     if not _NAME.fullmatch(label) or label.lower() == "mmproj":
         raise ConvertError(
             f"expected a name of letters, digits and . _ + - (not mmproj), got {label!r}; give name=... (--name)"
@@ -82,9 +86,18 @@ def convert(
     result = ConvertResult(Path(out) / f"mmproj-{big}.gguf", Path(out) / f"{label}-{kind}.gguf")
     with OutputFolder(Path(out), force) as folder:
         folder.check(result.mmproj, result.model)
+        config = read_json(source / "config.json")
+        if not is_llava(config):
+            if clip_text is not None:
+                raise ConvertError("clip_text: expected a LLaVA with a CLIP tower, got another model; leave it out")
+            convert_family(
+                source, config, FamilyFiles(result.mmproj, result.model, big, kind, label), prune, folder, progress
+            )
+            return result
+        checkpoint = Checkpoint(source)
         with _understanding("config.json and the image processor's config"):
-            spec = parse(read_json(checkpoint.folder / "config.json"))
-            keys = mmproj.metadata(spec, _processor(checkpoint.folder), label, big, _prune_keys(prune, spec))
+            spec = parse(config)
+            keys = mmproj.metadata(spec, _processor(source), label, big, _prune_keys(prune, spec))
         planner = Planner(checkpoint)
         vision = mmproj.tensors(planner, spec, big)
         if clip_text is not None:
@@ -94,7 +107,7 @@ def convert(
         text = language.tensors(planner, spec.text, kind if kind in FLOAT_TYPES else None)
         planner.finish()
         with _understanding("the tokenizer's files"):
-            vocab = tokenizer.load(checkpoint.folder, spec.text)
+            vocab = tokenizer.load(source, spec.text)
 
         count = _Counter(progress, len(vision) + len(text) * (1 if kind in FLOAT_TYPES else 2))
         encoder, model = folder.temp(result.mmproj), folder.temp(result.model)

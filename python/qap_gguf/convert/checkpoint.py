@@ -18,7 +18,7 @@ from qap_gguf.errors import ConvertError
 from .tensors import Array, TensorRef, one_line, safetensors_header
 from .torch_file import torch_tensors
 
-__all__ = ["Array", "Checkpoint", "TensorRef", "canonical", "check_links", "read_json"]
+__all__ = ["Array", "Checkpoint", "TensorRef", "canonical", "checkpoint_folder", "read_json"]
 
 _SUFFIX = ".index.json"
 # In the order in which they are looked for; an index goes before a single file of the same kind.
@@ -64,11 +64,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_links(folder: Path) -> None:
-    """Raises ConvertError where a file that a conversion reads is a link to something outside `folder`.
+def checkpoint_folder(src: str | Path) -> Path:
+    """`src` as a path. Raises ConvertError unless it is a folder whose files do not lead out of it.
 
     A chat template that is a link to a private file would end up in the model that is given away.
     """
+    folder = Path(src)
+    if not folder.is_dir():
+        raise ConvertError(f"expected a checkpoint folder, got {folder}; give the folder that holds config.json")
     real = folder.resolve()
     allowed = [real]
     if real.parent.name == "snapshots":
@@ -81,10 +84,11 @@ def check_links(folder: Path) -> None:
                     f"expected all files of the checkpoint in {folder}, got a link {path.name} to {target}; "
                     "put the file itself there if you trust it"
                 )
+    return folder
 
 
 class Checkpoint:
-    """The tensors of a checkpoint folder by canonical name, single file or sharded.
+    """The tensors of a checkpoint folder by canonical name (or by what `rename` makes of it), single file or sharded.
 
     Example:
         >>> try:
@@ -94,14 +98,11 @@ class Checkpoint:
         expected a checkpoint folder, got no/such/folder; give the folder that holds config.json
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise ConvertError(f"expected a checkpoint folder, got {folder}; give the folder that holds config.json")
-        check_links(self.folder)
+    def __init__(self, folder: str | Path, rename: Callable[[str], str] = canonical) -> None:
+        self.folder = checkpoint_folder(folder)
         self.tensors: dict[str, TensorRef] = {}
         for ref in self._refs():
-            name = canonical(ref.name)
+            name = rename(ref.name)
             if name in self.tensors:
                 raise ConvertError(
                     f"expected each tensor once, got {self.tensors[name].name} and {ref.name}; remove one of the two"

@@ -21,7 +21,7 @@ __all__ = ["DTYPES", "FLOATS", "Array", "TensorRef", "one_line", "safetensors_he
 
 Array = npt.NDArray[Any]
 
-# safetensors name -> NumPy type of the raw data. BF16 has no NumPy type: its bits come as uint16.
+# safetensors name -> NumPy type of the raw data. BF16 has no NumPy type: its bits come as uint16, those of F8 as uint8.
 DTYPES: dict[str, str] = {
     "F64": "<f8",
     "F32": "<f4",
@@ -29,6 +29,15 @@ DTYPES: dict[str, str] = {
     "BF16": "<u2",
     "I64": "<i8",
     "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "|u1",
+    "F8_E4M3": "|u1",
+    "F8_E5M2": "|u1",
+    "F8_E8M0": "|u1",
     "BOOL": "|b1",
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -49,6 +58,10 @@ class TensorRef:
     dtype: str
     shape: tuple[int, ...]
     offset: int  # from the start of the file, in bytes
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
     def read(self) -> Array:
         """The raw values, read-only (shape `shape`; BF16 as uint16). Raises ConvertError on NaN or infinity."""

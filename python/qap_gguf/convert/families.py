@@ -1,0 +1,151 @@
+"""Families of models that llama.cpp's own converter knows: it makes the files, we check, name, annotate and quantize.
+
+What is ours: NaN and missing shards are found before, a conversion to no tensors (the converter ends well on it) is an
+error, an unknown tokenizer is recognized by its structure, the qap.* keys, and every quantized type.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qap_gguf.config import PruneConfig
+from qap_gguf.errors import ConvertError, QapError
+from qap_gguf.files import check_vision, read_gguf
+
+from . import bpe
+from .annotate import annotate
+from .checkpoint import Checkpoint, read_json
+from .quantize import FLOAT_TYPES, quantize_file
+from .space import require_space
+from .upstream import architecture, known_architectures, run_converter, view
+from .writer import OutputFolder
+
+__all__ = ["FamilyFiles", "convert_family", "is_llava"]
+
+Progress = Callable[[int, int, str], None]
+_FLOAT_NAMES = {"F32": "f32", "F64": "f32", "F16": "f16"}  # a checkpoint's main type -> the converter's; else bf16
+_STEPS = 1000  # of each stage, as progress() counts them
+
+
+@dataclass(frozen=True)
+class FamilyFiles:
+    """Where a family's files go, and as which types: `mmproj_type` as the converter names it, `kind` as llama.cpp."""
+
+    mmproj: Path
+    model: Path
+    mmproj_type: str
+    kind: str
+    label: str
+
+
+def is_llava(config: dict[str, Any]) -> bool:
+    """Whether a parsed config.json belongs to a LLaVA that this package converts by itself.
+
+    Example:
+        >>> is_llava({"model_type": "llava"})
+        True
+        >>> is_llava({"model_type": "llava", "vision_config": {"model_type": "pixtral"}})
+        False
+    """
+    vision = config.get("vision_config")
+    if isinstance(vision, dict) and vision.get("model_type") == "pixtral":
+        return False
+    return str(config.get("model_type", "")).startswith("llava") or architecture(config).startswith("Llava")
+
+
+def convert_family(
+    src: Path, config: dict[str, Any], files: FamilyFiles, prune: PruneConfig | None, folder: OutputFolder,
+    progress: Progress | None,
+) -> None:  # fmt: skip
+    """Makes both files in `folder` and gives them their final names. `config`: the parsed config.json of `src`.
+
+    Raises ConvertError for an architecture that the converter does not know, and for what it refuses.
+    """
+    name, known = architecture(config), known_architectures()
+    if name not in known:
+        raise ConvertError(
+            f"expected a LLaVA or one of the {len(known)} architectures with a vision encoder that llama.cpp's "
+            f"converter knows, got {name or config.get('model_type')!r}; this model cannot be converted"
+        )
+    checkpoint = Checkpoint(src, rename=str)
+    kinds: Counter[str] = Counter()
+    for ref in checkpoint.tensors.values():
+        kinds[ref.dtype] += ref.nbytes
+    plain = files.kind if files.kind in FLOAT_TYPES else _FLOAT_NAMES.get(kinds.most_common(1)[0][0], "bf16")
+    require_space(folder.folder, kinds.total())
+    stages = _Stages(progress, 3 if files.kind in FLOAT_TYPES else 4)
+    for i, ref in enumerate(checkpoint.tensors.values(), 1):
+        ref.read()  # raises on NaN
+        stages.at(i / len(checkpoint.tensors), "check")
+    encoder, model = folder.temp(files.mmproj), folder.temp(files.model)
+    stages.next()
+    with view(src) as place:
+        common = [str(place), "--model-name", files.label]
+        runs = {
+            f"the vision encoder of {name}": ["--mmproj", "--outtype", files.mmproj_type, "--outfile", str(encoder)],
+            f"the language model of {name}": ["--outtype", plain.lower(), "--outfile", str(model)],
+        }
+        runs = {what: common + run for what, run in runs.items()}
+        run_converter(runs, _pre_tokenizer(src), lambda i, part: stages.at(part, ("encoder", "language model")[i], i))
+    _count(encoder, name, vision=True)
+    _count(model, name, vision=False)
+    stages.next(2)
+    if files.kind not in FLOAT_TYPES:
+        whole, model = model, folder.temp(files.model)
+        quantize_file(whole, model, files.kind, lambda done, total: stages.at(done / max(total, 1), "quantize"))
+        whole.unlink()
+    if prune is not None:
+        bare, encoder = encoder, folder.temp(files.mmproj)
+        annotate(bare, encoder, prune)
+    stages.finish()
+    folder.commit((model, files.model), (encoder, files.mmproj))
+
+
+def _pre_tokenizer(src: Path) -> str:
+    """llama.cpp's name for the pre-tokenizer by the structure of tokenizer.json, "" where there is none that fits."""
+    if not (src / "tokenizer.json").is_file():
+        return ""
+    try:
+        return bpe.pre_tokenizer(read_json(src / "tokenizer.json"))
+    except (ConvertError, KeyError, TypeError, AttributeError):
+        return ""  # the converter has its own ways, and its own words where it fails
+
+
+def _count(path: Path, name: str, *, vision: bool) -> None:
+    """Raises ConvertError unless the converter wrote a whole file with tensors, and of the right sort."""
+    what = "vision encoder" if vision else "language model"
+    try:
+        info = read_gguf(path)
+        if vision:
+            check_vision(info)
+    except QapError as err:
+        raise ConvertError(
+            f"expected a {what} out of llama.cpp's converter for {name}, got none ({err}); "
+            "config.json belongs to other weights, or this model is not supported"
+        ) from err
+
+
+class _Stages:
+    """Calls `progress(done, total, what)`; `done` never falls and ends at `total`."""
+
+    def __init__(self, progress: Progress | None, count: int) -> None:
+        self.progress, self.stage, self.done, self.total = progress, 0, -1, count * _STEPS
+
+    def next(self, count: int = 1) -> None:
+        self.stage += count
+
+    def finish(self) -> None:
+        self.stage = self.total // _STEPS - 1
+        self.at(1.0, "done")
+
+    def at(self, part: float, what: str, later: int = 0) -> None:
+        """`part` of the stage, or of the one `later` ones behind it, is done. Its start counts as one step."""
+        done = (self.stage + later) * _STEPS + max(int(min(part, 1.0) * _STEPS), 1)
+        if done > self.done:
+            self.done = done
+            if self.progress is not None:
+                self.progress(done, self.total, what)
