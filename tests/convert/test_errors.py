@@ -386,6 +386,6 @@ def test_f64_and_empty_folders(copy: Path, tmp_path: Path) -> None:
     plain = convert(copy, tmp_path / "out", quantize="F32", name="t")
     assert plain.model.stat().st_size > 0
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConvertError, match="config.json, found none"):
+    with pytest.raises(ConvertError, match=r"config\.json, found none"):
         convert(tmp_path / "empty", tmp_path / "out2")
     assert api.convert is convert
