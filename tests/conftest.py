@@ -100,7 +100,8 @@ MakeLlava = Callable[..., Path]
 def make_llava(tmp_path_factory: pytest.TempPathFactory) -> MakeLlava:
     """make_llava(text={}, vision={}, top={}, dtype="float32", save={}, siglip=False, language="Llama") -> a folder.
 
-    It holds a random LLaVA of fixed seed. language: "Llama", "Mistral" or "Qwen2", as transformers names its classes.
+    It holds a random LLaVA of fixed seed. language: "Llama", "Mistral" or "Qwen2", as transformers names its classes;
+    kind: "Llava" or "LlavaNext".
     GQA, a head dimension that is not hidden / heads, an embedding with more rows than the tokenizer has tokens.
     """
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
@@ -114,6 +115,7 @@ def make_llava(tmp_path_factory: pytest.TempPathFactory) -> MakeLlava:
         save: dict[str, Any] | None = None,
         siglip: bool = False,
         language: str = "Llama",
+        kind: str = "Llava",
     ) -> Path:
         import tokenizers
 
@@ -127,9 +129,9 @@ def make_llava(tmp_path_factory: pytest.TempPathFactory) -> MakeLlava:
             "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2,
             "image_size": 28, "patch_size": 7,
         }  # fmt: skip
-        kind = transformers.SiglipVisionConfig if siglip else transformers.CLIPVisionConfig
-        config = transformers.LlavaConfig(
-            vision_config=kind(**(tower | (vision or {}))),
+        vision_class = transformers.SiglipVisionConfig if siglip else transformers.CLIPVisionConfig
+        config = getattr(transformers, f"{kind}Config")(
+            vision_config=vision_class(**(tower | (vision or {}))),
             text_config=getattr(transformers, f"{language}Config")(**(llama | (text or {}))),
             **(
                 {"image_token_index": 3, "vision_feature_select_strategy": "full" if siglip else "default"}
@@ -137,7 +139,7 @@ def make_llava(tmp_path_factory: pytest.TempPathFactory) -> MakeLlava:
             ),
         )
         torch.manual_seed(20265)
-        model = transformers.LlavaForConditionalGeneration(config)
+        model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if weight.dim() == 1:  # norms and biases of one and nothing would hide a mix-up

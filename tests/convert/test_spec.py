@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,12 @@ def test_feature_layer(layer: Any, used: int) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "llava_next"}, "model_type llava"),
+        ({"model_type": "llava_onevision"}, "in config.json, got 'llava_onevision'"),
+        ({"model_type": "llava_next", "image_grid_pinpoints": []}, "image_grid_pinpoints"),
+        ({"model_type": "llava_next", "image_grid_pinpoints": [[336, 500]]}, "multiples of the tower's 336"),
+        ({"model_type": "llava_next", "image_grid_pinpoints": [[336]]}, "got [336]"),
+        ({"model_type": "llava_next", "image_grid_pinpoints": [[336, 336000]]}, "up to 16384"),
+        ({"model_type": "llava_next", "image_grid_pinpoints": "(1x1)"}, "got '(1x1)'"),
         ({"model_type": None}, "model_type llava"),
         ({"vision_feature_select_strategy": "full"}, "class token"),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, "full for a SigLIP tower"),
@@ -146,11 +152,20 @@ def test_feature_layer(layer: Any, used: int) -> None:
     ],
 )
 def test_what_cannot_be_converted_is_refused(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConvertError, match=words.replace(".", r"\.")) as caught:
+    with pytest.raises(ConvertError, match=re.escape(words)) as caught:
         parse({"model_type": "llava"} | change)
     message = str(caught.value)
     assert "\n" not in message
     assert "expected" in message
+
+
+def test_the_grid_of_llava_next() -> None:
+    """(height, width) in config.json, (width, height) in the file; transformers' default where there is none."""
+    transformers = pytest.importorskip("transformers")
+    assert parse({"model_type": "llava"}).grid == ()
+    default = parse({"model_type": "llava_next"}).grid
+    assert [[height, width] for width, height in default] == transformers.LlavaNextConfig().image_grid_pinpoints
+    assert parse({"model_type": "llava_next", "image_grid_pinpoints": [[336, 1008]]}).grid == ((1008, 336),)
 
 
 def test_llama3_factors_ramp_from_one_to_the_factor() -> None:

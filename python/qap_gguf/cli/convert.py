@@ -71,6 +71,12 @@ def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, .
 )
 @click.option("--name", help="Name of the model in the files. [default: the folder's name]")
 @click.option(
+    "--vision-tower",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The CLIP or SigLIP that a checkpoint in the layout of LLaVA's authors names as mm_vision_tower.",
+)
+@click.option(
     "--clip-text",
     metavar="DIR",
     type=click.Path(path_type=Path),
@@ -85,6 +91,7 @@ def convert(
     quantize: str,
     mmproj_type: str,
     name: str | None,
+    vision_tower: Path | None,
     clip_text: Path | None,
     annotate: bool,
     force: bool,
@@ -107,7 +114,7 @@ def convert(
     """
     given = prune_given(prune)
     if annotate:
-        refuse_options("--annotate", "quantize", "mmproj_type", "name", "clip_text")
+        refuse_options("--annotate", "quantize", "mmproj_type", "name", "vision_tower", "clip_text")
         source, out = _arguments(paths, ("MMPROJ", "OUT"))
         annotate_file(source, out, prune, force=force, as_json=as_json)
         return
@@ -124,6 +131,7 @@ def convert(
             mmproj_type=mmproj_type,
             name=name,
             prune=config,
+            vision_tower=vision_tower,
             clip_text=clip_text,
             force=force,
             progress=report,

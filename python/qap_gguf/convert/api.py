@@ -13,8 +13,9 @@ from qap_gguf.errors import ConvertError
 
 from . import clip_text as text_tower
 from . import language, mmproj, tokenizer
-from .checkpoint import Checkpoint, checkpoint_folder, read_json
+from .checkpoint import checkpoint_folder, read_json
 from .families import FamilyFiles, convert_family, is_llava
+from .llava_source import open_llava
 from .plan import Planner
 from .quantize import FLOAT_TYPES, QUANTIZE_TYPES, file_type, quantize_file
 from .spec import LlavaSpec, parse
@@ -45,6 +46,7 @@ def convert(
     mmproj_type: str = "f16",
     name: str | None = None,
     prune: PruneConfig | None = None,
+    vision_tower: str | Path | None = None,
     clip_text: str | Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -52,13 +54,15 @@ def convert(
     """Converts a vision-language checkpoint to `OUT/mmproj-<type>.gguf` and `OUT/<name>-<QUANT>.gguf`.
 
     src: the folder with config.json, model*.safetensors or pytorch_model*.bin (F64, F32, F16 or BF16; the latter need
-        torch), the tokenizer and the image processor's config. A LLaVA has a CLIP or SigLIP tower, a two-layer GELU
-        projector and a Llama, Mistral or Qwen2 language model of any size. Other families (Qwen-VL, Gemma 3, SmolVLM,
-        InternVL, Pixtral, ...) go through llama.cpp's own converter, which needs the extra `convert`; no code that
-        such a checkpoint brings is run.
+        torch), the tokenizer and the image processor's config. A LLaVA (1.5 or NeXT, as transformers or as its authors
+        save it) has a CLIP or SigLIP tower, a two-layer GELU projector and a Llama, Mistral or Qwen2 language model.
+        Other families (Qwen-VL, Gemma 3, SmolVLM, InternVL, Pixtral, ...) go through llama.cpp's own converter, which
+        needs the extra `convert`; no code that such a checkpoint brings is run.
     out: the folder to write to; made where it is missing. A quantized type needs room for the float model too.
     quantize: a name of QUANTIZE_TYPES, in any case. mmproj_type: "f16" or "f32".
     name: the model's name, default the folder's. prune: defaults to store in the mmproj file.
+    vision_tower: the folder of the CLIP or SigLIP that a checkpoint in the layout of LLaVA's authors names as
+        mm_vision_tower; not needed where the checkpoint carries a public tower's weights.
     clip_text: the folder of the CLIPModel that the vision tower comes from (config.json of model_type clip,
         *.safetensors, tokenizer); its text tower goes into the mmproj file, for PruneConfig(semantic="clip_text").
     force: replace files that are there. progress: called as progress(done, total, what), in tensors, or in thousandths
@@ -88,17 +92,18 @@ def convert(
         folder.check(result.mmproj, result.model)
         config = read_json(source / "config.json")
         if not is_llava(config):
-            if clip_text is not None:
-                raise ConvertError("clip_text: expected a LLaVA with a CLIP tower, got another model; leave it out")
+            for key, given in (("clip_text", clip_text), ("vision_tower", vision_tower)):
+                if given is not None:
+                    raise ConvertError(f"{key}: expected a LLaVA, got another model; leave it out")
             convert_family(
                 source, config, FamilyFiles(result.mmproj, result.model, big, kind, label), prune, folder, progress
             )
             return result
-        checkpoint = Checkpoint(source)
         with _understanding("config.json and the image processor's config"):
-            spec = parse(config)
-            keys = mmproj.metadata(spec, _processor(source), label, big, _prune_keys(prune, spec))
-        planner = Planner(checkpoint)
+            llava = open_llava(source, config, vision_tower)
+            spec = parse(llava.config)
+            keys = mmproj.metadata(spec, llava.processor, label, big, _prune_keys(prune, spec))
+        planner = Planner(llava.checkpoint)
         vision = mmproj.tensors(planner, spec, big)
         if clip_text is not None:
             extra = text_tower.load(clip_text, spec.vision, big)
@@ -133,21 +138,11 @@ def _understanding(what: str) -> Iterator[None]:
         raise ConvertError(f"cannot understand {what} ({reason}); fetch the checkpoint again") from err
 
 
-def _processor(folder: Path) -> dict[str, Any]:
-    """The image processor's config, whichever of its two names it has."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            return read_json(folder / name)
-    raise ConvertError(
-        f"expected preprocessor_config.json or processor_config.json in {folder}, found neither; "
-        "fetch the whole checkpoint"
-    )
-
-
 def _prune_keys(prune: PruneConfig | None, spec: LlavaSpec) -> dict[str, Any]:
     if prune is None:
         return {}
-    prune.count(spec.vision.n_tokens)  # raises ConfigError where n_keep is more than the model has
+    if not spec.grid:  # tiles make the number of tokens depend on the image
+        prune.count(spec.vision.n_tokens)  # raises ConfigError where n_keep is more than the model has
     return dict(prune.to_metadata())
 
 

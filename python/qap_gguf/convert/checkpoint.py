@@ -32,6 +32,7 @@ _PREFIXES = (
     (re.compile(r"^language_model\.(?:model\.)?"), "language_model.model."),
     (re.compile(r"^vision_tower\.(?:vision_model\.)?"), "vision_tower.vision_model."),
     (re.compile(r"^multi_modal_projector\."), "multi_modal_projector."),
+    (re.compile(r"^image_newline$"), "image_newline"),
 )
 
 

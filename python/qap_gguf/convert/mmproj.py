@@ -60,6 +60,11 @@ def metadata(spec: LlavaSpec, processor: dict[str, Any], name: str, kind: str, p
         "clip.vision.image_mean": f32_list(mean),
         "clip.vision.image_std": f32_list(std),
     }
+    if spec.grid:
+        keys |= {
+            "clip.vision.mm_patch_merge_type": value("spatial_unpad"),
+            "clip.vision.image_grid_pinpoints": i32_list([side for size in spec.grid for side in size]),
+        }
     return keys | {key: value(item) for key, item in prune.items()}
 
 
@@ -118,6 +123,8 @@ def tensors(planner: Planner, spec: LlavaSpec, kind: str) -> list[TensorPlan]:
             plans.append(take(f"{_PROJECTOR}{source}.bias", f"{target}.bias", (n_text,)))
         else:  # the graph always adds one
             plans.append(TensorPlan(f"{target}.bias", np.zeros(n_text, np.float32), "F32", (n_text,)))
+    if spec.grid:  # ends each row of a tiled image
+        plans.append(take("image_newline", "v.image_newline", (n_text,)))
     planner.drop(rf"{_TOWER}(post_layernorm|head)\..*", rf"{_TOWER}embeddings\.position_ids")
     for i in range(v.n_layer_used, v.n_layer):  # behind the layer that vision_feature_layer names
         planner.drop(rf"{_TOWER}encoder\.layers\.{i}\..*")

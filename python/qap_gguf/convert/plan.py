@@ -64,7 +64,7 @@ class Planner:
         if self.left:
             names = [ref.name for ref in self.left.values()]
             raise ConvertError(
-                f"expected only LLaVA-1.5's tensors, got {len(names)} others: {_some(names)}; "
+                f"expected only LLaVA's tensors, got {len(names)} others: {_some(names)}; "
                 f"this architecture is not supported, or config.json belongs to other weights"
             )
 

@@ -1,8 +1,8 @@
 """What config.json says, with the defaults that transformers fills in, as small typed records.
 
-Facts: transformers 5.23 configuration_llava.py, configuration_clip.py, configuration_siglip.py.
-A key that is absent has the default of its class there (llava-1.5-7b-hf names five keys of its language model; the rest
-are Llama 7B's).
+Facts: transformers 5.23 configuration_llava.py, configuration_llava_next.py, configuration_clip.py,
+configuration_siglip.py. A key that is absent has the default of its class there (llava-1.5-7b-hf names five keys of its
+language model; the rest are Llama 7B's).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _CLIP_L336: dict[str, Any] = {
     "image_size": 336, "patch_size": 14,
 }  # fmt: skip
 _TOWERS = {"clip_vision_model": ("clip", _CLIP), "siglip_vision_model": ("siglip", _SIGLIP)}
+_GRID = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # LlavaNextConfig's default
+_MAX_SIDE = 1 << 14
 # Activation -> the GGUF switch that clip.cpp reads: use_gelu, use_silu, or neither (which means quick_gelu).
 _ACTS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu", "silu": "silu"}
 _PROJECTOR_ACTS = ("gelu", "gelu_pytorch_tanh", "gelu_new")  # the graph of projector "mlp" always applies GELU
@@ -60,9 +62,12 @@ class VisionSpec:
 
 @dataclass(frozen=True)
 class LlavaSpec:
+    """`grid`: LLaVA-NeXT's (width, height) in pixels that a large image may be resized to; empty for LLaVA-1.5."""
+
     vision: VisionSpec
     text: TextSpec
     projector_bias: bool
+    grid: tuple[tuple[int, int], ...] = ()
 
 
 def parse(config: dict[str, Any]) -> LlavaSpec:
@@ -74,9 +79,9 @@ def parse(config: dict[str, Any]) -> LlavaSpec:
         (23, 576, 4096)
     """
     kind = config.get("model_type")
-    if kind != "llava":
+    if kind not in ("llava", "llava_next"):
         raise ConvertError(
-            f"expected model_type llava in config.json, got {kind!r}; only LLaVA-1.5-style checkpoints convert"
+            f"expected model_type llava or llava_next in config.json, got {kind!r}; no other LLaVA is supported"
         )
     if "quantization_config" in config:
         raise ConvertError(
@@ -88,13 +93,26 @@ def parse(config: dict[str, Any]) -> LlavaSpec:
         raise ConvertError(
             f"expected projector_hidden_act gelu, got {act!r}; the projector type mlp of llama.cpp knows no other"
         )
-    vision, text = section(config, "vision_config"), section(config, "text_config")
-    _check_strategy(config.get("vision_feature_select_strategy", "default"), vision.get("model_type"))
-    return LlavaSpec(
-        _vision(vision, config.get("vision_config") is not None, config.get("vision_feature_layer", -2)),
-        parse_text(text, config),
-        config.get("multimodal_projector_bias") is not False,
-    )
+    values, text = section(config, "vision_config"), section(config, "text_config")
+    _check_strategy(config.get("vision_feature_select_strategy", "default"), values.get("model_type"))
+    vision = _vision(values, config.get("vision_config") is not None, config.get("vision_feature_layer", -2))
+    grid = _grid(config.get("image_grid_pinpoints"), vision.image_size) if kind == "llava_next" else ()
+    return LlavaSpec(vision, parse_text(text, config), config.get("multimodal_projector_bias") is not False, grid)
+
+
+def _grid(points: Any, side: int) -> tuple[tuple[int, int], ...]:
+    """LLaVA-NeXT's sizes, (width, height) each; config.json has (height, width), and a default."""
+    points = _GRID if points is None else points
+    sizes = []
+    for pair in points if isinstance(points, list) and points else [points]:
+        whole = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(type(n) is int for n in pair)
+        if not whole or not all(0 < n <= _MAX_SIDE and n % side == 0 for n in pair):
+            raise ConvertError(
+                f"expected image_grid_pinpoints of (height, width), multiples of the tower's {side} up to {_MAX_SIDE}, "
+                f"in config.json, got {pair!r}; correct config.json"
+            )
+        sizes.append((int(pair[1]), int(pair[0])))
+    return tuple(sizes)
 
 
 def _check_strategy(strategy: Any, tower: Any) -> None:
