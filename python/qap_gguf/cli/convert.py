@@ -1,6 +1,6 @@
 """`qap-gguf convert`: from a Hugging Face checkpoint to the two GGUF files that llama.cpp runs.
 
-Its ways that take GGUF files (--annotate) are in convert_files.py.
+Its ways that take GGUF files (--annotate, --check) are in convert_files.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qap_gguf.cli.common import (
     prune_given,
     prune_options,
 )
-from qap_gguf.cli.convert_files import annotate_file, refuse_options
+from qap_gguf.cli.convert_files import annotate_file, check_given, refuse_options
 
 Report = Callable[[int, int, str], None]
 
@@ -77,6 +77,7 @@ def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, .
     help="A CLIPModel checkpoint whose text tower goes into the mmproj, for --semantic clip_text.",
 )
 @click.option("--annotate", is_flag=True, help="Copy an mmproj file with other pruning defaults; see above.")
+@click.option("--check", is_flag=True, help="Say what GGUF files are, and whether they fit together; see above.")
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
 @prune_options(without=("seed",))
 @output_options
@@ -87,6 +88,7 @@ def convert(
     name: str | None,
     clip_text: Path | None,
     annotate: bool,
+    check: bool,
     force: bool,
     as_json: bool,
     **prune: Any,
@@ -99,12 +101,21 @@ def convert(
     With --annotate the arguments are an mmproj file and the file OUT to write: a copy, byte for byte, but with the
     defaults that the file has, changed by the prune options given, or with none for --dense.
 
+    With --check the arguments are GGUF files: what each is, whether every mmproj fits every language model, which
+    pruning the images support, what defaults a file carries, and where stock llama.cpp runs an encoder otherwise than
+    it was trained. Exit status 1 when a file cannot be used or a pair does not fit.
+
     \b
     Examples:
       qap-gguf convert llava-1.5-7b-hf/ out/ --quantize Q4_K_M --n-keep 64
       qap-gguf convert --annotate mmproj.gguf mmproj-pruning.gguf --keep-ratio 0.25
+      qap-gguf convert --check mmproj.gguf model-Q4_K_M.gguf
     """
     given = prune_given(prune)
+    if check:
+        refuse_options("--check", "annotate", "quantize", "mmproj_type", "name", "clip_text", "force", *prune)
+        check_given(paths, as_json=as_json)
+        return
     if annotate:
         refuse_options("--annotate", "quantize", "mmproj_type", "name", "clip_text")
         source, out = _arguments(paths, ("MMPROJ", "OUT"))
