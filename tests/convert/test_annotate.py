@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import pytest
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 import qap_gguf as qap
 from convert import gguf_files as files
 from convert.gguf_files import CLASS_TOKEN, LLAVA_KEYS, LLAVA_TENSORS, build, take_apart, with_key
-from qap_gguf.convert import space
 from qap_gguf.errors import ConfigError, ConvertError, ModelFileError
 from qap_gguf.files import read_gguf
 
@@ -121,7 +121,7 @@ def test_the_target_is_kept_without_force_and_by_a_failure(tmp_path: Path, monke
         with pytest.raises(ConvertError, match="No space left"):
             qap.annotate(path, path, qap.PruneConfig(), force=True)
     with monkeypatch.context() as patch:
-        patch.setattr(space.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
         with pytest.raises(ConvertError, match=r"^expected 5\.\d MB free in .*, got 1 bytes; free some space"):
             qap.annotate(path, path, qap.PruneConfig(), force=True)
     assert path.read_bytes() == PACKAGED.mmproj.read_bytes()

@@ -6,6 +6,7 @@ Its ways that take GGUF files (--annotate, --check) are in convert_files.py.
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,18 @@ def progress_bar() -> Iterator[Report | None]:
             progress.update(task, description=what, completed=done, total=total)
 
         yield report
+
+
+@contextlib.contextmanager
+def stops_cleanly() -> Iterator[None]:
+    """A polite request to end (SIGTERM, a closed terminal) is heard as Ctrl-C is: half-written files are removed."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), signal.default_int_handler) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, ...]:
@@ -126,7 +139,7 @@ def convert(
 
     import qap_gguf as qap
 
-    with progress_bar() as report:
+    with stops_cleanly(), progress_bar() as report:
         result = qap.convert(
             source,
             out,

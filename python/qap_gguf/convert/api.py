@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from . import clip_text as text_tower
 from . import language, mmproj, tokenizer
 from .checkpoint import Checkpoint, read_json
 from .plan import Planner
-from .quantize import FLOAT_TYPES, QUANTIZE_TYPES, file_type, quantize_file
+from .quantize import FLOAT_TYPES, QUANTIZE_TYPES, file_type, least_bytes, quantize_file
+from .space import require_space
 from .spec import LlavaSpec, parse
-from .writer import OutputFolder, write_gguf
+from .writer import OutputFolder, TensorPlan, write_gguf
 
 if TYPE_CHECKING:
     from qap_gguf.config import PruneConfig
@@ -53,7 +55,8 @@ def convert(
     src: the folder with config.json, model*.safetensors (F64, F32, F16 or BF16), the tokenizer and the image
         processor's config: a CLIP or SigLIP tower, a two-layer GELU projector and a Llama, Mistral or Qwen2 language
         model of any size.
-    out: the folder to write to; made where it is missing. A quantized type needs room for the float model too.
+    out: the folder to write to; made where it is missing. A quantized type needs room for the float model too; the
+        room is checked before anything is written.
     quantize: a name of QUANTIZE_TYPES, in any case. mmproj_type: "f16" or "f32".
     name: the model's name, default the folder's. prune: defaults to store in the mmproj file.
     clip_text: the folder of the CLIPModel that the vision tower comes from (config.json of model_type clip,
@@ -97,6 +100,7 @@ def convert(
             vocab = tokenizer.load(checkpoint.folder, spec.text)
 
         count = _Counter(progress, len(vision) + len(text) * (1 if kind in FLOAT_TYPES else 2))
+        _require_space(folder.folder, kind, vision, text)
         encoder, model = folder.temp(result.mmproj), folder.temp(result.model)
         write_gguf(encoder, "clip", keys, vision, count.step)
         ftype = QUANTIZE_TYPES[kind if kind in FLOAT_TYPES else "F16"]
@@ -108,6 +112,12 @@ def convert(
         count.finish()
         folder.commit((model, result.model), (encoder, result.mmproj))
     return result
+
+
+def _require_space(folder: Path, kind: str, vision: list[TensorPlan], text: list[TensorPlan]) -> None:
+    """The float files take what their tensors take; the quantized one, beside its float file, at least that much."""
+    quantized = 0 if kind in FLOAT_TYPES else least_bytes(kind, sum(math.prod(plan.shape) for plan in text))
+    require_space(folder, sum(plan.nbytes for plan in vision + text) + quantized)
 
 
 @contextlib.contextmanager
