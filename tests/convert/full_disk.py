@@ -30,7 +30,7 @@ def main(source: str, out: Path, words: list[str]) -> None:
     if "pause" in words:
         mock.patch.object(api, "quantize_file", pause).start()
         sys.exit(command(["convert", source, str(out), "--quantize", "Q8_0"]))
-    mock.patch("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 50)).start()
+    mock.patch("shutil.disk_usage", return_value=SimpleNamespace(free=1 << 50)).start()
     for word in words:
         name, _, size = word.partition("=")
         if name == "fsize":

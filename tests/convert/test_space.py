@@ -32,8 +32,12 @@ def test_the_room_is_asked_for_before_anything_is_written(
 ) -> None:
     """Just enough is enough; half of it is not, and then no file was ever begun."""
     asked: list[int] = []
-    real = space.require_space
-    monkeypatch.setattr(api, "require_space", lambda f, n: (asked.append(n), real(f, n)))
+
+    def note(folder: Path, n_bytes: int) -> None:
+        asked.append(n_bytes)
+        space.require_space(folder, n_bytes)
+
+    monkeypatch.setattr(api, "require_space", note)
     made = convert(plain_llava, tmp_path / "a", quantize=kind, name="t")
     sizes = [path.stat().st_size for path in (made.mmproj, made.model)]
     if kind == "F32":
@@ -77,7 +81,7 @@ def child(*words: str | Path, before: list[str] | None = None) -> subprocess.Pop
 @pytest.fixture(scope="module")
 def sizes(plain_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     out = tmp_path_factory.mktemp("sizes")
-    found = {}
+    found: dict[str, int] = {}
     for kind in ("F32", "Q8_0"):
         made = convert(plain_llava, out, quantize=kind, mmproj_type="f32", name="t", force=True)
         found |= {kind: made.model.stat().st_size, "mmproj": made.mmproj.stat().st_size}
