@@ -15,6 +15,7 @@ import click
 
 from qap_gguf.cli.common import (
     make_config,
+    note,
     on_terminal,
     output_options,
     print_json,
@@ -77,10 +78,10 @@ def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, .
 )
 @click.option(
     "--mmproj-type",
-    type=click.Choice(["f32", "f16"]),
+    type=click.Choice(["f32", "f16", "bf16", "q8_0"]),
     default="f16",
     show_default=True,
-    help="Type of the image encoder's weights.",
+    help="Type of the image encoder's matrices.",
 )
 @click.option("--name", help="Name of the model in the files. [default: the folder's name]")
 @click.option(
@@ -153,7 +154,12 @@ def convert(
         )
     if as_json:
         stored = None if config is None else config.to_metadata()
-        print_json({"mmproj": result.mmproj, "model": result.model, "quantize": quantize, "metadata": stored})
+        print_json(
+            {"mmproj": result.mmproj, "model": result.model, "quantize": quantize, "notes": result.notes}
+            | {"metadata": stored}
+        )
     else:
+        for line in result.notes:
+            note(line)
         click.echo(result.mmproj)
         click.echo(result.model)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,11 @@ _NAME = re.compile(r"[\w][\w.+-]*")
 
 @dataclass(frozen=True)
 class ConvertResult:
-    """The two files that were made."""
+    """The two files that were made; `notes` are lines about choices that were not the caller's."""
 
     mmproj: Path
     model: Path
+    notes: tuple[str, ...] = ()
 
 
 def convert(
@@ -57,7 +58,8 @@ def convert(
         model of any size.
     out: the folder to write to; made where it is missing. A quantized type needs room for the float model too; the
         room is checked before anything is written.
-    quantize: a name of QUANTIZE_TYPES, in any case. mmproj_type: "f16" or "f32".
+    quantize: a name of QUANTIZE_TYPES, in any case. mmproj_type: of the mmproj's matrices, "f32", "f16", "bf16" or
+        "q8_0"; rows that are no multiple of 32 stay f16 with q8_0, which a note says.
     name: the model's name, default the folder's. prune: defaults to store in the mmproj file.
     clip_text: the folder of the CLIPModel that the vision tower comes from (config.json of model_type clip,
         *.safetensors, tokenizer); its text tower goes into the mmproj file, for PruneConfig(semantic="clip_text").
@@ -75,7 +77,9 @@ def convert(
     """
     kind, big = file_type(quantize), str(mmproj_type).lower()
     if big not in mmproj.MMPROJ_TYPES:
-        raise ConvertError(f"expected mmproj_type f16 or f32, got {mmproj_type!r}; choose one of these")
+        raise ConvertError(
+            f"expected mmproj_type {', '.join(mmproj.MMPROJ_TYPES)}, got {mmproj_type!r}; choose one of these"
+        )
     checkpoint = Checkpoint(src)
     label = name if name is not None else re.sub(r"[^\w.+-]+", "-", checkpoint.folder.resolve().name).strip("-.+")
     if not _NAME.fullmatch(label) or label.lower() == "mmproj":
@@ -93,6 +97,10 @@ def convert(
         if clip_text is not None:
             extra = text_tower.load(clip_text, spec.vision, big)
             keys, vision = keys | extra.metadata, vision + extra.tensors
+        vision, odd = mmproj.fit_rows(vision)
+        if odd:
+            rows = f"{odd[0]}" + (f" and {len(odd) - 1} more" if len(odd) > 1 else "")
+            result = replace(result, notes=(f"f16 instead of q8_0, rows are no multiple of 32: {rows}",))
         # The float file that the quantizer reads keeps the checkpoint's own types: nothing is rounded twice.
         text = language.tensors(planner, spec.text, kind if kind in FLOAT_TYPES else None)
         planner.finish()
