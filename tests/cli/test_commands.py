@@ -51,7 +51,7 @@ def test_convert_prints_the_two_paths(converted: list[dict[str, Any]], capsys: S
     assert converted == [
         {
             "src": Path("in"), "out": Path("out"), "quantize": "Q4_0", "mmproj_type": "f32", "name": "x",
-            "prune": None, "clip_text": None, "force": True, "progress": None,
+            "prune": None, "clip_text": None, "imatrix": None, "force": True, "progress": None,
         }
     ]  # fmt: skip
 

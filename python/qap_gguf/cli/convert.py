@@ -90,6 +90,12 @@ def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, .
     type=click.Path(path_type=Path),
     help="A CLIPModel checkpoint whose text tower goes into the mmproj, for --semantic clip_text.",
 )
+@click.option(
+    "--imatrix",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Importance matrix of llama-imatrix for the language model, which the quantizer then minds.",
+)
 @click.option("--annotate", is_flag=True, help="Copy an mmproj file with other pruning defaults; see above.")
 @click.option("--check", is_flag=True, help="Say what GGUF files are, and whether they fit together; see above.")
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
@@ -101,6 +107,7 @@ def convert(
     mmproj_type: str,
     name: str | None,
     clip_text: Path | None,
+    imatrix: Path | None,
     annotate: bool,
     check: bool,
     force: bool,
@@ -127,11 +134,13 @@ def convert(
     """
     given = prune_given(prune)
     if check:
-        refuse_options("--check", "annotate", "quantize", "mmproj_type", "name", "clip_text", "force", *prune)
+        refuse_options(
+            "--check", "annotate", "quantize", "mmproj_type", "name", "clip_text", "imatrix", "force", *prune
+        )
         check_given(paths, as_json=as_json)
         return
     if annotate:
-        refuse_options("--annotate", "quantize", "mmproj_type", "name", "clip_text")
+        refuse_options("--annotate", "quantize", "mmproj_type", "name", "clip_text", "imatrix")
         source, out = _arguments(paths, ("MMPROJ", "OUT"))
         annotate_file(source, out, prune, force=force, as_json=as_json)
         return
@@ -149,6 +158,7 @@ def convert(
             name=name,
             prune=config,
             clip_text=clip_text,
+            imatrix=imatrix,
             force=force,
             progress=report,
         )

@@ -15,6 +15,7 @@ from qap_gguf.errors import ConvertError
 from . import clip_text as text_tower
 from . import language, mmproj, tokenizer
 from .checkpoint import Checkpoint, read_json
+from .imatrix import read_imatrix
 from .plan import Planner
 from .quantize import FLOAT_TYPES, QUANTIZE_TYPES, file_type, least_bytes, quantize_file
 from .space import require_space
@@ -48,6 +49,7 @@ def convert(
     name: str | None = None,
     prune: PruneConfig | None = None,
     clip_text: str | Path | None = None,
+    imatrix: str | Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> ConvertResult:
@@ -63,6 +65,7 @@ def convert(
     name: the model's name, default the folder's. prune: defaults to store in the mmproj file.
     clip_text: the folder of the CLIPModel that the vision tower comes from (config.json of model_type clip,
         *.safetensors, tokenizer); its text tower goes into the mmproj file, for PruneConfig(semantic="clip_text").
+    imatrix: a file of llama-imatrix for this model (GGUF, or the older format), passed on to the quantizer.
     force: replace files that are there. progress: called as progress(done, total, what), in tensors.
 
     Memory stays near the largest tensor. Raises ConvertError (or what `progress` raises, or KeyboardInterrupt) and then
@@ -80,6 +83,9 @@ def convert(
         raise ConvertError(
             f"expected mmproj_type {', '.join(mmproj.MMPROJ_TYPES)}, got {mmproj_type!r}; choose one of these"
         )
+    if imatrix is not None and kind in FLOAT_TYPES:
+        raise ConvertError(f"expected a quantized type with an imatrix, got {kind}; choose one, or leave imatrix out")
+    importance = None if imatrix is None else read_imatrix(imatrix)
     checkpoint = Checkpoint(src)
     label = name if name is not None else re.sub(r"[^\w.+-]+", "-", checkpoint.folder.resolve().name).strip("-.+")
     if not _NAME.fullmatch(label) or label.lower() == "mmproj":
@@ -104,6 +110,8 @@ def convert(
         # The float file that the quantizer reads keeps the checkpoint's own types: nothing is rounded twice.
         text = language.tensors(planner, spec.text, kind if kind in FLOAT_TYPES else None)
         planner.finish()
+        if importance is not None:
+            importance.check({plan.name: plan.shape[-1] for plan in text if len(plan.shape) > 1})
         with _understanding("the tokenizer's files"):
             vocab = tokenizer.load(checkpoint.folder, spec.text)
 
@@ -115,7 +123,7 @@ def convert(
         write_gguf(model, spec.text.arch, language.metadata(spec.text, vocab, label, ftype), text, count.step)
         if kind not in FLOAT_TYPES:
             plain, model = model, folder.temp(result.model)
-            quantize_file(plain, model, kind, count.quantized)
+            quantize_file(plain, model, kind, count.quantized, importance)
             plain.unlink()
         count.finish()
         folder.commit((model, result.model), (encoder, result.mmproj))

@@ -15,6 +15,8 @@ import gguf
 
 from qap_gguf.errors import ConvertError
 
+from .imatrix import Imatrix
+
 __all__ = ["FLOAT_TYPES", "QUANTIZE_TYPES", "file_type", "quantize_file"]
 
 # Name -> llama_ftype. The first three are written directly.
@@ -68,7 +70,13 @@ def least_bytes(name: str, n_weights: int) -> int:
     return n_weights // block * size
 
 
-def quantize_file(source: Path, target: Path, name: str, on_tensor: Callable[[int, int], None] | None = None) -> None:
+def quantize_file(
+    source: Path,
+    target: Path,
+    name: str,
+    on_tensor: Callable[[int, int], None] | None = None,
+    imatrix: Imatrix | None = None,
+) -> None:
     """Quantizes the GGUF file `source` to `target`. `on_tensor(done, total)` follows the quantizer's log.
 
     Raises ConvertError with the quantizer's own words where it refuses (no importance matrix, no space, ...). Ctrl-C is
@@ -80,6 +88,9 @@ def quantize_file(source: Path, target: Path, name: str, on_tensor: Callable[[in
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = QUANTIZE_TYPES[name]
     params.max_buf_size = _MAX_BUFFER
+    if imatrix is not None:
+        importance, keys = imatrix.native(), imatrix.keys()  # must live until the quantizer returns
+        params.imatrix, params.kv_overrides = importance, keys
     errors: list[str] = []
     raised: list[BaseException] = []
 
