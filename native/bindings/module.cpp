@@ -44,6 +44,7 @@ PYBIND11_MODULE(_core, m) {
     register_score(m);
     register_encoder(m);
     register_gguf(m);
+    register_inspect(m);
     register_graph(m);
     register_clip_text(m);
 }

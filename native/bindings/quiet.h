@@ -18,3 +18,12 @@ public:
 private:
     bool active;
 };
+
+// libllama's lines too, inside a quiet scope. Its callback is one for the process: lines of other threads pass through.
+class quiet_llama {
+public:
+    quiet_llama();
+    ~quiet_llama();
+    quiet_llama(const quiet_llama &)             = delete;
+    quiet_llama & operator=(const quiet_llama &) = delete;
+};

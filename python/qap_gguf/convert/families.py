@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
+
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConvertError, QapError
 from qap_gguf.files import check_vision, read_gguf
@@ -19,6 +21,7 @@ from qap_gguf.files import check_vision, read_gguf
 from . import bpe
 from .annotate import annotate
 from .checkpoint import Checkpoint, read_json
+from .imatrix import Imatrix
 from .quantize import FLOAT_TYPES, quantize_file
 from .space import require_space
 from .upstream import architecture, known_architectures, run_converter, view
@@ -33,13 +36,15 @@ _STEPS = 1000  # of each stage, as progress() counts them
 
 @dataclass(frozen=True)
 class FamilyFiles:
-    """Where a family's files go, and as which types: `mmproj_type` as the converter names it, `kind` as llama.cpp."""
+    """Where a family's files go, and as which types: `mmproj_type` as the converter names it, `kind` as llama.cpp;
+    `importance` is for the quantizer."""
 
     mmproj: Path
     model: Path
     mmproj_type: str
     kind: str
     label: str
+    importance: Imatrix | None = None
 
 
 def is_llava(config: dict[str, Any]) -> bool:
@@ -96,7 +101,14 @@ def convert_family(
     stages.next(2)
     if files.kind not in FLOAT_TYPES:
         whole, model = model, folder.temp(files.model)
-        quantize_file(whole, model, files.kind, lambda done, total: stages.at(done / max(total, 1), "quantize"))
+        if files.importance is not None:
+            widths = {t.name: int(t.shape[0]) for t in gguf.GGUFReader(whole).tensors if len(t.shape) > 1}
+            files.importance.check(widths)
+
+        def step(done: int, total: int) -> None:
+            stages.at(done / max(total, 1), "quantize")
+
+        quantize_file(whole, model, files.kind, step, files.importance)
         whole.unlink()
     if prune is not None:
         bare, encoder = encoder, folder.temp(files.mmproj)
