@@ -10,7 +10,6 @@ import dataclasses
 import random
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -48,8 +47,8 @@ class Tensor:
 class Gguf:
     """A GGUF file taken apart."""
 
-    def __init__(self, path: Path) -> None:
-        self.whole = data = path.read_bytes()
+    def __init__(self, data: bytes) -> None:
+        self.whole = data
         self.version, n_tensors, n_keys = struct.unpack_from("<IQQ", data, 4)
         at = 24
         self.keys: list[Key] = []

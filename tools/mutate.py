@@ -5,7 +5,8 @@
     python tools/mutate.py --only 1234       # one mutation again, with what it said
 
 Each child reads one damaged file beside the other, good one, encodes the packaged picture and lets the language model
-read it and answer two tokens. Half of the damaged mmproj files go through llama-cpp-python's own chat handler. A child
+read it and answer two tokens. Half of the damaged mmproj files go through llama-cpp-python's own chat handler. With
+--projectors, mmproj files of the other projectors (tools/tiny_mmproj.py) take the place of the packaged one. A child
 ends by: refused (an error of qap_gguf, or a Python exception from the stock handler), ran, another exception, or lost
 (a signal, a time limit of 60 s among them).
 """
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_mutations import KINDS, Gguf
+from tiny_mmproj import PROJECTORS, tiny_mmproj
 
 RAN, REFUSED, OTHER = 0, 10, 11
 SECONDS, BYTES = 60, 16 << 30  # of a child; more is a loss
@@ -39,7 +41,31 @@ def use_pair(mmproj: Path, model: Path) -> None:
 
     with qap.VisionModel(mmproj, model, n_ctx=256, n_threads=1) as vlm:
         image = vlm.encode(qap.packaged_model().sample)
-        vlm.generate([image, "How many?"], prune=qap.PruneConfig(n_keep=18), max_tokens=2)
+        prune = None if vlm.why_not_prunable else qap.PruneConfig(n_keep=18)
+        vlm.generate([image, "How many?"], prune=prune, max_tokens=2)
+
+
+def use_tiles(mmproj: Path, model: Path) -> None:
+    """Load and encode every tile: the public call refuses a picture that is cut into several."""
+    import qap_gguf as qap
+    from qap_gguf import _core
+    from qap_gguf.errors import NativeError
+    from qap_gguf.images import load_image
+
+    with qap.VisionModel(mmproj, model, n_ctx=256, n_threads=1) as vlm:
+        native = vlm._encoder._native
+        try:
+            chunks = native.tokenize(_core.media_marker(), [load_image(qap.packaged_model().sample)], False, True)
+            for chunk in chunks:
+                if chunk.is_image:
+                    native.encode(chunk, False)
+        except (ValueError, RuntimeError) as err:
+            raise NativeError(str(err)) from err
+
+
+def qap_prunes(mmproj: Path) -> bool:
+    """Whether the file was a LLaVA: others run dense through the handler."""
+    return not any(name in mmproj.name for name in PROJECTORS)
 
 
 def use_handler(mmproj: Path, model: Path) -> None:
@@ -49,7 +75,8 @@ def use_handler(mmproj: Path, model: Path) -> None:
 
     import qap_gguf as qap
 
-    qap.set_default(qap.PruneConfig(n_keep=18))
+    if qap_prunes(mmproj):
+        qap.set_default(qap.PruneConfig(n_keep=18))
     url = "data:image/png;base64," + base64.b64encode(qap.packaged_model().sample.read_bytes()).decode()
     handler = Llava15ChatHandler(clip_model_path=str(mmproj), verbose=False)
     llama = llama_cpp.Llama(str(model), chat_handler=handler, n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
@@ -69,7 +96,7 @@ def child(use: str, mmproj: Path, model: Path, log: Path) -> int:
     from qap_gguf.errors import QapError
 
     try:
-        (use_handler if use == "handler" else use_pair)(mmproj, model)
+        {"handler": use_handler, "tiles": use_tiles, "pair": use_pair}[use](mmproj, model)
     except QapError as err:
         sys.stderr.write(f"refused: {err}\n")
         return REFUSED if "\n" not in str(err) else OTHER
@@ -83,32 +110,40 @@ def child(use: str, mmproj: Path, model: Path, log: Path) -> int:
 class Case:
     """One mutation, made from its number alone."""
 
-    def __init__(self, number: int, seed: int) -> None:
+    def __init__(self, number: int, seed: int, projectors: bool = False) -> None:
+        turn, kind = divmod(number, len(KINDS))
         self.number = number
-        self.kind = KINDS[number % len(KINDS)]
-        self.target = "mmproj" if (number // len(KINDS)) % 2 == 0 else "model"
-        self.use = "handler" if self.target == "mmproj" and (number // len(KINDS)) % 4 == 2 else "pair"
+        self.kind = KINDS[kind]
+        if projectors:
+            self.target = list(PROJECTORS)[turn % len(PROJECTORS)]
+            self.use = "handler" if (turn // len(PROJECTORS)) % 2 == 0 else "tiles"
+        else:
+            self.target = "mmproj" if turn % 2 == 0 else "model"
+            self.use = "handler" if turn % 4 == 2 else "pair"
         self.rng = random.Random(f"{seed}/{number}")
 
     def __str__(self) -> str:
         return f"{self.number} {self.target} {self.kind.__name__} ({self.use})"
 
 
-def outcomes(numbers: list[int], seed: int, jobs: int, folder: Path) -> Iterator[tuple[Case, str, str]]:
+def outcomes(
+    numbers: list[int], seed: int, jobs: int, folder: Path, projectors: bool = False
+) -> Iterator[tuple[Case, str, str]]:
     """(case, what became of it, what it said) of each number; `jobs` children at a time."""
     import qap_gguf as qap  # in the parent: the children inherit it and start at once
 
     files = qap.packaged_model()
     good = {"mmproj": files.mmproj, "model": files.model}
-    apart = {name: Gguf(path) for name, path in good.items()}
+    whole = {name: path.read_bytes() for name, path in good.items()}
+    apart = {name: Gguf(data) for name, data in (whole | {name: tiny_mmproj(name) for name in PROJECTORS}).items()}
     running: dict[int, tuple[Case, Path, Path]] = {}
     waiting = list(reversed(numbers))
     while waiting or running:
         while waiting and len(running) < jobs:
-            case = Case(waiting.pop(), seed)
-            damaged, log = folder / f"{case.number}.gguf", folder / f"{case.number}.log"
+            case = Case(waiting.pop(), seed, projectors)
+            damaged, log = folder / f"{case.number}-{case.target}.gguf", folder / f"{case.number}.log"
             damaged.write_bytes(case.kind(case.rng, apart[case.target]))
-            pair = {**good, case.target: damaged}
+            pair = {**good, "model" if case.target == "model" else "mmproj": damaged}
             pid = os.fork()
             if pid == 0:
                 status = OTHER
@@ -136,13 +171,14 @@ def main() -> int:
     parser.add_argument("--only", type=int, action="append", help="this mutation alone, with what it said; repeatable")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default 2)")
+    parser.add_argument("--projectors", action="store_true", help="damage mmproj files of the other projectors")
     parser.add_argument("--json", action="store_true", help="counts by kind of mutation, as JSON")
     args = parser.parse_args()
     numbers = args.only if args.only else list(range(args.n))
     counts: collections.Counter[str] = collections.Counter()
     by_kind: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     with tempfile.TemporaryDirectory() as folder:
-        for case, outcome, said in outcomes(numbers, args.seed, args.jobs, Path(folder)):
+        for case, outcome, said in outcomes(numbers, args.seed, args.jobs, Path(folder), args.projectors):
             counts[outcome.split()[0]] += 1
             by_kind[case.kind.__name__][outcome.split()[0]] += 1
             if args.only or outcome.startswith(("lost", "other")):

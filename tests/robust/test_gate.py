@@ -51,7 +51,7 @@ def changed(file: Gguf, keys: Mapping[str, tuple[int, bytes] | None], tensors: S
 
 @pytest.fixture(scope="module")
 def files(packaged: qap.PackagedModel) -> dict[str, Gguf]:
-    return {"mmproj": Gguf(packaged.mmproj), "model": Gguf(packaged.model)}
+    return {"mmproj": Gguf(packaged.mmproj.read_bytes()), "model": Gguf(packaged.model.read_bytes())}
 
 
 @pytest.fixture
