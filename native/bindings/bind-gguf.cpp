@@ -1,5 +1,5 @@
-// bind-gguf.cpp: metadata and tensor table of a GGUF file by ggml's own reader, without its data. Python's
-// files.py checks with it that a file is whole before upstream maps it.
+// bind-gguf.cpp: metadata and tensor table of a GGUF file by ggml's own reader, without its data, and the gate in front
+// of upstream's loaders. Python's files.py looks at every file with them before upstream does.
 #include "bindings.h"
 #include "ggml-cpp.h"
 #include "gguf.h"
@@ -51,6 +51,28 @@ static py::tuple gguf_info(const std::string & path) {
     return py::make_tuple(metadata, tensors, gguf_get_data_offset(gguf.get()));
 }
 
+// The width of a token, None where this kind of file is not known; ValueError where upstream must not see it.
+static std::optional<int64_t> checked(int status, int64_t n_embd) {
+    check(status);
+    return n_embd > 0 ? std::optional<int64_t>(n_embd) : std::nullopt;
+}
+
+static std::optional<int64_t> check_mmproj(const std::string & path) {
+    const quiet_scope quiet(false);
+    int64_t           n_embd = 0;
+    const int         status = qap_check_mmproj(path.c_str(), &n_embd);
+    return checked(status, n_embd);
+}
+
+static std::optional<int64_t> check_language(const std::string & path, int64_t n_ctx) {
+    const quiet_scope quiet(false);
+    int64_t           n_embd = 0;
+    const int         status = qap_check_language(path.c_str(), n_ctx, &n_embd);
+    return checked(status, n_embd);
+}
+
 void register_gguf(py::module_ & m) {
+    m.def("check_mmproj", &check_mmproj, py::arg("path"));
+    m.def("check_language", &check_language, py::arg("path"), py::arg("n_ctx"));
     m.def("gguf_info", &gguf_info, py::arg("path"));
 }

@@ -108,6 +108,13 @@ QAP_API bool         qap_stock_encoder(void); /* QAP_STOCK_ENCODER=1: upstream's
 QAP_API bool         qap_avoid_amx(void);
 QAP_API const char * qap_upstream_version(void); /* the llama-cpp-python version that this library was built from */
 
+/* --- files of strangers: what upstream's loaders would end the process for is an error here --- */
+
+/* Each returns 0 when the file can be handed to upstream. n_ctx: cells of the KV cache to come, 0: the model's own.
+ * n_embd: width of a token, 0 where the kind of model is not known here; may be NULL. qap_hook_load calls the first. */
+QAP_API int qap_check_mmproj(const char * path, int64_t * n_embd);
+QAP_API int qap_check_language(const char * path, int64_t n_ctx, int64_t * n_embd);
+
 /* --- parameters --- */
 
 QAP_API struct qap_params qap_params_default(void);

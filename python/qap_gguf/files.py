@@ -1,18 +1,19 @@
-"""A look at GGUF files before upstream maps them: missing, cut short and swapped files are named in one line.
+"""A look at GGUF files before upstream maps them: missing, damaged, swapped and hostile files are named in one line.
 
-ggml's own reader parses the header (it refuses malformed ones); what it does not check without the data is whether
-every tensor lies inside the file, and a language model that reads past the end takes the process down.
+ggml's own reader parses the header (it refuses malformed ones). What upstream's loaders answer with an abort (shapes,
+types and numbers that contradict each other) is refused by native/src/gate before they see the file.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qap_gguf import _core
+from qap_gguf.arguments import one_line
 from qap_gguf.errors import ModelFileError
 
 
@@ -65,17 +66,66 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufInfo:
     return GgufInfo(path, metadata, {name.decode("utf-8", "replace"): (kind, n) for name, kind, _, n in tensors})
 
 
-def check_pair(mmproj: str | os.PathLike[str], model: str | os.PathLike[str] | None) -> None:
-    """Check that `mmproj` is a vision encoder and `model` (None: not a file) a language model.
+def _gate(path: str | os.PathLike[str], check: Callable[[str], int | None]) -> int | None:
+    try:
+        return check(str(path))
+    except ValueError as err:
+        raise ModelFileError(f"{path}: {one_line(err)}") from err
+
+
+def check_mmproj(path: str | os.PathLike[str]) -> int | None:
+    """Check an mmproj file: whole, a vision encoder, and free of contradictions on which upstream would abort.
+
+    Returns:
+        The width of its tokens, None for kinds of projector that get the general checks only.
 
     Raises:
-        ModelFileError: one of them is missing, damaged, or the other kind of file.
+        ModelFileError: missing, damaged, another kind of file, at odds with itself, or too large for the memory.
+
+    Example:
+        >>> import qap_gguf as qap
+        >>> from qap_gguf.files import check_mmproj
+        >>> check_mmproj(qap.packaged_model().mmproj)
+        256
     """
-    check_vision(read_gguf(mmproj))
-    if model is not None:
-        language = read_gguf(model)
-        if language.metadata.get("general.architecture") == "clip":
-            raise ModelFileError(f"expected a language model, got an mmproj at {model}; pass the model's .gguf file")
+    check_vision(read_gguf(path))
+    return _gate(path, _core.check_mmproj)
+
+
+def check_language(path: str | os.PathLike[str], n_ctx: int = 0) -> int | None:
+    """Check a language model's file in the same way; ``n_ctx`` cells of KV cache must fit the memory (0: the model's).
+
+    Returns:
+        The width of its tokens.
+
+    Raises:
+        ModelFileError: missing, damaged, another kind of file, at odds with itself, or too large for the memory.
+
+    Example:
+        >>> import qap_gguf as qap
+        >>> from qap_gguf.files import check_language
+        >>> check_language(qap.packaged_model().model)
+        256
+    """
+    if read_gguf(path).metadata.get("general.architecture") == "clip":
+        raise ModelFileError(f"expected a language model, got an mmproj at {path}; pass the model's .gguf file")
+    return _gate(path, lambda name: _core.check_language(name, n_ctx))
+
+
+def check_pair(mmproj: str | os.PathLike[str], model: str | os.PathLike[str] | None, n_ctx: int = 0) -> None:
+    """Check `mmproj` and `model` (None: not a file) and that the tokens of the one fit the other.
+
+    Raises:
+        ModelFileError: one of them cannot be used, or they do not belong together.
+    """
+    width = check_mmproj(mmproj)
+    if model is None:
+        return
+    wanted = check_language(model, n_ctx)
+    if width is not None and wanted is not None and width != wanted:
+        raise ModelFileError(
+            f"expected tokens of {wanted} numbers ({model}), got {width} ({mmproj}); pass the mmproj of this model"
+        )
 
 
 def check_vision(info: GgufInfo) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import numpy as np
 
 from qap_gguf.errors import ConfigError, ModelFileError, NativeError
 from qap_gguf.relevance import InputEmbeddings
@@ -26,7 +27,7 @@ def open_llama(path: str | os.PathLike[str], **settings: Any) -> llama_cpp.Llama
     """
     try:
         return llama_cpp.Llama(model_path=str(Path(path)), **settings)
-    except (ValueError, RuntimeError) as err:
+    except Exception as err:  # llama-cpp-python reads metadata too: a chat template that is none, text that is no UTF-8
         raise ModelFileError(
             f"expected a language model that llama.cpp can load, got {path} ({' '.join(str(err).split())}); "
             "set verbose=True to see its log"
@@ -122,8 +123,6 @@ class LanguageModel:
 
     def last_logits(self) -> Any:
         """Logits of the last evaluated token, float32 (n_vocab,), copied."""
-        import numpy as np
-
         logits = llama_cpp.llama_get_logits_ith(self.llama._ctx.ctx, -1)
         if not logits:
             raise NativeError("expected logits of the last token, got none; evaluate text first")
@@ -134,7 +133,13 @@ class LanguageModel:
         return self.llama._init_sampler(top_k=top_k, top_p=top_p, min_p=min_p, temp=temperature, repeat_penalty=1.0)
 
     def sample(self, sampler: Any) -> int:
-        """The next token."""
+        """The next token.
+
+        Raises:
+            NativeError: the model gave logits that are not finite; samplers sort them.
+        """
+        if not np.isfinite(self.last_logits()).all():
+            raise NativeError("expected finite logits, got others; check the language model's file")
         previous = self.llama._sampler
         self.llama._sampler = sampler
         try:

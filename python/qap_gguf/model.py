@@ -115,7 +115,7 @@ class VisionModel:
             check_pair(mmproj, None)
             llama = model
         else:
-            check_pair(mmproj, model)
+            check_pair(mmproj, model, n_ctx)
             llama = self._owned = open_llama(
                 model,
                 n_ctx=n_ctx,

@@ -58,7 +58,7 @@ def open_model(
         return
     if kv not in KV_TYPES:
         raise ConfigError(f"kv: expected one of {', '.join(KV_TYPES)}, got {kv!r}; choose one of these")
-    check_pair(mmproj, model)
+    check_pair(mmproj, model, n_ctx)
     settings: dict[str, Any] = {
         "n_ctx": n_ctx,
         "n_threads": n_threads or n_threads_default(),

@@ -1,0 +1,28 @@
+// gate.cpp: the checks of gate.h behind the plain C functions of qap.h.
+#include "gate.h"
+
+#include "qap-error.h"
+#include "qap.h"
+
+#include <exception>
+
+template <typename check> static int guarded(const check & run, int64_t * n_embd) {
+    try {
+        const int64_t width = run();
+        if (n_embd != nullptr) {
+            *n_embd = width;
+        }
+        qap_clear_error();
+        return 0;
+    } catch (const std::exception & err) {
+        return qap_fail("%s", err.what());
+    }
+}
+
+int qap_check_mmproj(const char * path, int64_t * n_embd) {
+    return guarded([&] { return qap_gate_mmproj(path); }, n_embd);
+}
+
+int qap_check_language(const char * path, int64_t n_ctx, int64_t * n_embd) {
+    return guarded([&] { return qap_gate_language(path, n_ctx); }, n_embd);
+}

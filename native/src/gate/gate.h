@@ -1,0 +1,13 @@
+// gate.h: what stands before upstream's loaders. They answer a file that contradicts itself with GGML_ASSERT, which
+// ends the process; these checks answer it with an exception of one line. Upstream facts: llama.cpp 0c1e570.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+// An mmproj file, before clip_init() (tools/mtmd/clip.cpp) reads it. Returns the width of its tokens, 0 if unknown.
+int64_t qap_gate_mmproj(const std::string & path);
+
+// A language model, before llama_model_load() reads it; n_ctx: of the context that will be made, 0 for the model's
+// own. Returns the width of its tokens, 0 if unknown.
+int64_t qap_gate_language(const std::string & path, int64_t n_ctx);

@@ -1,0 +1,92 @@
+// memory.cpp: does it fit? What the machine has is what ggml's devices report, the memory of a container counted.
+// A language model's weights are mapped: they need room somewhere in RAM, swap or a GPU, not free room now. What is
+// allocated (the encoder's weights, the KV cache, activations) needs room that is free, or the kernel ends the process.
+#include "gate-file.h"
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+
+namespace qap_gate {
+
+static double number_in(const char * path) {
+    std::ifstream in(path);
+    double        value = -1.0;
+    return in >> value ? value : -1.0; // "max" is no number
+}
+
+struct room {
+    double total = 0.0; // RAM and swap
+    double free  = 0.0;
+    double gpu   = 0.0; // free on GPUs
+};
+
+static room measure() {
+    room m;
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        ggml_backend_dev_t dev   = ggml_backend_dev_get(i);
+        size_t             free  = 0;
+        size_t             total = 0;
+        ggml_backend_dev_memory(dev, &free, &total);
+        if (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_GPU) {
+            m.gpu += (double) free;
+        } else {
+            m.total = std::max(m.total, (double) total);
+            m.free  = std::max(m.free, (double) free);
+        }
+    }
+    // Linux says more: what can be reclaimed counts as free, swap counts
+    std::ifstream in("/proc/meminfo");
+    std::string   line;
+    double        ram = 0.0, swap = 0.0, swap_free = 0.0, available = -1.0;
+    while (std::getline(in, line)) {
+        double kib = 0.0;
+        if (std::sscanf(line.c_str(), "MemTotal: %lf", &kib) == 1) {
+            ram = kib * 1024.0;
+        } else if (std::sscanf(line.c_str(), "SwapTotal: %lf", &kib) == 1) {
+            swap = kib * 1024.0;
+        } else if (std::sscanf(line.c_str(), "SwapFree: %lf", &kib) == 1) {
+            swap_free = kib * 1024.0;
+        } else if (std::sscanf(line.c_str(), "MemAvailable: %lf", &kib) == 1) {
+            available = kib * 1024.0;
+        }
+    }
+    if (available >= 0.0) {
+        m.total = ram + swap;
+        m.free  = available + swap_free;
+    }
+    const double limit = number_in("/sys/fs/cgroup/memory.max");
+    const double used  = number_in("/sys/fs/cgroup/memory.current");
+    if (limit >= 0.0) {
+        m.total = std::min(m.total, limit);
+        if (used >= 0.0) {
+            m.free = std::min(m.free, std::max(0.0, limit - used) + m.total / 4); // page cache counts as used there
+        }
+    }
+    return m;
+}
+
+void check_memory(const file & f, double mapped, double allocated) {
+    const char * off = std::getenv("QAP_MEMORY_CHECK");
+    if (off != nullptr && std::strcmp(off, "0") == 0) {
+        return;
+    }
+    const room m = measure();
+    if (m.total <= 0.0) {
+        return; // a system that does not tell
+    }
+    const bool too_much_now = allocated > m.free + m.gpu;
+    if (mapped + allocated > m.total + m.gpu || too_much_now) {
+        char line[200];
+        std::snprintf(
+            line, sizeof(line), "expected to fit %.1f GB of %s memory, needs %.1f GB",
+            (too_much_now ? m.free + m.gpu : m.total + m.gpu) / 1e9, too_much_now ? "free" : "all",
+            (too_much_now ? allocated : mapped + allocated) / 1e9);
+        f.refuse(line, "free memory, take a smaller context, or set QAP_MEMORY_CHECK=0 to try all the same");
+    }
+}
+
+} // namespace qap_gate

@@ -1,0 +1,114 @@
+"""Tiny mmproj files with random weights, one for each projector that the gate has complete rules for.
+
+They answer nothing; they load and run, which is what damage is tested with. Their tokens are 256 wide, as the packaged
+language model's. Tensor names and shapes: tools/mtmd/clip.cpp and models/*.cpp of llama.cpp 0c1e570.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from typing import Any
+
+from gguf_mutations import ARRAY, STRING, Key, Tensor, n_bytes, write
+
+F32, F16 = 0, 1
+U32_KEY, I32_KEY, F32_KEY, BOOL_KEY = 4, 5, 6, 7
+N, HEADS, FF, LAYERS, PATCH, WIDTH = 64, 4, 96, 2, 8, 256
+#: projector -> pixels of a side
+PROJECTORS = {"idefics3": 64, "gemma3": 64, "internvl": 64, "qwen2vl_merger": 64, "qwen2.5vl_merger": 64}
+
+
+def _key(name: str, kind: int, what: Any) -> Key:
+    if isinstance(what, str):
+        return Key(name.encode(), STRING, struct.pack("<Q", len(what)) + what.encode(), 0)
+    code = {U32_KEY: "I", I32_KEY: "i", F32_KEY: "f", BOOL_KEY: "?"}[kind]
+    if isinstance(what, list):
+        return Key(name.encode(), ARRAY, struct.pack(f"<IQ{len(what)}{code}", kind, len(what), *what), 0)
+    return Key(name.encode(), kind, struct.pack("<" + code, what), 0)
+
+
+def _numbers(rng: random.Random, count: int, kind: int, centre: float) -> bytes:
+    code = "e" if kind == F16 else "f"
+    some = [centre + rng.uniform(-0.1, 0.1) for _ in range(min(count, 997))]
+    return struct.pack(f"<{count}{code}", *(some[i % len(some)] for i in range(count)))
+
+
+def _linear(name: str, n_in: int, n_out: int) -> list[tuple[str, list[int], int]]:
+    return [(f"{name}.weight", [n_in, n_out], F16), (f"{name}.bias", [n_out], F32)]
+
+
+def _norm(name: str, n: int) -> list[tuple[str, list[int], int]]:
+    return [(f"{name}.weight", [n], F32), (f"{name}.bias", [n], F32)]
+
+
+def _tower(projector: str, side: int) -> list[tuple[str, list[int], int]]:
+    rows = [("v.patch_embd.weight", [PATCH, PATCH, 3, N], F16)]
+    n_patches = (side // PATCH) ** 2
+    if projector.startswith("qwen"):
+        rows += [("v.patch_embd.weight.1", [PATCH, PATCH, 3, N], F16)]
+    else:
+        rows += [("v.patch_embd.bias", [N], F32)]
+        rows += [("v.position_embd.weight", [N, n_patches + (projector == "internvl")], F32)]
+    if projector == "internvl":
+        rows += [("v.class_embd", [N], F32)]
+    rows += _norm("v.post_ln", N)
+    for i in range(LAYERS):
+        block = f"v.blk.{i}."
+        if projector == "internvl":
+            rows += _linear(block + "attn_qkv", N, 3 * N)
+            rows += [(block + "ls1.weight", [N], F32), (block + "ls2.weight", [N], F32)]
+        else:
+            rows += [row for part in "qkv" for row in _linear(f"{block}attn_{part}", N, N)]
+        if projector == "qwen2.5vl_merger":
+            rows += _linear(block + "ffn_gate", N, FF)
+        rows += _linear(block + "attn_out", N, N) + _norm(block + "ln1", N) + _norm(block + "ln2", N)
+        rows += _linear(block + "ffn_up", N, FF) + _linear(block + "ffn_down", FF, N)
+    return rows
+
+
+def _projector(projector: str) -> list[tuple[str, list[int], int]]:
+    if projector == "idefics3":
+        return [("mm.model.fc.weight", [N * 4, WIDTH], F16)]
+    if projector == "gemma3":
+        return [("mm.input_projection.weight", [WIDTH, N], F16), ("mm.soft_emb_norm.weight", [N], F32)]
+    if projector == "internvl":
+        mlp = "mm.model.mlp."
+        return _norm(mlp + "0", 4 * N) + _linear(mlp + "1", 4 * N, 80) + _linear(mlp + "3", 80, WIDTH)
+    return _linear("mm.0", 4 * N, 4 * N) + _linear("mm.2", 4 * N, WIDTH)
+
+
+def tiny_mmproj(projector: str, seed: int = 0) -> bytes:
+    """A file of that projector; the same seed gives the same bytes."""
+    rng = random.Random(f"{projector}/{seed}")
+    side = PROJECTORS[projector]
+    v = "clip.vision."
+    keys = [
+        _key("general.architecture", STRING, "clip"),
+        _key("clip.has_vision_encoder", BOOL_KEY, True),
+        _key("clip.projector_type", STRING, projector),
+        _key("clip.use_gelu", BOOL_KEY, not projector.startswith("qwen")),
+        _key("clip.use_silu", BOOL_KEY, projector == "qwen2.5vl_merger"),
+        *[
+            _key(v + name, U32_KEY, n)
+            for name, n in {
+                "image_size": side, "patch_size": PATCH, "embedding_length": N, "feed_forward_length": FF,
+                "projection_dim": WIDTH, "block_count": LAYERS, "attention.head_count": HEADS,
+            }.items()
+        ],
+        _key(v + "attention.layer_norm_epsilon", F32_KEY, 1e-6),
+        _key(v + "image_mean", F32_KEY, [0.5, 0.5, 0.5]),
+        _key(v + "image_std", F32_KEY, [0.5, 0.5, 0.5]),
+    ]  # fmt: skip
+    if projector == "qwen2.5vl_merger":
+        keys.append(_key(v + "n_wa_pattern", U32_KEY, 2))
+    if not projector.startswith("qwen"):
+        keys.append(_key(v + "projector.scale_factor", U32_KEY, 2))
+    if projector == "idefics3":
+        keys.append(_key(v + "preproc_image_size", U32_KEY, 2 * side))
+    tensors = []
+    for name, dims, kind in _tower(projector, side) + _projector(projector):
+        centre = 1.0 if "ln" in name and name.endswith("weight") else 0.0
+        count = n_bytes(dims, kind) // (2 if kind == F16 else 4)
+        tensors.append(Tensor(name.encode(), dims, kind, _numbers(rng, count, kind, centre), 0))
+    return write(keys, tensors)
