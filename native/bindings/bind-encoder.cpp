@@ -47,10 +47,11 @@ static py::object report_of(const chunk_ref & chunk) {
     const auto put = [&](const char * name, const float * data) {
         out[name] = data != nullptr ? py::object(copy_array(data, (size_t) r.n_total)) : py::object(py::none());
     };
-    out["n_total"] = r.n_total;
-    out["n_keep"]  = r.n_keep;
-    out["alpha"]   = r.alpha;
-    out["indices"] = copy_array(r.indices, (size_t) r.n_keep);
+    out["n_total"]    = r.n_total;
+    out["n_keep"]     = r.n_keep;
+    out["alpha"]      = r.alpha;
+    out["bytes_read"] = r.bytes_read;
+    out["indices"]    = copy_array(r.indices, (size_t) r.n_keep);
     put("error", r.error);
     put("outlier", r.outlier);
     put("sensitivity", r.sensitivity);

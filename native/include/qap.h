@@ -82,10 +82,11 @@ struct qap_scores {
 
 /* What one encode found; arrays belong to the chunk and live until its next encode. */
 struct qap_report {
-    int32_t         n_total; /* N: tokens that the projector gave */
-    int32_t         n_keep;  /* K */
-    bool            done;    /* false before the chunk was encoded */
-    float           alpha;
+    int32_t n_total; /* N: tokens that the projector gave */
+    int32_t n_keep;  /* K */
+    bool    done;    /* false before the chunk was encoded */
+    float   alpha;
+    int64_t bytes_read;      /* copied from the device to the host: rows, scores, and cosines where they are needed */
     const int32_t * indices; /* [n_keep], sorted ascending */
     const float *   error;   /* [n_total] or NULL; so are all that follow */
     const float *   outlier;

@@ -44,9 +44,20 @@ ggml_backend_ptr qap_open_device(const char * device, int32_t n_threads) {
     return backend;
 }
 
+static thread_local int64_t n_read = 0;
+
+void qap_read_bytes(const ggml_tensor * tensor, void * out, size_t offset, size_t size) {
+    ggml_backend_tensor_get(tensor, out, offset, size);
+    n_read += (int64_t) size;
+}
+
+int64_t qap_bytes_read() {
+    return n_read;
+}
+
 void qap_read_floats(const ggml_tensor * tensor, float * out) {
     if (tensor != nullptr && out != nullptr) {
-        ggml_backend_tensor_get(tensor, out, 0, ggml_nbytes(tensor));
+        qap_read_bytes(tensor, out, 0, ggml_nbytes(tensor));
     }
 }
 

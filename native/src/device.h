@@ -10,6 +10,10 @@
 // The named ggml device, or the CPU for null; null with an error for an unknown name. n_threads matters to the CPU.
 ggml_backend_ptr qap_open_device(const char * device, int32_t n_threads);
 
+// Every copy from a device to the host goes through here and is counted; qap_bytes_read() is this thread's sum.
+void    qap_read_bytes(const ggml_tensor * tensor, void * out, size_t offset, size_t size);
+int64_t qap_bytes_read();
+
 // Copy all values of a float tensor to the host; nothing happens for null.
 void qap_read_floats(const ggml_tensor * tensor, float * out);
 

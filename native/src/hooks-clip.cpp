@@ -174,7 +174,7 @@ static int read_scores(const qap_graph & graph, qap_plan & plan, const std::vect
     read_floats(graph.scores.total, plan.total);
     plan.alpha = plan.params.alpha;
     if (graph.scores.alpha != nullptr) {
-        ggml_backend_tensor_get(graph.scores.alpha, &plan.alpha, 0, sizeof(float));
+        qap_read_bytes(graph.scores.alpha, &plan.alpha, 0, sizeof(float));
     }
     if (!is_finite(plan.outlier) || !is_finite(plan.attention) || !is_finite(plan.received)) {
         return qap_fail(
@@ -211,7 +211,7 @@ static void gather_rows(ggml_tensor * embeddings, const std::vector<int32_t> & i
         while (last < indices.size() && indices[last] == indices[last - 1] + 1) {
             last++;
         }
-        ggml_backend_tensor_get(
+        qap_read_bytes(
             embeddings, (char *) out + first * row_size, indices[first] * row_size, (last - first) * row_size);
         first = last;
     }
@@ -230,6 +230,7 @@ bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
     qap_plan &    plan     = *graph.plan;
     const int64_t n_embd   = graph.embeddings->ne[0];
     const int64_t n_tokens = ggml_nelements(graph.embeddings) / n_embd;
+    const int64_t before   = qap_bytes_read();
     plan.done              = false;
 
     if (n_tokens != plan.n_total) {
@@ -266,5 +267,6 @@ bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
             return false;
         }
     }
+    plan.bytes_read = qap_bytes_read() - before;
     return true;
 }

@@ -18,9 +18,10 @@ struct qap_plan {
     bool       capture_hidden = false; // note the projector's input as well
 
     // filled by the encode
-    bool                 done  = false;
-    float                alpha = 0.0f;
-    std::vector<int32_t> indices;                                                           // [n_keep], ascending
+    bool                 done       = false;
+    float                alpha      = 0.0f;
+    int64_t              bytes_read = 0; // from the device to the host
+    std::vector<int32_t> indices;        // [n_keep], ascending
     std::vector<float>   error, outlier, sensitivity, semantic, attention, received, total; // [n_total] or empty
     std::vector<float>   hidden; // [n_total, n_hidden] or empty
     int32_t              n_hidden = 0;

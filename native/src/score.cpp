@@ -68,7 +68,7 @@ int qap_score(
     }
     out->alpha = params->alpha;
     if (nodes.alpha != nullptr) {
-        ggml_backend_tensor_get(nodes.alpha, &out->alpha, 0, sizeof(float));
+        qap_read_bytes(nodes.alpha, &out->alpha, 0, sizeof(float));
     }
     const auto is_finite = [](float value) { return std::isfinite(value); };
     if (out->error != nullptr && !std::all_of(out->error, out->error + n_tokens, is_finite)) {

@@ -42,6 +42,7 @@ class ImageEmbedding:
         seconds: wall-clock time of the encode.
         received: attention received, mean over heads and queries, float32 (n_tok,); None where patches are merged.
         hidden: input of the projector, float32 (n_tok, n_hidden); only for models with a CLIP text tower, else None.
+        bytes_read: what the encode copied from the device to the host: the arrays above.
     """
 
     features: FloatArray
@@ -51,6 +52,7 @@ class ImageEmbedding:
     seconds: float
     received: FloatArray | None = None
     hidden: FloatArray | None = None
+    bytes_read: int = 0
 
     @property
     def n_tokens(self) -> int:
@@ -90,7 +92,8 @@ def embedding_of(
     side = math.isqrt(n_tokens)
     grid = (side, side) if side * side == n_tokens else (1, n_tokens)
     signals = {name: report.get(name) for name in ("attention", "received", "hidden")}
-    return ImageEmbedding(features=features, grid=grid, size=size, seconds=seconds, **signals)
+    n_bytes = int(report.get("bytes_read", features.nbytes))  # without a report, all rows and nothing else
+    return ImageEmbedding(features=features, grid=grid, size=size, seconds=seconds, bytes_read=n_bytes, **signals)
 
 
 def check_embedding(image: ImageEmbedding, n_embd: int) -> None:

@@ -67,6 +67,7 @@ class GenerationStats:
         n_generated: tokens of the answer.
         n_kv: cells of the KV cache in use after the answer.
         encode_s: image encoder and projector; the time of the encode, also when its result was used again.
+        encode_bytes: what those encodes copied from the device to the host.
         score_s: scores of all images.
         select_s: selection and gathering of the kept rows.
         prefill_s: the language model's pass over the prompt.
@@ -79,6 +80,7 @@ class GenerationStats:
     n_generated: int = 0
     n_kv: int = 0
     encode_s: float = 0.0
+    encode_bytes: int = 0
     score_s: float = 0.0
     select_s: float = 0.0
     prefill_s: float = 0.0

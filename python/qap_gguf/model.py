@@ -306,6 +306,7 @@ class VisionModel:
             pruned = [None if prune is None else self.prune(image, prune, question) for image in images]
             for image, cut in zip(images, pruned, strict=True):
                 stats.encode_s += image.seconds
+                stats.encode_bytes += image.bytes_read
                 stats.n_image_tokens += image.n_tokens
                 stats.n_image_kept += image.n_tokens if cut is None else len(cut.indices)
                 if cut is not None:

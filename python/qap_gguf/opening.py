@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, Final
 
-from qap_gguf.devices import language_settings
+from qap_gguf.devices import device_name, language_settings
 from qap_gguf.errors import ConfigError
 from qap_gguf.files import check_pair
 from qap_gguf.language import open_llama
@@ -28,6 +28,7 @@ def open_model(
     *,
     kv: str | None = None,
     device: str | None = None,
+    model_device: str | None = None,
     n_ctx: int = 2048,
     n_threads: int | None = None,
     seed: int = 0,
@@ -52,12 +53,21 @@ def open_model(
     """
     if kv is None:
         with VisionModel(
-            mmproj, model, device=device, n_ctx=n_ctx, n_threads=n_threads, seed=seed, verbose=verbose
+            mmproj,
+            model,
+            device=device,
+            model_device=model_device,
+            n_ctx=n_ctx,
+            n_threads=n_threads,
+            seed=seed,
+            verbose=verbose,
         ) as vlm:
             yield vlm
         return
     if kv not in KV_TYPES:
         raise ConfigError(f"kv: expected one of {', '.join(KV_TYPES)}, got {kv!r}; choose one of these")
+    encoder_device = device_name(device)
+    place = language_settings(device if model_device is None else model_device)
     check_pair(mmproj, model, n_ctx)
     settings: dict[str, Any] = {
         "n_ctx": n_ctx,
@@ -65,11 +75,11 @@ def open_model(
         "n_threads_batch": n_threads or n_threads_default(),
         "seed": seed,
         "verbose": verbose,
-        **language_settings(device),
+        **place,
     }
     llama = open_llama(model, flash_attn=True, type_k=KV_TYPES[kv], type_v=KV_TYPES[kv], **settings)
     try:
-        with VisionModel(mmproj, llama, device=device, n_threads=n_threads, verbose=verbose) as vlm:
+        with VisionModel(mmproj, llama, device=encoder_device, n_threads=n_threads, verbose=verbose) as vlm:
             yield vlm
     finally:
         llama.close()
