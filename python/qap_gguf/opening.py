@@ -28,6 +28,7 @@ def open_model(
     *,
     kv: str | None = None,
     device: str | None = None,
+    model_device: str | None = None,
     n_ctx: int = 2048,
     n_threads: int | None = None,
     seed: int = 0,
@@ -52,7 +53,14 @@ def open_model(
     """
     if kv is None:
         with VisionModel(
-            mmproj, model, device=device, n_ctx=n_ctx, n_threads=n_threads, seed=seed, verbose=verbose
+            mmproj,
+            model,
+            device=device,
+            model_device=model_device,
+            n_ctx=n_ctx,
+            n_threads=n_threads,
+            seed=seed,
+            verbose=verbose,
         ) as vlm:
             yield vlm
         return
@@ -65,7 +73,7 @@ def open_model(
         "n_threads_batch": n_threads or n_threads_default(),
         "seed": seed,
         "verbose": verbose,
-        **language_settings(device),
+        **language_settings(device if model_device is None else model_device),
     }
     llama = open_llama(model, flash_attn=True, type_k=KV_TYPES[kv], type_v=KV_TYPES[kv], **settings)
     try:

@@ -63,7 +63,7 @@ def _rounded(value: Any) -> Any:
 
 
 @click.command(short_help="Time each step, dense and pruned.")
-@model_options
+@model_options()
 @click.option(
     "--shape",
     type=click.Choice(_SHAPES),
@@ -96,6 +96,7 @@ def bench(
     mmproj: Path | None,
     threads: int | None,
     device: str | None,
+    model_device: str | None,
     ctx: int,
     shape: str | None,
     image: Path | None,
@@ -138,7 +139,9 @@ def bench(
         packaged = qap.packaged_model()
         model, mmproj = packaged.model, packaged.mmproj
     pixels: Any = load_image(image) if image is not None else _noise()
-    with open_model(mmproj, model, kv=kv, device=device, n_ctx=ctx, n_threads=threads, verbose=is_debug()) as vlm:
+    with open_model(
+        mmproj, model, kv=kv, device=device, model_device=model_device, n_ctx=ctx, n_threads=threads, verbose=is_debug()
+    ) as vlm:
         why_not = vlm.why_not_prunable
         if why_not is not None:
             if n_keep or keep_ratio:
