@@ -30,7 +30,7 @@ def pooled_grid(n_keep: int, grid: tuple[int, int]) -> tuple[int, int]:
 
     Example:
         >>> pooled_grid(36, (12, 12)), pooled_grid(18, (12, 12)), pooled_grid(17, (12, 12))
-        ((6, 6), (3, 6), (4, 4))
+        ((6, 6), (6, 3), (4, 4))
     """
     rows, columns = grid
     if not 1 <= n_keep <= rows * columns:
