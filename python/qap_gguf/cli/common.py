@@ -207,7 +207,7 @@ def _model_options(multiple: bool) -> list[Callable[[Any], Any]]:
 
 
 def model_options(*, multiple: bool = False) -> Callable[[F], F]:
-    """Add -m, --mmproj, --threads, --device, --model-device and --ctx; with `multiple`, -m may be given several times."""
+    """Add -m (with `multiple`, repeatable), --mmproj, --threads, --device, --model-device and --ctx."""
 
     def decorate(function: F) -> F:
         for option in reversed(_model_options(multiple)):
