@@ -20,7 +20,7 @@ import qap_gguf.eval as qe
 from qap_gguf import eval as package
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, DataError, NativeError, UnsupportedError
-from qap_gguf.eval import data, methods, report, runner, stats
+from qap_gguf.eval import data, methods, report, runner, scoring, stats
 
 N_TOKENS = 144
 
@@ -35,6 +35,14 @@ class Generation:
         return iter(self.text)
 
 
+@dataclass(frozen=True)
+class Embedding:
+    n_tokens: int
+    grid: tuple[int, int]
+    features: Any
+    attention: Any
+
+
 @dataclass
 class ScriptedModel:
     """Right when dense, or when it keeps at least 18 tokens by another way than at random; counts what was asked."""
@@ -47,7 +55,10 @@ class ScriptedModel:
 
     def encode(self, image: Any) -> Any:
         self.encoded.append(image)
-        return SimpleNamespace(n_tokens=N_TOKENS, attention=self.attention)
+        return Embedding(N_TOKENS, (12, 12), np.zeros((N_TOKENS, 2), np.float32), self.attention)
+
+    def prune(self, image: Any, config: PruneConfig) -> Any:
+        return SimpleNamespace(indices=np.arange(config.count(N_TOKENS), dtype=np.int32))
 
     def generate(self, parts: Any, *, prune: Any, max_tokens: int, temperature: float, stream: bool) -> Any:
         assert temperature == 0.0
@@ -163,7 +174,7 @@ def test_each_method_is_the_config_that_its_name_says() -> None:
     assert uniform == base.replace(n_keep=18, select="uniform")
     seeds = [config.seed for config in found["random"].configs if config is not None and config.select == "random"]
     assert seeds == [2**64 - 1, 0, 1]
-    assert [m for m, v in found.items() if v.needs_attention] == ["semantic"]
+    assert [m for m, v in found.items() if v.needs_attention] == ["semantic", "dpp-semantic"]
 
 
 def test_methods_times_budgets_without_repetition() -> None:
@@ -202,8 +213,8 @@ def test_each_picture_is_encoded_once_and_each_question_asked_in_every_way(quest
     compared = qe.variants(qe.METHODS, [qe.Budget(n_keep=18), qe.Budget(n_keep=4)])
     outcomes = qe.evaluate(model, questions, compared, progress=lambda done, total: ticks.append((done, total)))
     assert model.encoded == sorted({q.image for q in questions})
-    assert len(model.asked) == len(questions) * (1 + 2 * (6 + 3))
-    assert len(outcomes) == len(questions) * (1 + 2 * 7)
+    assert len(model.asked) == len(questions) * (1 + 2 * (9 + 3))
+    assert len(outcomes) == len(questions) * (1 + 2 * 10)
     assert ticks == [(i + 1, 12) for i in range(12)]
     shares = {(o.variant.method, o.variant.budget): o.share_right for o in outcomes}
     assert shares["dense", None] == 1
@@ -307,6 +318,8 @@ def test_tables_show_what_was_measured(questions: list[qe.Question]) -> None:
     }  # fmt: skip
     assert rows[1][:5] == ("random", "18", "18", "4/12", "33.3")
     assert rows[1][6].startswith("-66.7 (-66.7 to -66.7")
+    assert result.csv().splitlines()[0].startswith("model,kv,method,settings,n_keep,")
+    assert len(result.csv().splitlines()) == 3
     header, rows = result.kind_table()
     assert header == ("method", "K", "at", "is")
     assert rows[1] == ("random", "18", "33.3 (2.7/8)", "33.3 (1.3/4)")
@@ -327,10 +340,10 @@ def test_one_picture_gives_no_interval() -> None:
     result = qe.Evaluation(qe.summarise([outcome(0, True), outcome(0, True, "qap")]), 1, 1)
     dense, pruned = result.main_table()[1]
     assert (dense[5], pruned[6]) == ("- (one picture)", "+0.0")
-    assert json.loads(json.dumps(result.to_dict()))["results"][1]["difference_to_dense"]["low"] is None
+    assert json.loads(json.dumps(result.to_dict()))["results"][1]["versus"]["dense"]["low"] is None
 
 
-@pytest.mark.parametrize("module", [data, methods, report, stats])
+@pytest.mark.parametrize("module", [data, methods, report, scoring, stats])
 def test_the_examples_in_the_docstrings_run(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import emoji_scenes as es
 import make_scenes as ms
 
 ORIGINAL = Path(__file__).resolve().parents[2] / "shared" / "models" / "tiny-llava" / "scenes.py"
@@ -21,13 +22,13 @@ ORIGINAL = Path(__file__).resolve().parents[2] / "shared" / "models" / "tiny-lla
 
 def block(emoji: str, pixels: int) -> Image.Image:
     """A sprite that needs no font: a square in a colour of its own."""
-    return Image.new("RGBA", (pixels, pixels), (ms.EMOJI.index(emoji) * 3, 0, 255, 255))
+    return Image.new("RGBA", (pixels, pixels), (es.EMOJI.index(emoji) * 3, 0, 255, 255))
 
 
 def font_or_skip() -> Path:
     try:
-        return ms.find_font()
-    except ms.SceneError as err:
+        return es.find_font()
+    except es.SceneError as err:
         pytest.skip(str(err))
 
 
@@ -43,21 +44,21 @@ def load_original() -> ModuleType:
 
 
 def test_names_are_as_training_had_them() -> None:
-    assert len(ms.EMOJI) == len(set(ms.NAMES.values())) == 64
-    assert (ms.NAMES["🐶"], ms.NAMES["🍌"], ms.NAMES["⚽"], ms.NAMES["🐻"]) == ("dog", "banana", "soccer ball", "bear")
+    assert len(es.EMOJI) == len(set(es.NAMES.values())) == 64
+    assert (es.NAMES["🐶"], es.NAMES["🍌"], es.NAMES["⚽"], es.NAMES["🐻"]) == ("dog", "banana", "soccer ball", "bear")
 
 
 @given(st.integers(0, 2**63))
 def test_every_scene_is_as_described_and_every_answer_is_true(seed: int) -> None:
     rng = random.Random(seed)
-    scene = ms.make_scene(rng, block)
+    scene = es.make_scene(rng, block)
     assert scene.pixels.shape == (192, 192, 3)
     assert scene.pixels.dtype == np.uint8
-    cells = {(placed.row, placed.column): ms.NAMES[placed.emoji] for placed in scene.objects}
+    cells = {(placed.row, placed.column): es.NAMES[placed.emoji] for placed in scene.objects}
     assert 2 <= len(scene.objects) == len(cells) <= 6
     assert all(0 <= row < 4 and 0 <= column < 4 for row, column in cells)
     for _ in range(6):
-        text, answer, kind = ms.make_question(rng, scene)
+        text, answer, kind = es.make_question(rng, scene)
         words = text.rstrip("?").split()
         if kind == "at":
             assert cells[int(words[4].rstrip(",")) - 1, int(words[6]) - 1] == answer
@@ -65,25 +66,25 @@ def test_every_scene_is_as_described_and_every_answer_is_true(seed: int) -> None
             where = [f"row {r + 1}, column {c + 1}" for (r, c), name in cells.items() if name == " ".join(words[3:])]
             assert where == [answer]
         elif kind == "count":
-            assert ms.NUMBERS.index(answer) == len(cells)
+            assert es.NUMBERS.index(answer) == len(cells)
         elif kind == "color":
             corner = np.median(scene.pixels.reshape(-1, 3), axis=0)  # most of a picture is background
-            nearest = min(ms.COLORS, key=lambda name: float(np.abs(corner - np.array(ms.COLORS[name])).sum()))
+            nearest = min(es.COLORS, key=lambda name: float(np.abs(corner - np.array(es.COLORS[name])).sum()))
             assert nearest == answer == scene.background
         else:
             assert (" ".join(words[3:]) in cells.values()) == (answer == "yes")
 
 
 def test_every_object_shows_in_its_cell() -> None:
-    scene = ms.make_scene(random.Random(3), block)
-    plain = np.array(ms.COLORS[scene.background])
+    scene = es.make_scene(random.Random(3), block)
+    plain = np.array(es.COLORS[scene.background])
     changed = np.abs(scene.pixels.astype(int) - plain).max(axis=2) > 6  # more than the noise
     filled = changed.reshape(4, 48, 4, 48).sum(axis=(1, 3)) > 0
     assert {(int(r), int(c)) for r, c in np.argwhere(filled)} == {(p.row, p.column) for p in scene.objects}
 
 
 def test_caption_is_in_reading_order() -> None:
-    text, answer, _ = ms.caption([ms.Placed("🐱", 2, 0), ms.Placed("🐶", 0, 3)])
+    text, answer, _ = es.caption([es.Placed("🐱", 2, 0), es.Placed("🐶", 0, 3)])
     assert (text, answer) == ("What is in the picture?", "dog in row 1, column 4; cat in row 3, column 1")
 
 
@@ -97,14 +98,14 @@ def test_the_same_seed_gives_the_same_files_and_another_one_others(tmp_path: Pat
         assert (tmp_path / "a" / name).read_bytes() != (tmp_path / "c" / name).read_bytes()
     rows = [json.loads(line) for line in (tmp_path / "a" / "questions.jsonl").read_text().splitlines()]
     assert [row["image"] for row in rows] == [f"0000{i}.png" for i in range(3) for _ in range(4)]
-    assert all(set(row) == {"image", "question", "answer", "kind"} and row["kind"] in ms.KINDS for row in rows)
+    assert all(set(row) == {"image", "question", "answer", "kind"} and row["kind"] in es.KINDS for row in rows)
 
 
 def test_nothing_is_overwritten_or_left_half_done(tmp_path: Path) -> None:
     out = tmp_path / "scenes"
     ms.write_scenes(out, 1, 1, 1, block)
     before = (out / "questions.jsonl").read_bytes()
-    with pytest.raises(ms.SceneError, match="say --force"):
+    with pytest.raises(es.SceneError, match="say --force"):
         ms.write_scenes(out, 1, 1, 2, block)
 
     def interrupted(emoji: str, pixels: int) -> Image.Image:
@@ -140,25 +141,25 @@ def test_wrong_usage_ends_with_2(tmp_path: Path, wrong: list[str]) -> None:
     assert stop.value.code == 2
 
 
-@pytest.mark.parametrize("seed", [0, 7, ms.HELD_OUT_SEED])
+@pytest.mark.parametrize("seed", [0, 7, es.HELD_OUT_SEED])
 def test_scenes_and_questions_are_those_that_training_drew_from(seed: int) -> None:
-    original, sprite = load_original(), ms.font_sprites(font_or_skip())
+    original, sprite = load_original(), es.font_sprites(font_or_skip())
     ours, theirs = random.Random(seed), random.Random(seed)
     for _ in range(5):
-        scene = ms.make_scene(ours, sprite)
+        scene = es.make_scene(ours, sprite)
         pixels, objects, background = original.scene(theirs)
         assert np.array_equal(scene.pixels, pixels)
         assert [tuple(placed) for placed in scene.objects] == objects
         assert scene.background == background
-        assert ms.caption(scene.objects)[:2] == original.caption(objects)
+        assert es.caption(scene.objects)[:2] == original.caption(objects)
         for _ in range(6):
-            assert tuple(ms.make_question(ours, scene)) == original.question(theirs, objects, background)
+            assert tuple(es.make_question(ours, scene)) == original.question(theirs, objects, background)
 
 
 def test_the_command_writes_files_that_hold_the_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sprite = ms.font_sprites(font_or_skip())
+    sprite = es.font_sprites(font_or_skip())
     out = tmp_path / "new" / "scenes"
     assert ms.main(["--n", "1", "--questions", "2", "--seed", "11", "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out / "questions.jsonl")
     with Image.open(out / "00000.png") as picture:
-        assert np.array_equal(np.asarray(picture), ms.make_scene(random.Random(11), sprite).pixels)
+        assert np.array_equal(np.asarray(picture), es.make_scene(random.Random(11), sprite).pixels)

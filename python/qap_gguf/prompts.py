@@ -7,6 +7,7 @@ without one gets the form of LLaVA-1.5 (Vicuna): "USER: ... ASSISTANT:".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from qap_gguf import _core
@@ -66,6 +67,14 @@ def _vicuna(messages: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(names[m["role"]] + m["content"] for m in messages) + "\nASSISTANT:"
 
 
+@lru_cache(maxsize=8)
+def _formatter(template: str, eos: str, bos: str) -> Any:
+    """The template, compiled: that takes milliseconds, as long as the prefill of a small model."""
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    return Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
+
+
 def render(language: LanguageModel, messages: Sequence[Mapping[str, str]]) -> tuple[str, bool]:
     """The prompt, and whether the tokenizer shall add its special tokens (False when the template writes BOS itself).
 
@@ -75,14 +84,11 @@ def render(language: LanguageModel, messages: Sequence[Mapping[str, str]]) -> tu
     template = language.llama.metadata.get("tokenizer.chat_template")
     if not template:
         return _vicuna(messages), True
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
     bos = language.special_text(language.llama.token_bos())
     eos = language.special_text(language.llama.token_eos())
     try:
-        formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
         plain: list[Any] = [dict(m) for m in messages]
-        prompt = str(formatter(messages=plain).prompt)
+        prompt = str(_formatter(template, eos, bos)(messages=plain).prompt)
     except Exception as err:  # templates come with the file: whatever they raise is about the file
         raise ModelFileError(
             f"the chat template of this model refuses these messages ({' '.join(str(err).split())[:200]}); "

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import qap_gguf
+from qap_gguf import opening
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ImageError, QapError
 
@@ -99,4 +100,5 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeModel]:
     monkeypatch.setattr(FakeModel, "opened", [])
     for name, value in {"VisionModel": FakeModel, "packaged_model": lambda: files}.items():
         monkeypatch.setattr(qap_gguf, name, value, raising=False)
+    monkeypatch.setattr(opening, "VisionModel", FakeModel)
     return FakeModel

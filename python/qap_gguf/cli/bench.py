@@ -63,7 +63,7 @@ def _rounded(value: Any) -> Any:
 
 
 @click.command(short_help="Time each step, dense and pruned.")
-@model_options
+@model_options()
 @click.option(
     "--shape",
     type=click.Choice(_SHAPES),

@@ -29,8 +29,10 @@ class State:
     debug: bool = False
 
 
-def _parse_alpha(_ctx: click.Context, param: click.Parameter, value: str | None) -> float | str | None:
-    """A number or the word "dynamic"; the range is checked by PruneConfig."""
+def parse_alpha(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """A number or the word "dynamic", or several of them; the range is checked by PruneConfig."""
+    if isinstance(value, tuple):
+        return tuple(parse_alpha(ctx, param, one) for one in value)
     if value is None or value == "dynamic":
         return value
     try:
@@ -48,7 +50,7 @@ _PRUNE: Final[dict[str, Callable[[Any], Any]]] = {
     ),
     "alpha": click.option(
         "--alpha",
-        callback=_parse_alpha,
+        callback=parse_alpha,
         metavar="A",
         help='Weight of the semantic score, 0..1; the rest goes to the sensitivity to quantization. Or "dynamic".  '
         "[default: 0.7]",
@@ -170,15 +172,16 @@ def sampler_seed(seed: int) -> int:
     return seed % 2**31
 
 
-def model_options(function: F) -> F:
-    """Add -m, --mmproj, --threads, --device, --model-device and --ctx."""
-    options = [
+def _model_options(multiple: bool) -> list[Callable[[Any], Any]]:
+    more = " Repeatable: all of one image encoder." if multiple else ""
+    return [
         click.option(
             "-m",
             "--model",
             type=click.Path(path_type=Path),
+            multiple=multiple,
             metavar="GGUF",
-            help="Language model. [default: the packaged one]",
+            help=f"Language model.{more} [default: the packaged one]",
         ),
         click.option(
             "--mmproj",
@@ -201,9 +204,17 @@ def model_options(function: F) -> F:
             "--ctx", type=click.IntRange(min=1), default=2048, show_default=True, help="Tokens that fit the KV cache."
         ),
     ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+
+
+def model_options(*, multiple: bool = False) -> Callable[[F], F]:
+    """Add -m (with `multiple`, repeatable), --mmproj, --threads, --device, --model-device and --ctx."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(_model_options(multiple)):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 def kv_option(function: F) -> F:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +14,23 @@ from qap_gguf.cli.common import (
     is_debug,
     make_config,
     model_options,
+    note,
     output_options,
+    parse_alpha,
     print_json,
     prune_options,
     sampler_seed,
 )
 from qap_gguf.cli.output import counter_bar, print_table
+from qap_gguf.config import ERRORS
+from qap_gguf.opening import KV_TYPES
 
 if TYPE_CHECKING:
-    from qap_gguf.eval import Budget
+    from qap_gguf.config import PruneConfig
+    from qap_gguf.eval import Budget, Evaluation, Setup, Variant
 
-_METHODS = "dense,qap,dpp,semantic,numeric,divprune,random,uniform"
+_METHODS = "dense,qap,semantic,numeric,dpp,dpp-semantic,dpp-numeric,divprune,random,uniform,pool"
+_SCORINGS = ("auto", "exact", "choice", "vqa", "f1", "yesno")
 
 
 def _budgets(n_keep: tuple[int, ...], keep_ratio: tuple[float, ...]) -> list[Budget]:
@@ -38,9 +46,63 @@ def _budgets(n_keep: tuple[int, ...], keep_ratio: tuple[float, ...]) -> list[Bud
     return [Budget(keep_ratio=ratio) for ratio in ratios]
 
 
+def _variants(
+    methods: str, budgets: list[Budget], base: PruneConfig, alphas: Sequence[Any], errors: Sequence[str]
+) -> list[Variant]:
+    from qap_gguf.errors import ConfigError
+    from qap_gguf.eval import variants
+
+    chosen = [method.strip() for method in methods.split(",") if method.strip()]
+    try:
+        return variants(chosen, budgets, base, alphas=alphas, errors=errors)
+    except ConfigError as err:
+        raise click.UsageError(str(err)) from err
+
+
+def _setups(models: Sequence[Path], kvs: Sequence[str]) -> dict[Setup, tuple[Path, str | None]]:
+    """What to open under which name."""
+    from qap_gguf.eval import Setup
+
+    names = [path.stem for path in models]
+    if len(set(names)) != len(names):
+        raise click.UsageError(f"the model files need names that differ, got {', '.join(names)}; rename one")
+    return {
+        Setup(name, kv or ""): (path, kv or None)
+        for name, path in zip(names, models, strict=True)
+        for kv in dict.fromkeys(kvs or ("",))
+    }
+
+
+def _write(out: Path, result: Evaluation, plain: dict[str, Any]) -> None:
+    """results.csv, results.json, results.md and accuracy.png in `out`, each whole or not at all."""
+    import json
+
+    from qap_gguf.errors import UnsupportedError
+    from qap_gguf.eval import markdown
+    from qap_gguf.eval.curve import draw
+
+    tables = [result.main_table(), result.kind_table(), result.yes_no_table()]
+    text = [markdown(table) for table in tables if table[1]]
+    text.insert(1, result.note)
+    texts = {
+        "results.csv": result.csv(),
+        "results.json": json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n",
+        "results.md": "\n\n".join(text) + "\n",
+    }
+    for name, content in texts.items():
+        temporary = out / f".{name}.tmp"
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(out / name)
+    if any(summary.variant.budget is not None for summary in result.summaries):
+        try:
+            draw(result, out / "accuracy.png")
+        except UnsupportedError as err:
+            note(f"no accuracy.png: {err}")
+
+
 @click.command("eval", short_help="Count right answers, dense and pruned.")
 @click.argument("data", metavar="DATA.jsonl", type=click.Path(path_type=Path))
-@model_options
+@model_options(multiple=True)
 @click.option("--n-keep", type=click.IntRange(min=1), multiple=True, metavar="K", help="Keep K tokens. Repeatable.")
 @click.option(
     "--keep-ratio",
@@ -50,15 +112,49 @@ def _budgets(n_keep: tuple[int, ...], keep_ratio: tuple[float, ...]) -> list[Bud
     help="Keep this part of the tokens, 0 < R <= 1. Repeatable.  [default: 0.125]",
 )
 @click.option("--methods", default=_METHODS, show_default=True, metavar="LIST", help="What to compare, with commas.")
+@click.option(
+    "--alpha",
+    multiple=True,
+    callback=parse_alpha,
+    metavar="A",
+    help='Weight of the semantic score in fused methods, 0..1, or "dynamic". Repeatable.  [default: 0.7]',
+)
+@click.option(
+    "--error",
+    type=click.Choice(ERRORS),
+    multiple=True,
+    metavar="Q",
+    help="Quantizer whose error is measured: int2 to int8, or a ggml type. Repeatable.  [default: int4]",
+)
+@click.option(
+    "--kv",
+    type=click.Choice(tuple(KV_TYPES)),
+    multiple=True,
+    help="Type of the KV cache, with flash attention. Repeatable.  [default: f16 without flash attention]",
+)
+@click.option(
+    "--scoring",
+    type=click.Choice(_SCORINGS),
+    default="auto",
+    show_default=True,
+    help="What an answer is worth; auto: choice where a row has choices, vqa where it has several answers, else exact.",
+)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Ask the first N questions only.")
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=12, show_default=True, help="Longest answer, in tokens."
 )
-@prune_options(without=("n_keep", "keep_ratio", "select", "dense"))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write results.csv, .json and .md, accuracy.png and a journal to DIR; run again to go on where it stopped.",
+)
+@click.option("--force", is_flag=True, help="Begin anew where DIR holds the journal of another run.")
+@prune_options(without=("n_keep", "keep_ratio", "select", "dense", "alpha", "error"))
 @output_options
 def eval_command(
     data: Path,
-    model: Path | None,
+    model: tuple[Path, ...],
     mmproj: Path | None,
     threads: int | None,
     device: str | None,
@@ -67,65 +163,93 @@ def eval_command(
     n_keep: tuple[int, ...],
     keep_ratio: tuple[float, ...],
     methods: str,
+    alpha: tuple[float | str, ...],
+    error: tuple[str, ...],
+    kv: tuple[str, ...],
+    scoring: str,
     limit: int | None,
     max_tokens: int,
+    out: Path | None,
+    force: bool,
     as_json: bool,
     **prune: Any,
 ) -> None:
     """Count right answers to the questions in DATA.jsonl, dense and pruned.
 
-    Each line of the file is a JSON object with image (a path relative to the file), question, answer and, if you like,
-    kind. An answer is right when it equals the expected one but for case, surrounding space and trailing punctuation.
+    Each line of the file is a JSON object with image (a path relative to the file), question and answer; if you like
+    also kind, choices (then the likeliest is taken), or answers in place of answer. Several -m, --kv, --n-keep, --alpha
+    and --error make a grid; each picture is encoded once.
 
     \b
     Methods:
-      dense     every token
-      qap       semantic score and sensitivity to quantization, fused (--alpha), best tokens
-      dpp       the same score, good and different tokens
-      semantic  semantic score alone
-      numeric   sensitivity to quantization alone
-      divprune  different tokens, without scores
-      random    random tokens, mean of three seeds
-      uniform   tokens at an even stride
+      dense         every token
+      qap           semantic score and sensitivity to quantization, fused (--alpha), best tokens
+      semantic      semantic score alone
+      numeric       sensitivity to quantization alone
+      dpp           the fused score, good and different tokens; dpp-semantic, dpp-numeric likewise
+      divprune      different tokens, without scores
+      random        random tokens, mean of three seeds
+      uniform       tokens at an even stride
+      pool          the grid of tokens averaged down to K, as a smaller picture would be
 
     \b
-    Example:
+    Scorings: exact (but for case, space, trailing punctuation), choice (likeliest, mean log probability of a token),
+    vqa (soft accuracy), f1 (of words), yesno (first word; POPE).
+
+    \b
+    Examples:
       python tools/make_scenes.py --seed 20260000 --n 50 --out scenes
       qap-gguf eval scenes/questions.jsonl --n-keep 18 --n-keep 36
+      qap-gguf eval scenes/questions.jsonl -m m-Q8_0.gguf -m m-Q2_K.gguf --mmproj mmproj.gguf --kv q4_0 --out results
     """
-    check_model_pair(model, mmproj)
+    check_model_pair(model[0] if model else None, mmproj)
     base = make_config({name: value for name, value in prune.items() if value is not None})
+    base = make_config(base.to_dict() | ({"alpha": alpha[0]} if alpha else {}) | ({"error": error[0]} if error else {}))
+    for value in alpha:
+        make_config({"alpha": value})
+    compared = _variants(methods, _budgets(n_keep, keep_ratio), base, alpha, error)
 
-    from qap_gguf.errors import ConfigError
-    from qap_gguf.eval import Evaluation, evaluate, load_questions, summarise, variants
+    from qap_gguf.eval import Evaluation, Journal, evaluate_grid, fingerprint, load_questions, summarise
 
-    try:
-        compared = variants([m.strip() for m in methods.split(",") if m.strip()], _budgets(n_keep, keep_ratio), base)
-    except ConfigError as err:
-        raise click.UsageError(str(err)) from err
-    questions = load_questions(data, limit)
+    questions = load_questions(data, limit, scoring)
 
     import qap_gguf as qap
+    from qap_gguf.opening import open_model
 
-    if model is None or mmproj is None:
+    if not model or mmproj is None:
         packaged = qap.packaged_model()
-        model, mmproj = packaged.model, packaged.mmproj
-    opened = qap.VisionModel(
-        mmproj,
-        model,
-        device=device,
-        model_device=model_device,
-        n_ctx=ctx,
-        n_threads=threads,
-        seed=sampler_seed(base.seed),
-        verbose=is_debug(),
-    )
-    with opened as vlm, counter_bar("questions") as report:
-        outcomes = evaluate(vlm, questions, compared, max_tokens=max_tokens, progress=report)
+        model, mmproj = (packaged.model,), packaged.mmproj
+    setups = _setups(model, kv)
+
+    def opened(setup: Setup) -> Any:
+        path, kv_type = setups[setup]
+        return open_model(
+            mmproj, path, kv=kv_type, device=device, model_device=model_device, n_ctx=ctx, n_threads=threads,
+            seed=sampler_seed(base.seed), verbose=is_debug(),
+        )  # fmt: skip
+
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if out is not None:
+            header = {
+                "data": fingerprint(data), "mmproj": fingerprint(mmproj), "scoring": scoring, "max_tokens": max_tokens,
+                "base": base.to_dict() | {"alpha": None, "error": None},
+            }  # fmt: skip
+            files = {path.stem: fingerprint(path) for path in model}
+            journal = stack.enter_context(Journal(out / "journal.jsonl", header, files, force))
+            if journal.n_known:
+                note(f"{journal.n_known} answers are known from {journal.path}")
+        report = stack.enter_context(counter_bar("questions"))
+        outcomes = evaluate_grid(
+            opened, list(setups), questions, compared, max_tokens=max_tokens, progress=report, journal=journal
+        )
     pictures = len({question.image for question in questions})
     result = Evaluation(summarise(outcomes, base.seed), len(questions), pictures, base.seed)
+    plain = {"data": data, "models": [str(path) for path in model], "mmproj": mmproj, **result.to_dict()}
+    if out is not None:
+        _write(out, result, plain)
     if as_json:
-        print_json({"data": data, "model": model, "mmproj": mmproj, **result.to_dict()})
+        print_json(plain)
         return
     print_table(result.main_table())
     click.echo(f"\n{result.note}\n")

@@ -198,7 +198,7 @@ def ask_once(answering: Answering, images: list[Any], text: str, description: di
 
 
 @click.command(short_help="Ask a model about a picture.")
-@model_options
+@model_options()
 @click.option(
     "--image",
     "image_paths",

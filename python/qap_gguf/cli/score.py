@@ -146,7 +146,7 @@ def arrays(image: ImageEmbedding, cut: PrunedImage, features: bool) -> dict[str,
 
 @click.command(short_help="Show how each token of a picture scores.")
 @click.argument("picture", metavar="[IMAGE]", required=False, type=click.Path(path_type=Path))
-@model_options
+@model_options()
 @prune_options(without=("dense",))
 @click.option("-p", "--prompt", help="Question, for the semantic scores text and clip_text.")
 @click.option(

@@ -1,27 +1,37 @@
 """Measure how many answers a model gets right, dense and pruned in several ways, with honest intervals.
 
-One way: ``runner`` asks -> ``methods`` (what is compared) and ``data`` (questions, what counts as right); ``stats``
-summarises the outcomes and ``report`` writes tables. Nothing here imports native code: the model is passed in.
+One way: ``grid`` opens models -> ``runner`` asks -> ``methods`` (what is compared) and ``data`` (questions, with
+``scoring``: what an answer is worth); ``journal`` remembers. ``stats`` summarises the outcomes, ``report`` makes tables
+of them, ``curve`` draws. The model is passed in.
 """
 
 from __future__ import annotations
 
-from qap_gguf.eval.data import Question, is_right, load_questions, normalise
+from qap_gguf.eval.data import Question, load_questions
+from qap_gguf.eval.grid import evaluate_grid
+from qap_gguf.eval.journal import Journal, fingerprint
 from qap_gguf.eval.methods import METHODS, Budget, Variant, variants
 from qap_gguf.eval.report import Evaluation, markdown
-from qap_gguf.eval.runner import Outcome, evaluate
-from qap_gguf.eval.stats import Accuracy, Summary, summarise
+from qap_gguf.eval.runner import Outcome, Setup, evaluate
+from qap_gguf.eval.scoring import SCORINGS, is_right, normalise
+from qap_gguf.eval.stats import Accuracy, Summary, YesNo, summarise
 
 __all__ = [
     "METHODS",
+    "SCORINGS",
     "Accuracy",
     "Budget",
     "Evaluation",
+    "Journal",
     "Outcome",
     "Question",
+    "Setup",
     "Summary",
     "Variant",
+    "YesNo",
     "evaluate",
+    "evaluate_grid",
+    "fingerprint",
     "is_right",
     "load_questions",
     "markdown",

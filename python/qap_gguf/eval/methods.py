@@ -1,7 +1,7 @@
 """What an evaluation compares: a method at a budget becomes one config for each repetition.
 
-The baselines are those of docs/design.md, section 6: random and uniform stand in every table, because random selection
-beats many published methods on LLaVA-1.5 (UniPruneBench).
+The baselines are those of docs/design.md, section 6: random, uniform and a picture in less detail stand in every table,
+because random selection beats many published methods on LLaVA-1.5 (UniPruneBench).
 """
 
 from __future__ import annotations
@@ -17,14 +17,31 @@ from qap_gguf.errors import ConfigError
 METHODS: Final[Mapping[str, str]] = {
     "dense": "every token",
     "qap": "semantic score and sensitivity to quantization, fused",
-    "dpp": "the same score, as the relevance of a determinantal point process",
     "semantic": "semantic score alone (alpha 1)",
     "numeric": "sensitivity to quantization alone (alpha 0)",
+    "dpp": "the fused score, as the relevance of a determinantal point process",
+    "dpp-semantic": "the same with the semantic score alone",
+    "dpp-numeric": "the same with the sensitivity to quantization alone",
     "divprune": "diversity alone, without scores",
     "random": "random tokens, mean of 3 seeds",
     "uniform": "tokens at an even stride",
+    "pool": "the grid of tokens averaged down, as a smaller picture",
 }
 RANDOM_REPETITIONS: Final = 3
+#: Method -> those that it is compared with at the same budget, beside dense.
+BASELINES: Final[Mapping[str, tuple[str, ...]]] = {
+    "qap": ("semantic", "random"),
+    "numeric": ("semantic", "random"),
+    "semantic": ("random",),
+    "dpp": ("dpp-semantic", "random"),
+    "dpp-numeric": ("dpp-semantic", "random"),
+    "dpp-semantic": ("random",),
+    "divprune": ("random",),
+    "uniform": ("random",),
+    "pool": ("random",),
+}
+_FUSED: Final = ("qap", "dpp")
+_NUMERIC: Final = ("numeric", "dpp-numeric")
 
 
 @dataclass(frozen=True)
@@ -61,46 +78,92 @@ class Variant:
         method: a key of ``METHODS``.
         budget: how many tokens; None for dense.
         configs: one config for each repetition, whose results are averaged; (None,) for dense.
+        settings: what tells apart the rows of one method, such as "alpha 0.5"; "" where there is one row.
     """
 
     method: str
     budget: Budget | None
     configs: tuple[PruneConfig | None, ...]
+    settings: str = ""
 
     @property
     def needs_attention(self) -> bool:
         """Whether the variant means nothing on a model without class-token attention."""
         return any(config is not None and config.semantic == "cls" for config in self.configs)
 
+    @property
+    def label(self) -> str:
+        """Method and settings in words."""
+        return f"{self.method}, {self.settings}" if self.settings else self.method
+
+    @property
+    def key(self) -> str:
+        """What a journal knows the variant by; alpha and error stand in it even where no other row differs by them."""
+        config = self.configs[0]
+        if self.budget is None or config is None:
+            return self.method
+        scored = f", alpha {config.alpha}, {config.error}" if self.method in _FUSED + _NUMERIC else ""
+        return f"{self.method}{scored} @ {self.budget.label}"
+
 
 def _configs(method: str, budget: Budget, base: PruneConfig) -> tuple[PruneConfig, ...]:
-    if method == "qap":
-        return (budget.apply(base, select="topk"),)
-    if method == "semantic":
+    select = "dpp" if method.startswith("dpp") else "topk"
+    if method in _FUSED:
+        return (budget.apply(base, select=select),)
+    if method in ("semantic", "dpp-semantic"):
         # Not "auto": on a model without attention that would keep the first K tokens and call it semantic.
-        return (budget.apply(base, select="topk", alpha=1.0, semantic="cls"),)
-    if method == "numeric":
-        return (budget.apply(base, select="topk", alpha=0.0, semantic="none"),)
-    if method in ("dpp", "divprune", "uniform"):
+        semantic = "cls" if base.semantic in ("auto", "none") else base.semantic
+        return (budget.apply(base, select=select, alpha=1.0, semantic=semantic),)
+    if method in _NUMERIC:
+        return (budget.apply(base, select=select, alpha=0.0, semantic="none"),)
+    if method == "pool":
+        return (budget.apply(base, select="uniform", merge="none"),)
+    if method in ("divprune", "uniform"):
         return (budget.apply(base, select=method),)
     seeds = [(base.seed + i) % 2**64 for i in range(RANDOM_REPETITIONS)]
     return tuple(budget.apply(base, select="random", seed=seed) for seed in seeds)
 
 
-def variants(methods: Iterable[str], budgets: Sequence[Budget], base: PruneConfig | None = None) -> list[Variant]:
+def _settings(
+    method: str, base: PruneConfig, alphas: Sequence[Any], errors: Sequence[str]
+) -> list[tuple[str, PruneConfig]]:
+    """(words, base) for each row of a method: alphas matter to fused scores, errors to those and the numeric ones."""
+    some_alphas = list(dict.fromkeys(alphas)) if method in _FUSED and alphas else [base.alpha]
+    some_errors = list(dict.fromkeys(errors)) if method in _FUSED + _NUMERIC and errors else [base.error]
+    rows = []
+    for alpha in some_alphas:
+        for error in some_errors:
+            words = [f"alpha {alpha}"] if len(some_alphas) > 1 else []
+            words += [error] if len(some_errors) > 1 else []
+            rows.append((", ".join(words), base.replace(alpha=alpha, error=error)))
+    return rows
+
+
+def variants(
+    methods: Iterable[str],
+    budgets: Sequence[Budget],
+    base: PruneConfig | None = None,
+    *,
+    alphas: Sequence[Any] = (),
+    errors: Sequence[str] = (),
+) -> list[Variant]:
     """List what to compare: dense once, every other method at each budget.
 
     Args:
         methods: keys of ``METHODS``; repetitions count once.
         budgets: at least one, unless dense is the only method.
         base: every setting that neither the method nor the budget decides; None takes the defaults.
+        alphas: one row of each fused method for each of these; () takes that of `base`.
+        errors: one row of each method with a sensitivity for each of these; () takes that of `base`.
 
     Raises:
-        ConfigError: an unknown method, or no budget.
+        ConfigError: an unknown method, a bad alpha or error, or no budget.
 
     Example:
         >>> [(v.method, v.budget.label if v.budget else "") for v in variants(["dense", "qap"], [Budget(n_keep=18)])]
         [('dense', ''), ('qap', '18')]
+        >>> [v.key for v in variants(["qap", "random"], [Budget(n_keep=18)], alphas=[0.3, 0.7])]
+        ['qap, alpha 0.3, int4 @ 18', 'qap, alpha 0.7, int4 @ 18', 'random @ 18']
     """
     base = PruneConfig() if base is None else base
     chosen = list(dict.fromkeys(methods))
@@ -111,5 +174,8 @@ def variants(methods: Iterable[str], budgets: Sequence[Budget], base: PruneConfi
         raise ConfigError("pruning needs a number of tokens, got none; give n_keep or keep_ratio")
     found = [Variant("dense", None, (None,))] if "dense" in chosen else []
     for budget in dict.fromkeys(budgets):
-        found += [Variant(m, budget, _configs(m, budget, base)) for m in chosen if m != "dense"]
+        for method in chosen:
+            if method != "dense":
+                for words, changed in _settings(method, base, alphas, errors):
+                    found.append(Variant(method, budget, _configs(method, budget, changed), words))
     return found

@@ -1,14 +1,17 @@
-"""Tables of an evaluation: as Markdown for a README, and as rows for any other renderer."""
+"""Tables of an evaluation: as Markdown for a README, as CSV, and as rows for any other renderer."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qap_gguf.eval.stats import RESAMPLES, Accuracy, Summary
+from qap_gguf.eval.stats import RESAMPLES, Accuracy, Difference, Summary
 
-_HEADER: Final = ("method", "K", "tokens", "right", "accuracy %", "95 % interval", "vs dense, points", "prefill ms")
+#: Baselines in the order of the columns; a column stands in a table where some row has it.
+_VERSUS: Final = ("dense", "semantic", "dpp-semantic", "random")
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -18,7 +21,7 @@ class Evaluation:
     """Summaries and what they were made from.
 
     Attributes:
-        summaries: one for each variant.
+        summaries: one for each setup and variant.
         n_questions, n_pictures: what was asked about.
         seed: seed of the bootstrap.
     """
@@ -33,7 +36,8 @@ class Evaluation:
         """How to read the intervals, in one sentence."""
         return (
             f"{self.n_questions} questions about {self.n_pictures} pictures. 95 % intervals: bootstrap over pictures "
-            f"({RESAMPLES} resamples, seed {self.seed}), because the questions of one picture are not independent."
+            f"({RESAMPLES} resamples, seed {self.seed}), because the questions of one picture are not independent; "
+            "differences are paired."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,17 +50,52 @@ class Evaluation:
         }
 
     def main_table(self) -> Table:
-        """Return (header, rows): one row for each variant."""
-        return _HEADER, [_row(summary) for summary in self.summaries]
+        """Return (header, rows): one row for each setup and variant."""
+        named = self._setup_names()
+        versus = [name for name in _VERSUS if any(name in summary.versus for summary in self.summaries)]
+        rows = [
+            (*_names(summary, named), f"{summary.n_kept:.4g}", *_numbers(summary),
+             *(_versus(summary.versus.get(name)) for name in versus), f"{summary.prefill_ms:.1f}")
+            for summary in self.summaries
+        ]  # fmt: skip
+        columns = [f"vs {name}, points" for name in versus]
+        return ("method", *named, "K", "tokens", "right", "accuracy %", "95 % interval", *columns, "prefill ms"), rows
 
     def kind_table(self) -> Table:
-        """Return (header, rows): accuracy and counts of each variant for each kind of question."""
+        """Return (header, rows): accuracy and counts of each setup and variant for each kind of question."""
+        named = self._setup_names()
         kinds = list(self.summaries[0].by_kind) if self.summaries else []
         rows = [
-            (*_names(summary), *(f"{_percent(a.value)} ({_count(a)})" for a in summary.by_kind.values()))
+            (*_names(summary, named), *(f"{_percent(a.value)} ({_count(a)})" for a in summary.by_kind.values()))
             for summary in self.summaries
         ]
-        return ("method", "K", *kinds), rows
+        return ("method", *named, "K", *kinds), rows
+
+    def yes_no_table(self) -> Table:
+        """Return (header, rows): precision, recall and F1 of "yes", as POPE has them; no rows where none is asked."""
+        named = self._setup_names()
+        rows = [
+            (*_names(s, named), str(s.yes_no.n),
+             *(_percent(x) for x in (s.yes_no.precision, s.yes_no.recall, s.yes_no.f1, s.yes_no.said_yes)))
+            for s in self.summaries
+            if s.yes_no is not None
+        ]  # fmt: skip
+        return ("method", *named, "K", "questions", "precision %", "recall %", "F1 %", "said yes %"), rows
+
+    def csv(self) -> str:
+        """Return the numbers behind the tables as CSV, one line for each setup and variant."""
+        kinds = list(self.summaries[0].by_kind) if self.summaries else []
+        flat = [_flat(summary, kinds) for summary in self.summaries]
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(flat[0]) if flat else ["model"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
+        return out.getvalue()
+
+    def _setup_names(self) -> tuple[str, ...]:
+        """Columns that tell setups apart: those that hold more than one thing."""
+        setups = {summary.setup for summary in self.summaries}
+        return tuple(name for name in ("model", "kv") if len({getattr(setup, name) for setup in setups}) > 1)
 
 
 def _percent(value: float) -> str:
@@ -76,26 +115,33 @@ def _range(low: float | None, high: float | None, sign: str = "") -> str:
     return f"{100 * low:{sign}.1f} to {100 * high:{sign}.1f}"
 
 
-def _names(summary: Summary) -> tuple[str, str]:
+def _names(summary: Summary, setup_names: Sequence[str]) -> tuple[str, ...]:
     budget = summary.variant.budget
-    return summary.variant.method, "all" if budget is None else budget.label
+    setup = (getattr(summary.setup, name) for name in setup_names)
+    return summary.variant.label, *setup, "all" if budget is None else budget.label
 
 
-def _row(summary: Summary) -> tuple[str, ...]:
+def _numbers(summary: Summary) -> tuple[str, ...]:
     accuracy = summary.accuracy
-    versus = "-"
-    if summary.difference is not None:
-        value, low, high = summary.difference
-        versus = f"{100 * value:+.1f}" if low is None else f"{100 * value:+.1f} ({_range(low, high, '+')})"
-    return (
-        *_names(summary),
-        f"{summary.n_kept:.4g}",
-        _count(accuracy),
-        _percent(accuracy.value),
-        _range(accuracy.low, accuracy.high),
-        versus,
-        f"{summary.prefill_ms:.1f}",
-    )
+    return _count(accuracy), _percent(accuracy.value), _range(accuracy.low, accuracy.high)
+
+
+def _versus(difference: Difference | None) -> str:
+    if difference is None:
+        return "-"
+    value, low, high = difference
+    return f"{100 * value:+.1f}" if low is None else f"{100 * value:+.1f} ({_range(low, high, '+')})"
+
+
+def _flat(summary: Summary, kinds: Sequence[str]) -> dict[str, Any]:
+    plain = summary.to_dict()
+    row = {name: plain[name] for name in ("model", "kv", "method", "settings", "n_keep", "keep_ratio", "n_kept")}
+    row |= {name: plain[name] for name in ("n_right", "n_total", "accuracy", "low", "high")}
+    for name in _VERSUS:
+        value, low, high = summary.versus.get(name, (None, None, None))
+        row |= {f"vs_{name}": value, f"vs_{name}_low": low, f"vs_{name}_high": high}
+    row |= {f"accuracy_{kind}": summary.by_kind[kind].value for kind in kinds}
+    return row | {"prefill_ms": summary.prefill_ms}
 
 
 def markdown(table: Table) -> str:

@@ -1,18 +1,20 @@
 """Ask every question in every way that is compared, encoding each picture once.
 
 Greedy decoding and a short answer, so that the outcome depends on nothing but the model, the picture and the config.
-The model is passed in (a VisionModel or anything with its `encode` and `generate`): no native code is imported here.
+The model is passed in (a VisionModel or anything with its `encode`, `prune` and `generate`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, NativeError, UnsupportedError
-from qap_gguf.eval.data import Question, is_right
+from qap_gguf.eval.data import Question
 from qap_gguf.eval.methods import Variant
+from qap_gguf.eval.pool import pooled_grid, pooled_image
 
 MAX_TOKENS: Final = 12  #: "row 2, column 3" has seven tokens
 
@@ -27,8 +29,25 @@ class Model(Protocol):
         """encode(image) -> ImageEmbedding."""
 
     @property
+    def prune(self) -> Callable[..., Any]:
+        """prune(image, config) -> PrunedImage."""
+
+    @property
     def generate(self) -> Callable[..., Any]:
         """generate([image, text], prune=..., max_tokens=..., temperature=..., stream=True) -> Generation."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A language model's file and the type of its KV cache, as the tables name them.
+
+    Attributes:
+        model: name of the file; "" where there is one.
+        kv: type of the cache; "" where nothing was asked for.
+    """
+
+    model: str = ""
+    kv: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,7 @@ class Outcome:
         said: the model's answer in each repetition.
         n_kept: image tokens that the language model read.
         prefill_s: seconds of prefill in each repetition.
+        setup: which language model answered.
     """
 
     question: Question
@@ -48,29 +68,65 @@ class Outcome:
     said: tuple[str, ...]
     n_kept: int
     prefill_s: tuple[float, ...]
+    setup: Setup = Setup()
 
     @property
     def share_right(self) -> float:
-        """Part of the repetitions whose answer was right, in [0, 1]."""
-        return sum(is_right(said, self.question.answer) for said in self.said) / len(self.said)
+        """What the answers are worth, mean over the repetitions, in [0, 1]."""
+        return sum(map(self.question.score, self.said)) / len(self.said)
 
 
-def _ask(model: Model, image: Any, question: Question, variant: Variant, max_tokens: int) -> Outcome:
+class Recorder(Protocol):
+    """Where outcomes are remembered from an earlier run and written to; see qap_gguf.eval.journal."""
+
+    def get(self, setup: Setup, variant: Variant, number: int, question: Question) -> Outcome | None:
+        """The outcome of question `number`, if it is known."""
+
+    def add(self, outcome: Outcome, number: int) -> None:
+        """Remember an outcome."""
+
+
+def _answer(model: Any, image: Any, question: Question, config: PruneConfig | None, max_tokens: int) -> Any:
+    """(answer, stats): the text, or the likeliest choice."""
+    generation = model.generate(
+        [image, question.text], prune=config, max_tokens=max_tokens, temperature=0.0, stream=True
+    )
+    if not question.choices:
+        return "".join(generation), generation.stats
+    from qap_gguf.likelihood import likelihoods
+
+    found = likelihoods(model.language_model, question.choices)
+    generation.close()
+    return question.choices[found.index(max(found))], generation.stats
+
+
+def _pooled(model: Model, image: Any, config: PruneConfig) -> tuple[Any, PruneConfig]:
+    h, w = pooled_grid(config.count(image.n_tokens), image.grid)
+    kept = config.replace(n_keep=h * w)
+    return pooled_image(image, h * w, model.prune(image, kept).indices), kept
+
+
+def _ask(
+    model: Model, image: Any, question: Question, variant: Variant, max_tokens: int, setup: Setup, seen: dict[str, Any]
+) -> Outcome:
     said, prefill, kept = [], [], 0
     for config in variant.configs:
-        expected = image.n_tokens if config is None else config.count(image.n_tokens)
-        generation = model.generate(
-            [image, question.text], prune=config, max_tokens=max_tokens, temperature=0.0, stream=True
-        )
-        said.append("".join(generation))
-        kept = generation.stats.n_image_kept
+        shown, used = image, config
+        if variant.method == "pool" and config is not None:
+            if variant.key not in seen:
+                seen[variant.key] = _pooled(model, image, config)
+            shown, used = seen[variant.key]
+        expected = image.n_tokens if used is None else used.count(image.n_tokens)
+        text, stats = _answer(model, shown, question, used, max_tokens)
+        said.append(text)
+        kept = stats.n_image_kept
         if kept != expected:  # a table whose rows kept something else than they say is worse than none
             raise NativeError(
                 f"{variant.method} was to keep {expected} image tokens, got {kept}; "
                 "report this together with the output of `qap-gguf info`"
             )
-        prefill.append(float(generation.stats.prefill_s))
-    return Outcome(question, variant, tuple(said), kept, tuple(prefill))
+        prefill.append(float(stats.prefill_s))
+    return Outcome(question, variant, tuple(said), kept, tuple(prefill), setup)
 
 
 def evaluate(
@@ -80,6 +136,9 @@ def evaluate(
     *,
     max_tokens: int = MAX_TOKENS,
     progress: Report | None = None,
+    setup: Setup | None = None,
+    embeddings: MutableMapping[Any, Any] | None = None,
+    journal: Recorder | None = None,
 ) -> list[Outcome]:
     """Ask every question under every variant.
 
@@ -89,6 +148,9 @@ def evaluate(
         variants: see :func:`qap_gguf.eval.variants`.
         max_tokens: longest answer in tokens, at least 1.
         progress: called as progress(done, total) after each question.
+        setup: what the outcomes are labelled with.
+        embeddings: pictures that another language model with the same encoder has encoded, by path; grows.
+        journal: what is recorded there is not asked again, what is asked is recorded.
 
     Returns:
         One outcome for each question and variant, picture by picture.
@@ -100,20 +162,38 @@ def evaluate(
     """
     if not questions or not variants:
         raise ConfigError("an evaluation needs questions and variants, got none; pass at least one of each")
-    by_image: dict[Any, list[Question]] = {}
-    for question in questions:
-        by_image.setdefault(question.image, []).append(question)
+    setup = Setup() if setup is None else setup
+    by_image: dict[Any, list[int]] = {}
+    for number, question in enumerate(questions):
+        by_image.setdefault(question.image, []).append(number)
     outcomes: list[Outcome] = []
     done = 0
-    for path, asked in by_image.items():
-        image = model.encode(path)
-        if image.attention is None and any(variant.needs_attention for variant in variants):
-            raise UnsupportedError(
-                "semantic selection needs class-token attention, which this model has not; leave that method out"
-            )
-        for question in asked:
-            outcomes += [_ask(model, image, question, variant, max_tokens) for variant in variants]
+    for path, numbers in by_image.items():
+        image, seen = None, {}  # type: tuple[Any, dict[str, Any]]
+        for number in numbers:
+            question = questions[number]
+            for variant in variants:
+                known = None if journal is None else journal.get(setup, variant, number, question)
+                if known is None:
+                    image = _encoded(model, path, variants, embeddings) if image is None else image
+                    known = _ask(model, image, question, variant, max_tokens, setup, seen)
+                    if journal is not None:
+                        journal.add(known, number)
+                outcomes.append(known)
             done += 1
             if progress is not None:
                 progress(done, len(questions))
     return outcomes
+
+
+def _encoded(model: Model, path: Any, variants: Sequence[Variant], embeddings: MutableMapping[Any, Any] | None) -> Any:
+    image = None if embeddings is None else embeddings.get(path)
+    if image is None:
+        image = model.encode(path)
+        if embeddings is not None:
+            embeddings[path] = image
+    if image.attention is None and any(variant.needs_attention for variant in variants):
+        raise UnsupportedError(
+            "semantic selection needs class-token attention, which this model has not; leave that method out"
+        )
+    return image
