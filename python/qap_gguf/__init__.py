@@ -24,6 +24,7 @@ except _PinError as _err:
     _sys.exit(f"qap-gguf: error: {_err}")  # at a prompt: one line, not a traceback
 
 from qap_gguf import reference
+from qap_gguf.chat import ChatHandler, SourceRules
 from qap_gguf.config import PruneConfig
 from qap_gguf.convert import ConvertResult, annotate, convert
 from qap_gguf.defaults import get_default, set_default, use
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrayError",
+    "ChatHandler",
     "ConfigError",
     "ConvertError",
     "ConvertResult",
@@ -67,6 +69,7 @@ __all__ = [
     "PrunedImage",
     "QapError",
     "Scores",
+    "SourceRules",
     "UnsupportedError",
     "VisionModel",
     "annotate",

@@ -94,6 +94,10 @@ class LanguageModel:
         except RuntimeError as err:
             raise NativeError(f"prefill failed: {err}") from err
 
+    def note(self, start: int, ids: Any) -> None:
+        """Write down what stands at the positions from `start` on, where no text was evaluated."""
+        self.llama.input_ids[start : start + len(ids)] = ids
+
     def synchronize(self) -> None:
         """Wait until the device has computed what was asked of it, so that times mean something."""
         llama_cpp.llama_synchronize(self.llama._ctx.ctx)
