@@ -29,6 +29,7 @@ from qap_gguf.config import PruneConfig
 from qap_gguf.convert import ConvertResult, annotate, convert
 from qap_gguf.defaults import get_default, set_default, use
 from qap_gguf.embedding import ImageEmbedding, PrunedImage
+from qap_gguf.embedding_cache import CacheStats, EmbeddingCache
 from qap_gguf.errors import (
     ArrayError,
     ConfigError,
@@ -52,11 +53,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrayError",
+    "CacheStats",
     "ChatHandler",
     "ConfigError",
     "ConvertError",
     "ConvertResult",
     "DataError",
+    "EmbeddingCache",
     "Generation",
     "GenerationStats",
     "ImageEmbedding",

@@ -14,7 +14,6 @@ from qap_gguf.errors import ConfigError
 from qap_gguf.generation import AnswerSettings, GenerationStats
 from qap_gguf.language import LanguageModel, TextStream
 from qap_gguf.prefill import ImageRows, fill
-from qap_gguf.turns import Turns
 
 
 class Answers:
@@ -31,9 +30,9 @@ class Answers:
     """
 
     def __init__(
-        self, language: LanguageModel, encoder: ImageEncoder, turns: Turns, n_batch: int, check_open: Callable[[], None]
+        self, language: LanguageModel, encoder: ImageEncoder, n_batch: int, check_open: Callable[[], None]
     ) -> None:
-        self.turns = turns
+        self.turns = language.turns
         self._language = language
         self._encoder = encoder
         self._n_batch = n_batch
@@ -84,7 +83,7 @@ class Answers:
                 )
             number = self.turns.begin()
             started = time.perf_counter()
-            fill(self._language, self._encoder, chunks, rows, self._n_batch)
+            stats.n_reused = fill(self._language, self._encoder, chunks, rows, self._n_batch)
             self._language.synchronize()
             stats.prefill_s = time.perf_counter() - started
             stats.n_kv = self._language.n_kv

@@ -26,6 +26,7 @@ from qap_gguf.embedding import (
     prune_image,
     score_image,
 )
+from qap_gguf.embedding_cache import EmbeddingCache, encoder_identity, image_key
 from qap_gguf.encoder import ImageEncoder
 from qap_gguf.errors import ConfigError, ImageError, QapError, UnsupportedError
 from qap_gguf.files import check_pair
@@ -36,7 +37,6 @@ from qap_gguf.packaged import packaged_model
 from qap_gguf.prompts import flatten, question_of, render
 from qap_gguf.relevance import Signals
 from qap_gguf.score import FloatArray, Scores, n_threads_default
-from qap_gguf.turns import Turns
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -59,6 +59,7 @@ class VisionModel:
         n_batch: tokens of a prefill batch.
         seed: of sampling.
         flash_attn: flash attention in the encoder; None is upstream's choice (on where the device has it).
+        cache: where encoded images are kept, so that each is encoded once; None is a cache of its own, in memory.
         verbose: let upstream write its log to stderr.
 
     Raises:
@@ -86,6 +87,7 @@ class VisionModel:
         n_batch: int = 512,
         seed: int = 0,
         flash_attn: bool | None = None,
+        cache: EmbeddingCache | None = None,
         verbose: bool = False,
     ) -> None:
         if (mmproj is None) != (model is None):
@@ -100,9 +102,8 @@ class VisionModel:
             mmproj, model = packaged.mmproj, packaged.model
 
         self._threads = n_threads or n_threads_default()
-        turns = Turns()
-        self._lock = turns.lock
         self._closed = False
+        self._identity: str | None = None
         encoder_device = device_name(device)
         settings = language_settings(device if model_device is None else model_device)
         self._owned: llama_cpp.Llama | None = None
@@ -127,6 +128,7 @@ class VisionModel:
                 **settings,
             )
         self._language = LanguageModel(llama)
+        self._lock = self._language.turns.lock
         try:
             self._encoder = ImageEncoder(
                 mmproj,
@@ -136,9 +138,10 @@ class VisionModel:
                 flash_attn=flash_attn,
                 verbose=verbose,
             )
+            self.cache = EmbeddingCache() if cache is None else cache
             self._tower = ClipTextTower.open(mmproj, device=encoder_device, n_threads=self._threads)
             #: Prefill and decoding; for those in this package who generate by themselves.
-            self.answers = Answers(self._language, self._encoder, turns, int(llama.n_batch), self._check_open)
+            self.answers = Answers(self._language, self._encoder, int(llama.n_batch), self._check_open)
         except QapError:
             self.close()
             raise
@@ -165,6 +168,8 @@ class VisionModel:
     def encode(self, image: ImageSource) -> ImageEmbedding:
         """Run the image encoder and the projector over a picture; all tokens come back, none is pruned.
 
+        A picture that is in :attr:`cache` is not encoded again; its arrays are shared and cannot be written to.
+
         Args:
             image: a path, the bytes of an image file, a Pillow image, or a uint8 array (height, width, 3).
 
@@ -175,7 +180,30 @@ class VisionModel:
         pixels = load_image(image)
         with self._lock:
             self._check_open()
-            return self._encoder.encode(pixels, hidden=self._tower is not None)
+            key = image_key(pixels, self._encoder_identity())
+            found = self.cache.get(key)
+            if found is None:
+                found = self.cache.put(key, self._encoder.encode(pixels, hidden=self._tower is not None))
+            return found
+
+    def _encoder_identity(self) -> str:
+        if self._identity is None:
+            settings = {**self._encoder.settings, "hidden": self._tower is not None}
+            lasting = self.cache.folder is not None
+            self._identity = encoder_identity(self._encoder.path, settings, lasting=lasting)
+        return self._identity
+
+    @property
+    def n_encodes(self) -> int:
+        """How often the image encoder has run."""
+        return self._encoder.n_encodes
+
+    def forget(self) -> None:
+        """Empty :attr:`cache` (its folder excepted) and the KV cache: the next question does all the work again."""
+        with self._lock:
+            self._check_open()
+            self.cache.clear()
+            self._language.reset()
 
     def score(self, image: ImageEmbedding, cfg: PruneConfig | None = None, prompt: str | None = None) -> Scores:
         """Scores of all tokens of an image; `prompt` is for the signals that look at the question.

@@ -28,6 +28,7 @@ from qap_gguf.chat.templates import ChatTemplate, Prompt, named_template
 from qap_gguf.chat.tools import check_grammar, forced_tool, modern_tools, response_grammar
 from qap_gguf.config import PruneConfig
 from qap_gguf.embedding import ImageEmbedding
+from qap_gguf.embedding_cache import EmbeddingCache
 from qap_gguf.errors import ConfigError, QapError
 from qap_gguf.files import check_pair
 from qap_gguf.generation import GenerationStats
@@ -62,7 +63,14 @@ class ChatHandler:
         device: ggml device of the encoder; None takes a GPU if there is one.
         n_threads: CPU threads of the encoder; None is what the language model uses.
         flash_attn: flash attention in the encoder; None is upstream's choice.
+        cache: where encoded images are kept, so that each is encoded once; None is a cache of its own, in memory.
         verbose: let upstream write its log to stderr.
+
+    Attributes:
+        cache: that cache.
+        prune: see above.
+        sources: see above.
+        stats: counts and times of the last call; those of the answer itself are in its ``usage``.
 
     Raises:
         ModelFileError: the mmproj file is missing or damaged, or (at the first call) belongs to another model.
@@ -95,6 +103,7 @@ class ChatHandler:
         device: str | None = None,
         n_threads: int | None = None,
         flash_attn: bool | None = None,
+        cache: EmbeddingCache | None = None,
         verbose: bool = False,
     ) -> None:
         if prune is not None:
@@ -111,6 +120,7 @@ class ChatHandler:
         self.prune = prune
         self.sources = sources or SourceRules()
         self.stats = GenerationStats()
+        self.cache = EmbeddingCache() if cache is None else cache
         self._chat_format, self._chat_template = chat_format, chat_template
         self._encoder_settings: dict[str, Any] = {"device": device, "flash_attn": flash_attn, "verbose": verbose}
         self._n_threads = n_threads
@@ -273,11 +283,17 @@ class ChatHandler:
             self.clip_model_path,
             weakref.proxy(llama),
             n_threads=self._n_threads or int(llama.n_threads),
+            cache=self.cache,
             **self._encoder_settings,
         )
         llama._stack.callback(vlm.close)  # before the language model goes, as llama-cpp-python's handlers do it
         self._vlm, self._template, self._llama = vlm, template, weakref.ref(llama)
         return vlm, template
+
+    @property
+    def n_encodes(self) -> int:
+        """How often the image encoder has run for the language model that was used last."""
+        return 0 if self._vlm is None else self._vlm.n_encodes
 
     def _make_template(self, language: LanguageModel) -> ChatTemplate:
         llama = language.llama
