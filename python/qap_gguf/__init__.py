@@ -24,10 +24,12 @@ except _PinError as _err:
     _sys.exit(f"qap-gguf: error: {_err}")  # at a prompt: one line, not a traceback
 
 from qap_gguf import reference
+from qap_gguf.chat import ChatHandler, SourceRules
 from qap_gguf.config import PruneConfig
 from qap_gguf.convert import CheckReport, ConvertResult, annotate, check_files, convert
 from qap_gguf.defaults import get_default, set_default, use
 from qap_gguf.embedding import ImageEmbedding, PrunedImage
+from qap_gguf.embedding_cache import CacheStats, EmbeddingCache
 from qap_gguf.errors import (
     ArrayError,
     ConfigError,
@@ -51,11 +53,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrayError",
-    "CheckReport",
+    "CacheStats",
+    "ChatHandler",
     "ConfigError",
     "ConvertError",
     "ConvertResult",
     "DataError",
+    "EmbeddingCache",
     "Generation",
     "GenerationStats",
     "ImageEmbedding",
@@ -68,6 +72,7 @@ __all__ = [
     "PrunedImage",
     "QapError",
     "Scores",
+    "SourceRules",
     "UnsupportedError",
     "VisionModel",
     "annotate",

@@ -7,6 +7,7 @@ else the ``qap.*`` keys of the mmproj file, else nothing (all tokens are kept).
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 from qap_gguf import _core
@@ -14,6 +15,7 @@ from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError
 
 _default: PruneConfig | None = None
+_blocks = threading.local()  # .open: (owner or None for all, config) of each block that this thread is in
 
 
 def check_config(cfg: object) -> None:
@@ -96,6 +98,28 @@ def use(cfg: PruneConfig | None) -> Iterator[None]:
     """
     _core.push_override(None if cfg is None else to_params(cfg))
     try:
-        yield
+        with block(None, cfg):
+            yield
     finally:
         _core.pop_override()
+
+
+@contextlib.contextmanager
+def block(owner: object, cfg: PruneConfig | None) -> Iterator[None]:
+    """Within the block, and in this thread only, `owner` (None: everyone here in Python) prunes by `cfg`."""
+    if cfg is not None:
+        check_config(cfg)
+    opened: list[tuple[object, PruneConfig | None]] = _blocks.__dict__.setdefault("open", [])
+    opened.append((owner, cfg))
+    try:
+        yield
+    finally:
+        opened.pop()
+
+
+def innermost(owner: object, otherwise: PruneConfig | None) -> PruneConfig | None:
+    """The config of the innermost :func:`use` or :func:`block` of this thread that holds for `owner`."""
+    for whose, cfg in reversed(_blocks.__dict__.get("open", ())):
+        if whose is None or whose is owner:
+            return cfg  # type: ignore[no-any-return]
+    return otherwise

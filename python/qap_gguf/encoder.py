@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,11 @@ class ImageEncoder:
         verbose: bool,
     ) -> None:
         self._language = language
+        #: How often the encoder has run.
+        self.n_encodes = 0
+        #: The file, and what else the output depends on; part of the key under which embeddings are kept.
+        self.path = Path(mmproj)
+        self.settings: dict[str, Any] = {"device": device, "flash_attn": flash_attn, "n_threads": n_threads}
         try:
             self._native = _core.Encoder(
                 mmproj=str(mmproj),
@@ -98,6 +104,7 @@ class ImageEncoder:
                 f"image: expected one piece, this model cuts it into {len(tiles)}; this version cannot join them"
             )
         try:
+            self.n_encodes += 1
             features = self._native.encode(tiles[0], True, hidden)
         except RuntimeError as err:
             raise NativeError(one_line(err)) from err

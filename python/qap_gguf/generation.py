@@ -64,6 +64,7 @@ class GenerationStats:
         n_image_tokens: tokens of all images before pruning.
         n_image_kept: tokens of all images that the language model saw.
         n_prompt_tokens: text tokens of the prompt.
+        n_reused: positions of the prompt that were in the KV cache already.
         n_generated: tokens of the answer.
         n_kv: cells of the KV cache in use after the answer.
         encode_s: image encoder and projector; the time of the encode, also when its result was used again.
@@ -77,6 +78,7 @@ class GenerationStats:
     n_image_tokens: int = 0
     n_image_kept: int = 0
     n_prompt_tokens: int = 0
+    n_reused: int = 0
     n_generated: int = 0
     n_kv: int = 0
     encode_s: float = 0.0

@@ -25,8 +25,8 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Pixels"
 _MAX_SIDE = 46_000  # upstream asserts on larger sides (clip.h, clip_image_size::area)
 
 
-def _check_size(width: int, height: int) -> None:
-    limit = Image.MAX_IMAGE_PIXELS or 2**62
+def _check_size(width: int, height: int, max_pixels: int | None) -> None:
+    limit = min(Image.MAX_IMAGE_PIXELS or 2**62, max_pixels or 2**62)
     if width > _MAX_SIDE or height > _MAX_SIDE or width * height > limit:
         raise ImageError(
             f"image: expected at most {limit} pixels and sides up to {_MAX_SIDE}, got {width} x {height}; scale it down"
@@ -45,8 +45,8 @@ def _to_8_bits(image: Image.Image, from_png: bool) -> Image.Image:
     return image
 
 
-def _to_pixels(image: Image.Image) -> Pixels:
-    _check_size(*image.size)
+def _to_pixels(image: Image.Image, max_pixels: int | None) -> Pixels:
+    _check_size(*image.size, max_pixels)
     from_png = image.format == "PNG"
     image = _to_8_bits(ImageOps.exif_transpose(image), from_png)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -55,12 +55,12 @@ def _to_pixels(image: Image.Image) -> Pixels:
     return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8))
 
 
-def _decode(data: str | os.PathLike[str] | io.BytesIO, name: str) -> Pixels:
+def _decode(data: str | os.PathLike[str] | io.BytesIO, name: str, max_pixels: int | None) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(data) as image:
-                return _to_pixels(image)
+                return _to_pixels(image, max_pixels)
     except ImageError:
         raise
     except FileNotFoundError as err:
@@ -73,11 +73,12 @@ def _decode(data: str | os.PathLike[str] | io.BytesIO, name: str) -> Pixels:
         raise ImageError(f"image: {name} cannot be decoded ({' '.join(str(err).split())}); is it damaged?") from err
 
 
-def load_image(source: ImageSource) -> Pixels:
+def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Pixels:
     """The picture as uint8 RGB, shape (height, width, 3), C order.
 
     Args:
         source: a path, the bytes of an image file, a Pillow image, or a uint8 array (height, width, 3).
+        max_pixels: a limit below Pillow's own, checked before the picture is decoded.
 
     Raises:
         ImageError: no such file, not a picture, damaged, too large, or an array of another shape or dtype.
@@ -93,17 +94,17 @@ def load_image(source: ImageSource) -> Pixels:
             raise ImageError(
                 f"image: expected a uint8 array (height, width, 3), got {source.dtype} {source.shape}; use RGB"
             )
-        _check_size(source.shape[1], source.shape[0])
+        _check_size(source.shape[1], source.shape[0], max_pixels)
         return np.ascontiguousarray(source)
     if isinstance(source, Image.Image):
         try:
-            return _to_pixels(source)
+            return _to_pixels(source, max_pixels)
         except ImageError:
             raise
         except Exception as err:
             raise ImageError(f"image: the Pillow image cannot be decoded ({' '.join(str(err).split())})") from err
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), f"{len(source)} bytes")
+        return _decode(io.BytesIO(source), f"{len(source)} bytes", max_pixels)
     if isinstance(source, (str, os.PathLike)):
-        return _decode(source, str(Path(source)))
+        return _decode(source, str(Path(source)), max_pixels)
     raise ImageError(f"image: expected a path, bytes, a Pillow image or an array, got {type(source).__name__}")

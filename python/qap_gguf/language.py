@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import codecs
 import os
+import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ import llama_cpp
 import numpy as np
 
 from qap_gguf.errors import ConfigError, ModelFileError, NativeError
+from qap_gguf.prefill import IdArray, KvRecord
 from qap_gguf.relevance import InputEmbeddings
+from qap_gguf.turns import Turns
 
 
 def open_llama(path: str | os.PathLike[str], **settings: Any) -> llama_cpp.Llama:
@@ -43,6 +47,7 @@ class LanguageModel:
             raise ConfigError("model: expected an open llama_cpp.Llama, got a closed one; make a new one")
         if llama.model_params.vocab_only or llama.context_params.embeddings:
             raise ConfigError("model: expected a Llama that generates, got vocab_only or embedding; make another one")
+        self._shared = _share(llama)
 
     @property
     def is_open(self) -> bool:
@@ -79,6 +84,33 @@ class LanguageModel:
         memory = llama_cpp.llama_get_memory(self.llama._ctx.ctx)
         return int(llama_cpp.llama_memory_seq_pos_max(memory, 0)) + 1
 
+    @property
+    def record(self) -> KvRecord:
+        """What is known to be in the KV cache."""
+        return self._shared.record
+
+    @property
+    def turns(self) -> Turns:
+        """The lock of the Llama, and whose answer is in the making."""
+        return self._shared.turns
+
+    def holds(self, start: int, ids: IdArray) -> bool:
+        """Whether the KV cache has what `ids` stand for at the positions from `start` on."""
+        end = start + len(ids)
+        return end <= self.n_past and np.array_equal(self.llama.input_ids[start:end], ids)
+
+    def cut(self, n_past: int) -> bool:
+        """Take all from position `n_past` on out of the KV cache; False where the model cannot give back a part."""
+        memory = llama_cpp.llama_get_memory(self.llama._ctx.ctx)
+        whole = (
+            llama_cpp.llama_memory_seq_pos_min(memory, 0) == 0  # a sliding window drops what is old
+            and llama_cpp.llama_memory_seq_pos_max(memory, 0) >= n_past - 1
+        )
+        if not whole or not llama_cpp.llama_memory_seq_rm(memory, 0, n_past, -1):
+            return False
+        self.n_past = n_past
+        return True
+
     def reset(self) -> None:
         """Empty the KV cache."""
         self.llama.reset()  # type: ignore[no-untyped-call]
@@ -94,6 +126,10 @@ class LanguageModel:
             self.llama.eval(list(tokens))
         except RuntimeError as err:
             raise NativeError(f"prefill failed: {err}") from err
+
+    def note(self, start: int, ids: IdArray) -> None:
+        """Write down what stands at the positions from `start` on, where no text was evaluated."""
+        self.llama.input_ids[start : start + len(ids)] = ids
 
     def synchronize(self) -> None:
         """Wait until the device has computed what was asked of it, so that times mean something."""
@@ -146,6 +182,36 @@ class LanguageModel:
             return int(self.llama.sample())
         finally:
             self.llama._sampler = previous
+
+
+@dataclass
+class _Shared:
+    """What all users of one Llama share."""
+
+    turns: Turns
+    record: KvRecord
+
+
+def _share(llama: llama_cpp.Llama) -> _Shared:
+    """The shared part of a Llama, made at its first use.
+
+    Others may use the Llama between two of our answers. Text that they evaluate shows in ``input_ids``; images that a
+    stock chat handler evaluates do not, but it calls ``reset`` before, and so the record is forgotten there.
+    """
+    found: _Shared | None = getattr(llama, "_qap_shared", None)
+    if found is not None:
+        return found
+    shared = _Shared(Turns(), KvRecord())
+    # no strong reference: a cycle would keep some GB until the garbage collector comes
+    weak: Any = llama if isinstance(llama, weakref.ProxyType) else weakref.proxy(llama)
+
+    def reset() -> None:
+        shared.record.forget()
+        weak.__class__.reset(weak)
+
+    watched: Any = llama
+    watched._qap_shared, watched.reset = shared, reset
+    return shared
 
 
 class TextStream:

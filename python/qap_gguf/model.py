@@ -8,14 +8,13 @@ Design: docs/design.md. Embeddings reach the language model through upstream's o
 from __future__ import annotations
 
 import os
-import threading
-import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import llama_cpp
 
+from qap_gguf.answering import Answers
 from qap_gguf.arguments import check_integer, check_threads
 from qap_gguf.clip_text import ClipTextTower
 from qap_gguf.config import PruneConfig
@@ -27,6 +26,7 @@ from qap_gguf.embedding import (
     prune_image,
     score_image,
 )
+from qap_gguf.embedding_cache import EmbeddingCache, encoder_identity, image_key
 from qap_gguf.encoder import ImageEncoder
 from qap_gguf.errors import ConfigError, ImageError, QapError, UnsupportedError
 from qap_gguf.files import check_pair
@@ -59,6 +59,7 @@ class VisionModel:
         n_batch: tokens of a prefill batch.
         seed: of sampling.
         flash_attn: flash attention in the encoder; None is upstream's choice (on where the device has it).
+        cache: where encoded images are kept, so that each is encoded once; None is a cache of its own, in memory.
         verbose: let upstream write its log to stderr.
 
     Raises:
@@ -86,6 +87,7 @@ class VisionModel:
         n_batch: int = 512,
         seed: int = 0,
         flash_attn: bool | None = None,
+        cache: EmbeddingCache | None = None,
         verbose: bool = False,
     ) -> None:
         if (mmproj is None) != (model is None):
@@ -100,9 +102,8 @@ class VisionModel:
             mmproj, model = packaged.mmproj, packaged.model
 
         self._threads = n_threads or n_threads_default()
-        self._lock = threading.RLock()
-        self._answer = 0  # number of the answer that owns the KV cache
         self._closed = False
+        self._identity: str | None = None
         encoder_device = device_name(device)
         settings = language_settings(device if model_device is None else model_device)
         self._owned: llama_cpp.Llama | None = None
@@ -127,7 +128,7 @@ class VisionModel:
                 **settings,
             )
         self._language = LanguageModel(llama)
-        self._n_batch = int(llama.n_batch)
+        self._lock = self._language.turns.lock
         try:
             self._encoder = ImageEncoder(
                 mmproj,
@@ -137,7 +138,10 @@ class VisionModel:
                 flash_attn=flash_attn,
                 verbose=verbose,
             )
+            self.cache = EmbeddingCache() if cache is None else cache
             self._tower = ClipTextTower.open(mmproj, device=encoder_device, n_threads=self._threads)
+            #: Prefill and decoding; for those in this package who generate by themselves.
+            self.answers = Answers(self._language, self._encoder, int(llama.n_batch), self._check_open)
         except QapError:
             self.close()
             raise
@@ -164,6 +168,8 @@ class VisionModel:
     def encode(self, image: ImageSource) -> ImageEmbedding:
         """Run the image encoder and the projector over a picture; all tokens come back, none is pruned.
 
+        A picture that is in :attr:`cache` is not encoded again; its arrays are shared and cannot be written to.
+
         Args:
             image: a path, the bytes of an image file, a Pillow image, or a uint8 array (height, width, 3).
 
@@ -174,7 +180,30 @@ class VisionModel:
         pixels = load_image(image)
         with self._lock:
             self._check_open()
-            return self._encoder.encode(pixels, hidden=self._tower is not None)
+            key = image_key(pixels, self._encoder_identity())
+            found = self.cache.get(key)
+            if found is None:
+                found = self.cache.put(key, self._encoder.encode(pixels, hidden=self._tower is not None))
+            return found
+
+    def _encoder_identity(self) -> str:
+        if self._identity is None:
+            settings = {**self._encoder.settings, "hidden": self._tower is not None}
+            lasting = self.cache.folder is not None
+            self._identity = encoder_identity(self._encoder.path, settings, lasting=lasting)
+        return self._identity
+
+    @property
+    def n_encodes(self) -> int:
+        """How often the image encoder has run."""
+        return self._encoder.n_encodes
+
+    def forget(self) -> None:
+        """Empty :attr:`cache` (its folder excepted) and the KV cache: the next question does all the work again."""
+        with self._lock:
+            self._check_open()
+            self.cache.clear()
+            self._language.reset()
 
     def score(self, image: ImageEmbedding, cfg: PruneConfig | None = None, prompt: str | None = None) -> Scores:
         """Scores of all tokens of an image; `prompt` is for the signals that look at the question.
@@ -281,7 +310,7 @@ class VisionModel:
         stats = GenerationStats()
         # Prefill at once: errors belong to this call, not to the first piece.
         number = self._prefill(flat, images, chosen.prune, question_of(messages), stats)
-        pieces = self._decode(number, text, stats, chosen)
+        pieces = self.answers.decode(number, text, stats, chosen)
         generation = Generation(pieces, stats)
         return generation if stream else "".join(generation)
 
@@ -301,69 +330,8 @@ class VisionModel:
     ) -> int:
         with self._lock:
             prompt, add_special = render(self._language, flat)
-            sizes = [image.size for image in images]
-            chunks = self._encoder.tokenize(prompt, sizes, add_special=add_special)
-            pruned = [None if prune is None else self.prune(image, prune, question) for image in images]
-            for image, cut in zip(images, pruned, strict=True):
-                stats.encode_s += image.seconds
-                stats.encode_bytes += image.bytes_read
-                stats.n_image_tokens += image.n_tokens
-                stats.n_image_kept += image.n_tokens if cut is None else len(cut.indices)
-                if cut is not None:
-                    stats.score_s += cut.score_s
-                    stats.select_s += cut.select_s
-            stats.n_prompt_tokens = sum(len(chunk.tokens) for chunk in chunks if not chunk.is_image)
-            needed = stats.n_prompt_tokens + stats.n_image_kept + 1
-            if needed > self._language.n_ctx:
-                raise ConfigError(
-                    f"prompt: expected at most {self._language.n_ctx} tokens (n_ctx), got {needed}; "
-                    "keep fewer image tokens, or raise n_ctx"
-                )
-            self._answer += 1
-            started = time.perf_counter()
-            self._language.reset()
-            waiting = list(zip(images, pruned, strict=True))
-            for chunk in chunks:
-                if not chunk.is_image:
-                    self._language.prefill(chunk.tokens)
-                    continue
-                image, cut = waiting.pop(0)
-                features, indices = (image.features, None) if cut is None else (cut.features, cut.indices)
-                self._encoder.prefill(chunk, features, indices, self._n_batch)
-            self._language.synchronize()
-            stats.prefill_s = time.perf_counter() - started
-            stats.n_kv = self._language.n_kv
-            return self._answer
-
-    def _decode(
-        self, number: int, text: TextStream, stats: GenerationStats, chosen: AnswerSettings
-    ) -> Generator[str, None, None]:
-        with self._lock:
-            self._check_open()
-            sampler = self._language.new_sampler(chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p)
-        while stats.n_generated < chosen.max_tokens and not text.stopped:
-            with self._lock:
-                self._check_open()
-                if number != self._answer:
-                    raise QapError("this answer was ended by a newer one of the same model; read one at a time")
-                if self._language.n_past >= self._language.n_ctx:
-                    break
-                started = time.perf_counter()
-                token = self._language.sample(sampler)
-                if self._language.is_end(token):
-                    stats.decode_s += time.perf_counter() - started
-                    break
-                self._language.prefill([token])
-                self._language.synchronize()
-                stats.decode_s += time.perf_counter() - started
-                stats.n_generated += 1
-                stats.n_kv = self._language.n_kv
-            piece = text.push(token)
-            if piece:
-                yield piece
-        rest = text.finish()
-        if rest:
-            yield rest
+            pairs = [(image, None if prune is None else self.prune(image, prune, question)) for image in images]
+            return self.answers.place(prompt, pairs, stats, add_special=add_special)
 
     # --- life ---
 

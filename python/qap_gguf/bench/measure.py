@@ -78,6 +78,7 @@ class Pass:
 
 def run_pass(vlm: VisionModel, image: ImageSource, text: str, config: PruneConfig | None, n_decode: int) -> Pass:
     """Encode, prune (`config` None: keep all), prefill, and answer with `n_decode` tokens."""
+    vlm.forget()  # each pass does all the work
     can_tell = reset_peak()
     started = time.perf_counter()
     embedding = vlm.encode(image)

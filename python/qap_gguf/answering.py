@@ -1,0 +1,121 @@
+"""One KV cache and the answers that are made in it, one at a time: prompt in, tokens out.
+
+:class:`~qap_gguf.VisionModel` and :class:`~qap_gguf.ChatHandler` share this. Prefill goes through qap_gguf.prefill.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+
+from qap_gguf.embedding import ImageEmbedding, PrunedImage
+from qap_gguf.encoder import ImageEncoder
+from qap_gguf.errors import ConfigError
+from qap_gguf.generation import AnswerSettings, GenerationStats
+from qap_gguf.language import LanguageModel, TextStream
+from qap_gguf.prefill import ImageRows, fill
+
+
+class Answers:
+    """Prefill and decoding for one language model.
+
+    Args:
+        language: the language model.
+        encoder: the image encoder loaded beside it.
+        n_batch: tokens of a prefill batch.
+        check_open: raises when one of them is closed.
+
+    Attributes:
+        turns: the lock of the model, and whose answer is in the making.
+    """
+
+    def __init__(
+        self, language: LanguageModel, encoder: ImageEncoder, n_batch: int, check_open: Callable[[], None]
+    ) -> None:
+        self.turns = language.turns
+        self._language = language
+        self._encoder = encoder
+        self._n_batch = n_batch
+        self._check_open = check_open
+
+    def place(
+        self,
+        prompt: str,
+        images: Sequence[tuple[ImageEmbedding, PrunedImage | None]],
+        stats: GenerationStats,
+        *,
+        add_special: bool,
+    ) -> int:
+        """Put a prompt into the KV cache.
+
+        Args:
+            prompt: its text, with a marker for each image.
+            images: each image and its kept tokens, None for all of them.
+            stats: what is filled in.
+            add_special: let the tokenizer add BOS and the like.
+
+        Returns:
+            The number of the answer that may now be made (:class:`~qap_gguf.turns.Turns`).
+
+        Raises:
+            ConfigError: the prompt has more tokens than fit, or does not end with text.
+        """
+        with self.turns.lock:
+            self._check_open()
+            chunks = self._encoder.tokenize(prompt, [image.size for image, _ in images], add_special=add_special)
+            if not chunks or chunks[-1].is_image:
+                raise ConfigError("prompt: expected text at its end, got none; ask something about the image")
+            rows = [
+                ImageRows(image.features, None) if cut is None else ImageRows(cut.features, cut.indices)
+                for image, cut in images
+            ]
+            stats.n_image_tokens = sum(image.n_tokens for image, _ in images)
+            stats.n_image_kept = sum(len(row.features) for row in rows)
+            stats.encode_s = sum(image.seconds for image, _ in images)
+            stats.encode_bytes = sum(image.bytes_read for image, _ in images)
+            stats.score_s = sum(cut.score_s for _, cut in images if cut is not None)
+            stats.select_s = sum(cut.select_s for _, cut in images if cut is not None)
+            stats.n_prompt_tokens = sum(len(chunk.tokens) for chunk in chunks if not chunk.is_image)
+            needed = stats.n_prompt_tokens + stats.n_image_kept + 1
+            if needed > self._language.n_ctx:
+                raise ConfigError(
+                    f"prompt: expected at most {self._language.n_ctx} tokens (n_ctx), got {needed}; "
+                    "keep fewer image tokens, or raise n_ctx"
+                )
+            number = self.turns.begin()
+            started = time.perf_counter()
+            stats.n_reused = fill(self._language, self._encoder, chunks, rows, self._n_batch)
+            self._language.synchronize()
+            stats.prefill_s = time.perf_counter() - started
+            stats.n_kv = self._language.n_kv
+            return number
+
+    def decode(
+        self, number: int, text: TextStream, stats: GenerationStats, chosen: AnswerSettings
+    ) -> Generator[str, None, None]:
+        """The pieces of the answer `number`."""
+        with self.turns.lock:
+            self._check_open()
+            sampler = self._language.new_sampler(chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p)
+        while stats.n_generated < chosen.max_tokens and not text.stopped:
+            with self.turns.lock:
+                self._check_open()
+                self.turns.check(number)
+                if self._language.n_past >= self._language.n_ctx:
+                    break
+                started = time.perf_counter()
+                token = self._language.sample(sampler)
+                if self._language.is_end(token):
+                    stats.decode_s += time.perf_counter() - started
+                    break
+                self._language.prefill([token])
+                self._language.synchronize()
+                stats.decode_s += time.perf_counter() - started
+                stats.n_generated += 1
+                stats.n_kv = self._language.n_kv
+            piece = text.push(token)
+            if piece:
+                yield piece
+        rest = text.finish()
+        if rest:
+            yield rest

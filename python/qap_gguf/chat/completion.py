@@ -1,0 +1,104 @@
+"""Between a chat handler and ``Llama.create_completion``: settings checked before native code, and what it lacks.
+
+Facts read in llama-cpp-python 0.3.36, llama.py: ``logits_processor`` together with ``logit_bias`` loses both (the
+result of ``list.extend`` is kept), a bias for an unknown token raises inside a callback, where it is lost, and a draft
+model copies ids out of ``input_ids``, which for images are negative (:mod:`qap_gguf.prefill`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from qap_gguf.arguments import check_integer, check_number
+from qap_gguf.errors import ConfigError
+
+_FRACTIONS = ("top_p", "min_p", "typical_p")
+_NUMBERS = ("presence_penalty", "frequency_penalty", "repeat_penalty", "tfs_z", "mirostat_tau", "mirostat_eta")
+
+
+def check_settings(
+    llama: llama_cpp.Llama,
+    sampling: Mapping[str, Any],
+    stop: str | Sequence[str] | None,
+    logprobs: bool | None,
+    top_logprobs: int | None,
+) -> list[str]:
+    """Settings of ``create_chat_completion``; returns the stop texts as a list.
+
+    Raises:
+        ConfigError: one has the wrong type or is outside its range.
+    """
+    check_number("temperature", sampling["temperature"], math.inf)
+    for name in _FRACTIONS:
+        check_number(name, sampling[name], 1.0)
+    for name in _NUMBERS:
+        value = sampling[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ConfigError(f"{name}: expected a finite number, got {value!r}; choose one")
+    if not sampling["repeat_penalty"] > 0:
+        raise ConfigError(f"repeat_penalty: expected a number above 0, got {sampling['repeat_penalty']!r}; 1 is none")
+    check_integer("top_k", sampling["top_k"], -(2**31))
+    check_integer("mirostat_mode", sampling["mirostat_mode"], 0, 2)
+    for name, low, high in (("max_tokens", -(2**31), 2**31 - 1), ("seed", -(2**31), 2**32 - 1)):
+        if sampling[name] is not None:
+            check_integer(name, sampling[name], low, high)
+    if top_logprobs is not None:
+        check_integer("top_logprobs", top_logprobs, 0, int(llama.n_vocab()))
+    if logprobs and not llama._logits_all:
+        raise ConfigError("logprobs: expected a Llama made with logits_all=True, got one without; make another")
+    stops = [stop] if isinstance(stop, str) else list(stop or ())
+    if not all(isinstance(text, str) and text for text in stops):
+        raise ConfigError(f"stop: expected texts that are not empty, got {stop!r}; leave it out")
+    return stops
+
+
+def merge_bias(llama: llama_cpp.Llama, processors: Any, bias: Mapping[Any, float] | None) -> Any:
+    """Logits processors that apply a bias as well; None where there is neither.
+
+    Raises:
+        ConfigError: the bias names no token of the model, or is no number.
+    """
+    if not bias:
+        return processors
+    try:
+        pairs = [(int(token), float(value)) for token, value in bias.items()]
+    except (AttributeError, TypeError, ValueError) as err:
+        raise ConfigError(f"logit_bias: expected token ids and numbers, got {str(bias)[:80]!r}; check it") from err
+    n_vocab = int(llama.n_vocab())
+    for token, value in pairs:
+        if not 0 <= token < n_vocab or not -1e4 <= value <= 1e4:
+            raise ConfigError(
+                f"logit_bias: expected tokens 0..{n_vocab - 1} and numbers up to 10000, got {token}: {value}; check it"
+            )
+    ids, values = np.array([t for t, _ in pairs]), np.array([v for _, v in pairs], dtype=np.float32)
+
+    def apply(_ids: npt.NDArray[np.intc], logits: npt.NDArray[np.single]) -> npt.NDArray[np.single]:
+        out = np.copy(logits)
+        out[ids] += values
+        return out
+
+    return llama_cpp.LogitsProcessorList([*(processors or ()), apply])
+
+
+class _TextDrafts:
+    """A draft model whose drafts end where they would run into an image."""
+
+    def __init__(self, draft: Any) -> None:
+        self.draft = draft
+
+    def __call__(self, input_ids: npt.NDArray[np.intc], /, **settings: Any) -> npt.NDArray[np.intc]:
+        tokens: npt.NDArray[np.intc] = np.asarray(self.draft(input_ids, **settings))
+        return tokens[: int((tokens < 0).argmax())] if (tokens < 0).any() else tokens
+
+
+def only_text_drafts(llama: llama_cpp.Llama) -> None:
+    """Keep a draft model, where there is one, from proposing an image's ids as tokens."""
+    if llama.draft_model is not None and not isinstance(llama.draft_model, _TextDrafts):
+        wrapped: Any = _TextDrafts(llama.draft_model)
+        llama.draft_model = wrapped

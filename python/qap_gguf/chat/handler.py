@@ -1,0 +1,323 @@
+"""``ChatHandler``: what ``llama_cpp.Llama(chat_handler=...)`` calls for a chat completion, with pruning.
+
+It does what llama-cpp-python's own multimodal handlers do (llama_chat_format.py, ``Llava15ChatHandler`` and
+``MTMDChatHandler``: prompt, prefill, then ``Llama.create_completion`` over the prompt that is in the KV cache) through
+a :class:`~qap_gguf.VisionModel`, and returns what they return: llama-cpp-python makes and converts the completion.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final
+
+import llama_cpp
+from llama_cpp import llama_chat_format
+from llama_cpp.llama_grammar import LlamaGrammar
+
+from qap_gguf import _core, defaults
+from qap_gguf.arguments import check_threads
+from qap_gguf.chat.completion import check_settings, merge_bias, only_text_drafts
+from qap_gguf.chat.messages import Turn, images_of, question_of, read_messages
+from qap_gguf.chat.sources import SourceRules
+from qap_gguf.chat.templates import ChatTemplate, Prompt, named_template
+from qap_gguf.chat.tools import check_grammar, forced_tool, modern_tools, response_grammar
+from qap_gguf.config import PruneConfig
+from qap_gguf.embedding import ImageEmbedding
+from qap_gguf.embedding_cache import EmbeddingCache
+from qap_gguf.errors import ConfigError, QapError
+from qap_gguf.files import check_pair
+from qap_gguf.generation import GenerationStats
+from qap_gguf.language import LanguageModel
+from qap_gguf.model import VisionModel
+
+
+class _Unset:
+    """Says that an argument was left out, where None has a meaning of its own."""
+
+    def __repr__(self) -> str:
+        return "unset"
+
+
+UNSET: Final = _Unset()
+
+
+class ChatHandler:
+    """Chat completions about images for ``llama_cpp.Llama``, with pruned image tokens.
+
+    How an image is pruned is decided for each call: the argument `prune` of the call, else the innermost
+    :meth:`use` or :func:`qap_gguf.use` of the thread, else `prune` of the handler, else :func:`qap_gguf.set_default`,
+    else the ``qap.*`` keys of the mmproj file, else not at all. ``QAP_DISABLE=1`` keeps all tokens.
+
+    Args:
+        clip_model_path: the mmproj file, as for llama-cpp-python's handlers.
+        prune: how to prune where nothing nearer says so; None leaves it to the defaults.
+        chat_format: None takes the chat template of the GGUF file, or ``llava-1-5`` where it has none; or a name that
+            llama-cpp-python knows (``qap_gguf.chat.templates`` lists them).
+        chat_template: Jinja source that takes the place of both.
+        sources: where images may come from; None allows files and data URIs, but fetches nothing.
+        device: ggml device of the encoder; None takes a GPU if there is one.
+        n_threads: CPU threads of the encoder; None is what the language model uses.
+        flash_attn: flash attention in the encoder; None is upstream's choice.
+        cache: where encoded images are kept, so that each is encoded once; None is a cache of its own, in memory.
+        verbose: let upstream write its log to stderr.
+
+    Attributes:
+        cache: that cache.
+        prune: see above.
+        sources: see above.
+        stats: counts and times of the last call; those of the answer itself are in its ``usage``.
+
+    Raises:
+        ModelFileError: the mmproj file is missing or damaged, or (at the first call) belongs to another model.
+        ConfigError: an argument is outside its range.
+
+    Example:
+        >>> import llama_cpp
+        >>> import qap_gguf as qap
+        >>> files = qap.packaged_model()
+        >>> handler = qap.ChatHandler(files.mmproj, prune=qap.PruneConfig(n_keep=72))
+        >>> llm = llama_cpp.Llama(str(files.model), chat_handler=handler, n_ctx=512, verbose=False)
+        >>> question = {"role": "user", "content": [files.sample, "What is in row 1, column 2?"]}
+        >>> llm.create_chat_completion([question], temperature=0)["choices"][0]["message"]["content"]
+        'house'
+        >>> with handler.use(None):  # all tokens, for this block
+        ...     answer = llm.create_chat_completion([question], temperature=0)
+        >>> handler.stats.n_image_kept
+        144
+        >>> llm.close()
+    """
+
+    def __init__(
+        self,
+        clip_model_path: str | os.PathLike[str],
+        prune: PruneConfig | None = None,
+        *,
+        chat_format: str | None = None,
+        chat_template: str | None = None,
+        sources: SourceRules | None = None,
+        device: str | None = None,
+        n_threads: int | None = None,
+        flash_attn: bool | None = None,
+        cache: EmbeddingCache | None = None,
+        verbose: bool = False,
+    ) -> None:
+        if prune is not None:
+            defaults.check_config(prune)
+        if chat_format is not None and chat_template is not None:
+            raise ConfigError("chat_format and chat_template: expected at most one, got both; leave one out")
+        if sources is not None and not isinstance(sources, SourceRules):
+            raise ConfigError(f"sources: expected SourceRules, got {type(sources).__name__}; make some")
+        check_threads(n_threads)
+        check_pair(clip_model_path, None)
+        if chat_format is not None:
+            named_template(chat_format, bos="", eos="")  # an unknown name is an error here, not at the first question
+        self.clip_model_path = os.fspath(clip_model_path)
+        self.prune = prune
+        self.sources = sources or SourceRules()
+        self.stats = GenerationStats()
+        self.cache = EmbeddingCache() if cache is None else cache
+        self._chat_format, self._chat_template = chat_format, chat_template
+        self._encoder_settings: dict[str, Any] = {"device": device, "flash_attn": flash_attn, "verbose": verbose}
+        self._n_threads = n_threads
+        self._lock = threading.RLock()
+        self._vlm: VisionModel | None = None
+        self._llama: weakref.ReferenceType[llama_cpp.Llama] | None = None
+        self._template: ChatTemplate | None = None
+        self._closed = False
+
+    # --- which pruning ---
+
+    @contextlib.contextmanager
+    def use(self, prune: PruneConfig | None) -> Iterator[None]:
+        """Within the block, and in this thread only, this handler prunes by `prune`, or not at all for None.
+
+        Raises:
+            ConfigError: `prune` is neither a PruneConfig nor None.
+        """
+        with defaults.block(self, prune):
+            yield
+
+    def _choose(self, asked: PruneConfig | _Unset | None, vlm: VisionModel) -> PruneConfig | None:
+        if not isinstance(asked, _Unset):
+            if asked is not None:
+                defaults.check_config(asked)
+            chosen = asked
+        else:
+            chosen = defaults.innermost(self, self.prune or defaults.get_default() or vlm.file_config)
+        return None if _core.disabled() else chosen
+
+    # --- a chat completion ---
+
+    def __call__(
+        self,
+        *,
+        llama: llama_cpp.Llama,
+        messages: Sequence[Mapping[str, Any]],
+        prune: PruneConfig | _Unset | None = UNSET,
+        functions: Sequence[Any] | None = None,
+        function_call: Any = None,
+        tools: Sequence[Any] | None = None,
+        tool_choice: Any = None,
+        temperature: float = 0.2,
+        top_p: float = 0.95,
+        top_k: int = 40,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        stream: bool = False,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        tfs_z: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
+        model: str | None = None,
+        logits_processor: Any = None,
+        grammar: LlamaGrammar | None = None,
+        logit_bias: Mapping[Any, float] | None = None,
+        logprobs: bool | None = None,
+        top_logprobs: int | None = None,
+        **template_variables: Any,
+    ) -> Any:
+        """A chat completion, or an iterator of its chunks; ``Llama.create_chat_completion`` calls this.
+
+        The arguments are those of that method, besides:
+
+        Args:
+            llama: the language model.
+            messages: OpenAI-style; images as ``image_url`` parts, or as they are (docs/chat.md).
+            prune: how to prune the images of this call; None keeps all tokens.
+            template_variables: what else the chat template reads.
+
+        Raises:
+            ConfigError: malformed messages or settings, ``n_keep`` above the image's tokens, or a prompt above n_ctx.
+            ImageError: an image that is not allowed, cannot be read or is too large.
+            UnsupportedError: the model cannot be pruned as asked.
+            ModelFileError: the mmproj belongs to another model, or the chat template refuses the messages.
+        """
+        sampling: dict[str, Any] = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "typical_p": typical_p,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "repeat_penalty": repeat_penalty,
+            "tfs_z": tfs_z,
+            "mirostat_mode": mirostat_mode,
+            "mirostat_tau": mirostat_tau,
+            "mirostat_eta": mirostat_eta,
+            "max_tokens": max_tokens,
+            "seed": seed,
+        }
+        stops = check_settings(llama, sampling, stop, logprobs, top_logprobs)
+        turns = read_messages(messages)
+        for_template: dict[str, Any] = {"functions": functions, "function_call": function_call}
+        for_template |= {"tools": tools, "tool_choice": tool_choice}
+        tools, tool_choice = modern_tools(functions, function_call, tools, tool_choice)
+        tool = forced_tool(tools, tool_choice)
+        grammar = (tool[1] if tool is not None else None) or response_grammar(response_format) or grammar
+        if grammar is not None:
+            check_grammar(llama, grammar)
+        with self._lock:
+            vlm, template = self._prepare(llama)
+            prompt = template.render(turns, **for_template, **template_variables)
+            number, stats = self._prefill(vlm, turns, prompt, prune)
+            self.stats = stats
+            only_text_drafts(llama)
+            completion: Any = llama.create_completion(
+                prompt=llama.input_ids[: llama.n_tokens].tolist(),
+                stop=[*stops, *prompt.stop],
+                stream=stream,
+                model=model,
+                grammar=grammar,
+                logits_processor=merge_bias(llama, logits_processor, logit_bias),
+                logprobs=(top_logprobs or 0) if logprobs else None,
+                **sampling,
+            )
+            if stream:
+                completion = vlm.answers.turns.steps(number, completion)
+        if tool is not None:
+            return llama_chat_format._convert_completion_to_chat_function(tool[0], completion, stream)
+        return llama_chat_format._convert_completion_to_chat(completion, stream=stream)
+
+    def _prefill(
+        self, vlm: VisionModel, turns: Sequence[Turn], prompt: Prompt, prune: PruneConfig | _Unset | None
+    ) -> tuple[int, GenerationStats]:
+        sources, question = images_of(turns), question_of(turns)
+        if len(sources) > self.sources.max_images:
+            raise ConfigError(
+                f"messages: expected at most {self.sources.max_images} images, got {len(sources)}; send fewer"
+            )
+        images = [
+            source if isinstance(source, ImageEmbedding) else vlm.encode(self.sources.load(source))
+            for source in sources
+        ]
+        stats, chosen = GenerationStats(), self._choose(prune, vlm)
+        pairs = [(image, None if chosen is None else vlm.prune(image, chosen, question)) for image in images]
+        return vlm.answers.place(prompt.text, pairs, stats, add_special=not prompt.writes_bos), stats
+
+    # --- the model underneath ---
+
+    def _prepare(self, llama: llama_cpp.Llama) -> tuple[VisionModel, ChatTemplate]:
+        """The vision model around `llama`, made at its first call, and its chat template."""
+        if self._closed:
+            raise QapError("this ChatHandler is closed; make a new one")
+        if self._vlm is not None and self._template is not None and self._llama is not None and self._llama() is llama:
+            return self._vlm, self._template
+        self._forget()
+        language = LanguageModel(llama)  # refuses a closed Llama and one that does not generate
+        template = self._make_template(language)
+        # A strong reference would be a cycle (a Llama holds its handler), and some GB would wait for the collector.
+        vlm = VisionModel(
+            self.clip_model_path,
+            weakref.proxy(llama),
+            n_threads=self._n_threads or int(llama.n_threads),
+            cache=self.cache,
+            **self._encoder_settings,
+        )
+        llama._stack.callback(vlm.close)  # before the language model goes, as llama-cpp-python's handlers do it
+        self._vlm, self._template, self._llama = vlm, template, weakref.ref(llama)
+        return vlm, template
+
+    @property
+    def n_encodes(self) -> int:
+        """How often the image encoder has run for the language model that was used last."""
+        return 0 if self._vlm is None else self._vlm.n_encodes
+
+    def _make_template(self, language: LanguageModel) -> ChatTemplate:
+        llama = language.llama
+        bos, eos = language.special_text(llama.token_bos()), language.special_text(llama.token_eos())
+        source = self._chat_template or llama.metadata.get("tokenizer.chat_template")
+        if self._chat_format is not None or not source:
+            return named_template(self._chat_format or "llava-1-5", bos=bos, eos=eos)
+        return ChatTemplate(str(source), bos=bos, eos=eos)
+
+    def _forget(self) -> None:
+        if self._vlm is not None:
+            self._vlm.close()
+        self._vlm = self._template = self._llama = None
+
+    def close(self) -> None:
+        """Free the encoder; the language model stays its owner's. Closing twice is fine."""
+        with self._lock:
+            self._forget()
+            self._closed = True
+
+    def __enter__(self) -> ChatHandler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

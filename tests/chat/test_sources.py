@@ -1,0 +1,193 @@
+"""Where images may come from: rules, data URIs, and fetching from a host that means no good."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qap_gguf as qap
+from qap_gguf.chat import fetch as fetch_module
+from qap_gguf.chat.fetch import fetch
+from qap_gguf.chat.sources import SourceRules, decode_data_uri
+from qap_gguf.errors import ConfigError, ImageError
+
+WEB = "http:" + "//"
+
+
+class Host(BaseHTTPRequestHandler):
+    """Paths say what it does."""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/ok":
+            self.answer(200, {"Content-Length": "5"}, b"image")
+        elif path == "/loop":
+            self.answer(302, {"Location": "/loop"})
+        elif path == "/hop":
+            self.answer(302, {"Location": "/ok"})
+        elif path == "/to-file":
+            self.answer(302, {"Location": "file:///etc/passwd"})
+        elif path == "/large":
+            self.answer(200, {}, b"x" * 5000)
+        elif path == "/short":
+            self.answer(200, {"Content-Length": "50"}, b"x")
+        elif path == "/drip":
+            self.answer(200, {"Content-Length": "5000"})
+            for _ in range(100):
+                try:
+                    self.wfile.write(b"x")
+                except OSError:
+                    return
+                time.sleep(0.05)
+        else:
+            self.answer(404, {})
+
+    def answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Host)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"{WEB}127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def get(url: str, timeout_s: float = 5.0) -> bytes:
+    return fetch(url, max_bytes=1000, timeout_s=timeout_s, allow_private=True)
+
+
+def test_fetching(host: str) -> None:
+    assert get(f"{host}/ok") == b"image"
+    assert get(f"{host}/hop?a=b") == b"image"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("/loop", "redirects"), ("/to-file", "http or https"), ("/large", "at most 1000"), ("/short", "cut off"),
+     ("/none", "404"), ("/a b", "percent-encoded"), ("/\u00e9", "percent-encoded")],
+)  # fmt: skip
+def test_bodies_that_are_refused(host: str, path: str, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        get(host + path)
+
+
+def test_a_host_that_drips(host: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ImageError, match=r"too long|fetched"):
+        get(f"{host}/drip", timeout_s=0.4)
+    assert time.monotonic() - started < 3
+
+
+def test_nothing_listens() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    for url in (f"{WEB}127.0.0.1:{port}/", f"{WEB}127.0.0.1:{port}/".replace("http", "https")):
+        with pytest.raises(ImageError, match="fetched"):
+            get(url)
+
+
+PRIVATE = [
+    "127.0.0.1", "localhost", "10.0.0.8", "192.168.1.1", "172.16.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
+    "[::1]", "[::ffff:127.0.0.1]", "[fe80::1]", "[fc00::1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "224.0.0.1",
+    "2130706433", "0x7f.1", "127.1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_private_addresses(name: str) -> None:
+    with pytest.raises(ImageError, match=r"public address|cannot resolve"):
+        fetch(f"{WEB}{name}:9/latest", max_bytes=10, timeout_s=1)
+
+
+def test_a_name_with_one_private_address_among_public_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(*_: Any, **__: Any) -> list[Any]:
+        return [(None, None, None, "", (address, 80)) for address in ("8.8.8.8", "10.0.0.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    with pytest.raises(ImageError, match=r"10\.0\.0\.1"):
+        fetch("http://example/", max_bytes=10, timeout_s=1)
+
+
+def test_a_redirect_into_the_private_network(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first address passes as public; the redirect is judged like the first."""
+    asked: list[bool] = []
+    real = fetch_module._addresses
+
+    def pretend(name: str, port: int, allow_private: bool) -> list[str]:
+        asked.append(allow_private)
+        return real(name, port, allow_private or len(asked) == 1)
+
+    monkeypatch.setattr(fetch_module, "_addresses", pretend)
+    with pytest.raises(ImageError, match="public address"):
+        fetch(f"{host}/hop", max_bytes=100, timeout_s=5)
+    assert asked == [False, False]
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[::1", "ftp://example/a", "http://example:99999/", "http:///x"])
+def test_no_urls(url: str) -> None:
+    with pytest.raises(ImageError, match="expected"):
+        fetch(url, max_bytes=10, timeout_s=1)
+
+
+def test_data_uris() -> None:
+    assert decode_data_uri("data:image/png;base64,aGVs\nbG8=") == b"hello"
+    assert decode_data_uri("data:text/plain,a%20b") == b"a b"
+    for bad in ("data:image/png;base64", "data:;base64,a", "data:;base64,****", "data:;base64,\u00e9"):
+        with pytest.raises(ImageError):
+            decode_data_uri(bad)
+
+
+def test_rules(tmp_path: Path, host: str) -> None:
+    sample = qap.packaged_model().sample
+    uri = "data:image/png;base64," + base64.b64encode(sample.read_bytes()).decode()
+    strict = SourceRules(allow_files=False)
+    assert strict.load(uri).shape == (192, 192, 3)
+    assert SourceRules().load(str(sample)).shape == (192, 192, 3)
+    for source in (str(sample), sample.as_uri(), sample, "relative.png", "file://elsewhere/a.png"):
+        with pytest.raises(ImageError, match=r"not read here|of this machine"):
+            strict.load(source)
+    for url in (f"{host}/ok", "https://example/a.png", "HTTP://example/a.png"):
+        with pytest.raises(ImageError, match="not fetched"):
+            strict.load(url)
+    with pytest.raises(ImageError, match="public"):
+        SourceRules(allow_urls=True).load(f"{host}/ok")
+    with pytest.raises(ImageError, match="picture"):  # fetched, and then it is none
+        SourceRules(allow_urls=True, allow_private=True).load(f"{host}/ok")
+    sources: list[Any] = [uri, sample, sample.read_bytes()]
+    for source in sources:
+        with pytest.raises(ImageError, match="at most 9000 bytes"):
+            SourceRules(max_bytes=9000).load(source)
+        with pytest.raises(ImageError, match="at most 36863 pixels"):
+            SourceRules(max_pixels=192 * 192 - 1).load(source)
+    with pytest.raises(ImageError, match=r"found none|cannot read"):
+        SourceRules().load("a\x00b")
+    with pytest.raises(ImageError, match="found none"):
+        SourceRules().load(tmp_path)
+
+
+@pytest.mark.parametrize("bad", [{"max_bytes": 0}, {"max_images": True}, {"timeout_s": 0}, {"allow_urls": 1}])
+def test_bad_rules(bad: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        SourceRules(**bad)
