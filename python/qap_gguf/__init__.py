@@ -55,6 +55,7 @@ __all__ = [
     "ArrayError",
     "CacheStats",
     "ChatHandler",
+    "CheckReport",
     "ConfigError",
     "ConvertError",
     "ConvertResult",

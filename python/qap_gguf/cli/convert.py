@@ -149,9 +149,7 @@ def convert(
         check_given(paths, as_json=as_json)
         return
     if annotate:
-        refuse_options(
-            "--annotate", "quantize", "mmproj_type", "name", "vision_tower", "clip_text", "imatrix"
-        )
+        refuse_options("--annotate", "quantize", "mmproj_type", "name", "vision_tower", "clip_text", "imatrix")
         source, out = _arguments(paths, ("MMPROJ", "OUT"))
         annotate_file(source, out, prune, force=force, as_json=as_json)
         return

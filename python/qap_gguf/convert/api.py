@@ -16,8 +16,8 @@ from . import clip_text as text_tower
 from . import language, mmproj, tokenizer
 from .checkpoint import checkpoint_folder, read_json
 from .families import FamilyFiles, convert_family, is_llava
-from .llava_source import open_llava
 from .imatrix import read_imatrix
+from .llava_source import open_llava
 from .plan import Planner
 from .quantize import FLOAT_TYPES, QUANTIZE_TYPES, file_type, least_bytes, quantize_file
 from .space import require_space
