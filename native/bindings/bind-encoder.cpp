@@ -47,11 +47,13 @@ static py::object report_of(const chunk_ref & chunk) {
     const auto put = [&](const char * name, const float * data) {
         out[name] = data != nullptr ? py::object(copy_array(data, (size_t) r.n_total)) : py::object(py::none());
     };
-    out["n_total"]    = r.n_total;
-    out["n_keep"]     = r.n_keep;
-    out["alpha"]      = r.alpha;
-    out["bytes_read"] = r.bytes_read;
-    out["indices"]    = copy_array(r.indices, (size_t) r.n_keep);
+    out["n_total"]     = r.n_total;
+    out["n_keep"]      = r.n_keep;
+    out["line_length"] = r.line_length;
+    out["n_columns"]   = r.n_columns;
+    out["alpha"]       = r.alpha;
+    out["indices"]     = copy_array(r.indices, (size_t) r.n_keep);
+    out["bytes_read"]  = r.bytes_read;
     put("error", r.error);
     put("outlier", r.outlier);
     put("sensitivity", r.sensitivity);
@@ -150,7 +152,7 @@ public:
     // Prefill the rows into the context of the language model at position n_past; returns the next position.
     int32_t decode(
         uintptr_t lctx, const chunk_ref & chunk, const float_array & features,
-        const std::optional<index_array> & indices, int32_t n_past, int32_t n_batch) {
+        const std::optional<index_array> & indices, const std::string & positions, int32_t n_past, int32_t n_batch) {
         if (!chunk.is_image()) {
             throw py::value_error("expected an image chunk");
         }
@@ -158,7 +160,11 @@ public:
             if (indices->ndim() != 1 || indices->shape(0) > INT32_MAX) {
                 throw py::value_error("indices: expected shape (k,)");
             }
-            check(qap_chunk_plan_indices(chunk.get(), indices->data(), (int32_t) indices->shape(0)));
+            const int32_t id = qap_id_from_name("positions", positions.c_str());
+            if (id < 0) {
+                throw py::value_error("positions: unknown name '" + positions + "'");
+            }
+            check(qap_chunk_plan_indices(open(), chunk.get(), indices->data(), (int32_t) indices->shape(0), id));
         }
         const auto n_rows = (py::ssize_t) mtmd_input_chunk_get_n_tokens(chunk.get());
         if (features.ndim() != 2 || features.shape(0) != n_rows || features.shape(1) != n_embd) {
@@ -189,6 +195,8 @@ public:
         const char * text = qap_context_why_not(open());
         return text != nullptr ? std::optional<std::string>(text) : std::nullopt;
     }
+
+    bool mrope() { return mtmd_decode_use_mrope(open()); }
 
     std::optional<qap_params> file_params() {
         qap_params params = {};
@@ -257,8 +265,9 @@ void register_encoder(py::module_ & m) {
         .def("encode", &encoder::encode, py::arg("chunk"), py::arg("capture"), py::arg("hidden") = false)
         .def(
             "decode", &encoder::decode, py::arg("lctx"), py::arg("chunk"), py::arg("features").noconvert(),
-            py::arg("indices").noconvert().none(true), py::arg("n_past"), py::arg("n_batch"))
+            py::arg("indices").noconvert().none(true), py::arg("positions"), py::arg("n_past"), py::arg("n_batch"))
         .def("why_not", &encoder::why_not)
+        .def("mrope", &encoder::mrope)
         .def("file_params", &encoder::file_params)
         .def("close", &encoder::close);
 }

@@ -82,9 +82,11 @@ struct qap_scores {
 
 /* What one encode found; arrays belong to the chunk and live until its next encode. */
 struct qap_report {
-    int32_t n_total; /* N: tokens that the projector gave */
-    int32_t n_keep;  /* K */
-    bool    done;    /* false before the chunk was encoded */
+    int32_t n_total;     /* N: tokens that the projector gave */
+    int32_t n_keep;      /* K */
+    int32_t line_length; /* a special row, always kept, stands behind every line of so many tokens; or 0 */
+    int32_t n_columns;   /* tokens of a line of the picture, or 0 before the encode */
+    bool    done;        /* false before the chunk was encoded */
     float   alpha;
     int64_t bytes_read;      /* copied from the device to the host: rows, scores, and cosines where they are needed */
     const int32_t * indices; /* [n_keep], sorted ascending */
@@ -156,6 +158,10 @@ QAP_API int qap_select(
     const float * total, const float * cosines, int32_t n_tokens, int32_t n_keep, int32_t selector, uint64_t seed,
     int32_t * indices);
 
+/* K of an image that is cut into slices, in proportion to their tokens (largest remainder), at least 1 each.
+ * sizes, share: [n_slices] */
+QAP_API int qap_share(const int32_t * sizes, int32_t n_slices, int32_t n_keep, int32_t * share);
+
 /* Ours, beyond the paper: each dropped token is averaged into its most similar kept one, weighted by how many tokens
  * that one stands for. x: [n_tokens, n_embd]; indices: [n_keep] ascending; out: [n_keep, n_embd]. */
 QAP_API int qap_merge_average(
@@ -217,10 +223,13 @@ struct qap_mmproj_info {
 /* model: the language model that the file shall fit, NULL: any. Fails where libmtmd would refuse to load the file. */
 QAP_API int qap_mmproj_inspect(const char * path, const struct llama_model * model, struct qap_mmproj_info * info);
 
-/* Replace the plan of an image chunk. plan_capture: keep all tokens, note the attention and, if asked, the input of the projector.
- * plan_indices: the given tokens are kept (for embeddings that the caller selected itself). */
+/* Replace the plan of an image chunk. plan_capture: keep all tokens, note the attention and, if asked, the input of the
+ * projector. plan_indices: the given tokens are kept (for embeddings that the caller selected itself), and every special
+ * row, at positions of enum qap_positions. */
 QAP_API int qap_chunk_plan_capture(const struct mtmd_context * ctx, struct mtmd_input_chunk * chunk, bool hidden);
-QAP_API int qap_chunk_plan_indices(struct mtmd_input_chunk * chunk, const int32_t * indices, int32_t n_keep);
+QAP_API int qap_chunk_plan_indices(
+    const struct mtmd_context * ctx, struct mtmd_input_chunk * chunk, const int32_t * indices, int32_t n_keep,
+    int32_t positions);
 QAP_API int qap_chunk_report(const struct mtmd_input_chunk * chunk, struct qap_report * report);
 
 #ifdef __cplusplus

@@ -6,6 +6,7 @@
 #include "clip-model.h"
 #include "device.h"
 #include "ggml-backend.h"
+#include "layout.h"
 #include "qap-error.h"
 #include "qap-hooks.h"
 #include "qap-plan.h"
@@ -26,52 +27,51 @@ struct attention_inputs {
     float         scale = 1.0f;
 };
 
-// The last self-attention over n_pos positions: that of the layer whose output the projector gets.
+// The last self-attention over n_pos positions: that of the layer whose output the projector gets. None if it has a mask
+// (windows): its weights are not those of a plain softmax.
 static attention_inputs find_last_attention(ggml_cgraph * gf, int64_t n_pos) {
     for (int i = ggml_graph_n_nodes(gf) - 1; i >= 0; i--) {
         ggml_tensor *    node = ggml_graph_node(gf, i);
         attention_inputs in;
+        bool             masked = false;
         if (node->op == GGML_OP_FLASH_ATTN_EXT) {
-            in.q = node->src[0];
-            in.k = node->src[1];
+            masked = node->src[3] != nullptr;
+            in.q   = node->src[0];
+            in.k   = node->src[1];
             if (in.k->op == GGML_OP_CPY && in.k->src[0]->type == GGML_TYPE_F32) {
                 in.k = in.k->src[0]; // before the cast to f16
             }
         } else if (node->op == GGML_OP_SOFT_MAX && node->src[0]->op == GGML_OP_MUL_MAT) {
-            in.k = node->src[0]->src[0];
-            in.q = node->src[0]->src[1];
+            masked = node->src[1] != nullptr;
+            in.k   = node->src[0]->src[0];
+            in.q   = node->src[0]->src[1];
         } else {
             continue;
         }
         // both operations keep the scale first among their parameters
         std::memcpy(&in.scale, node->op_params, sizeof(float));
         if (in.q->ne[1] == n_pos && in.k->ne[1] == n_pos && in.q->ne[2] == in.k->ne[2] && in.q->ne[3] == 1) {
-            return in;
+            return masked ? attention_inputs() : in;
         }
     }
     return {};
 }
 
-// Raw attention signals of the n_tokens patches, each [n_tokens] or null. Only for encoders whose tokens are their
-// patches: those that merge patches have fewer tokens than attention positions.
-static void build_attention(
-    qap_graph & graph, ggml_cgraph * gf, const clip_model & model, int64_t n_tokens, bool cls, bool received) {
-    ggml_context *         ctx     = graph.ctx.get();
-    const bool             has_cls = model.class_embedding != nullptr;
-    const attention_inputs in      = find_last_attention(gf, n_tokens + (has_cls ? 1 : 0));
+// Raw attention signals of the tokens, each [n_tokens] or null; means over the patches where several make a token.
+static void build_attention(qap_graph & graph, ggml_cgraph * gf, const qap_layout & layout, bool cls, bool received) {
+    ggml_context *         ctx   = graph.ctx.get();
+    const int64_t          n_pos = layout.n_patches + (layout.cls_row >= 0 ? 1 : 0);
+    const attention_inputs in    = layout.attention ? find_last_attention(gf, n_pos) : attention_inputs();
     if (in.q == nullptr) {
         return;
     }
-    const size_t skip = has_cls ? sizeof(float) : 0; // token i comes from row i + 1 beside a class token
-    if (cls && has_cls) {
-        // upstream's own order has the class token in the last row (002-llava-encoder.patch, defect A), ours in row 0
-        const int64_t query = qap_stock_encoder() ? n_tokens : 0;
-        ggml_tensor * row   = qap_build_attention_row(ctx, in.q, in.k, query, in.scale);
-        graph.attention     = ggml_cont(ctx, ggml_view_1d(ctx, row, n_tokens, skip));
+    if (cls && layout.cls_row >= 0) {
+        ggml_tensor * row = qap_build_attention_row(ctx, in.q, in.k, layout.cls_row, in.scale);
+        graph.attention   = qap_build_pooled(ctx, gf, row, layout);
     }
     if (received) {
         ggml_tensor * all = qap_build_attention_received(ctx, in.q, in.k, in.scale);
-        graph.received    = ggml_cont(ctx, ggml_view_1d(ctx, all, n_tokens, skip));
+        graph.received    = qap_build_pooled(ctx, gf, all, layout);
     }
 }
 
@@ -86,22 +86,25 @@ static ggml_tensor * find_projector_input(ggml_cgraph * gf, const clip_model & m
     return nullptr;
 }
 
-static qap_graph build_nodes(const clip_model & model, ggml_cgraph * gf, qap_plan * plan, const qap_params & params) {
-    qap_graph graph;
-    graph.plan             = plan;
-    graph.embeddings       = ggml_graph_node(gf, -1);
-    const int64_t n_embd   = graph.embeddings->ne[0];
-    const int64_t n_tokens = ggml_nelements(graph.embeddings) / n_embd;
-    graph.ctx.reset(ggml_init({ ggml_tensor_overhead() * max_nodes(n_tokens), nullptr, /* no_alloc */ true }));
+static qap_graph build_nodes(
+    const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf, qap_plan * plan,
+    const qap_params & params) {
+    const qap_layout layout = qap_layout_of(model, imgs.entries[0]);
+    qap_graph        graph;
+    graph.plan       = plan;
+    graph.embeddings = ggml_graph_node(gf, -1);
+    graph.n_tokens   = layout.n_tokens;
+    graph.n_columns  = layout.n_patches_x / layout.n_merge;
+    graph.ctx.reset(ggml_init({ ggml_tensor_overhead() * max_nodes(layout.n_patches), nullptr, /* no_alloc */ true }));
 
     ggml_context * ctx     = graph.ctx.get();
     const bool     capture = plan != nullptr && plan->capture;
     const bool     auto_   = params.semantic == QAP_SEMANTIC_AUTO;
-    const bool     has_cls = model.class_embedding != nullptr;
+    const bool     has_cls = layout.cls_row >= 0;
 
     // auto: the class token's attention where there is one, else the attention received
     build_attention(
-        graph, gf, model, n_tokens, capture || auto_ || params.semantic == QAP_SEMANTIC_CLS,
+        graph, gf, layout, capture || auto_ || params.semantic == QAP_SEMANTIC_CLS,
         capture || (auto_ && !has_cls) || params.semantic == QAP_SEMANTIC_ATTENTION);
 
     if (capture && plan->capture_hidden) {
@@ -109,8 +112,8 @@ static qap_graph build_nodes(const clip_model & model, ggml_cgraph * gf, qap_pla
         graph.hidden        = input != nullptr ? ggml_cont(ctx, input) : nullptr;
     }
     std::vector<ggml_tensor *> outputs = { graph.embeddings, graph.attention, graph.received, graph.hidden };
-    ggml_tensor *              x       = ggml_reshape_2d(ctx, graph.embeddings, n_embd, n_tokens);
     if (!capture) {
+        ggml_tensor * x         = qap_build_tokens(ctx, graph.embeddings, layout);
         ggml_tensor * relevance = params.semantic == QAP_SEMANTIC_ATTENTION ? graph.received : graph.attention;
         relevance               = relevance == nullptr && auto_ ? graph.received : relevance;
         graph.scores            = qap_build_scores(ctx, x, relevance, params);
@@ -129,21 +132,17 @@ static qap_graph build_nodes(const clip_model & model, ggml_cgraph * gf, qap_pla
     return graph;
 }
 
-bool qap_can_prune(int projector) {
-    return projector == PROJECTOR_TYPE_MLP || projector == PROJECTOR_TYPE_MLP_NORM;
-}
-
 qap_graph qap_hook_reserve(const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf) {
     const bool plain = imgs.entries.size() == 1 && ggml_is_contiguous(ggml_graph_node(gf, -1)) &&
                        ggml_graph_node(gf, -1)->type == GGML_TYPE_F32;
-    if (qap_disabled() || !qap_can_prune(model.proj_type) || !plain) {
+    if (qap_disabled() || qap_projector_why_not(model.proj_type) != nullptr || !plain) {
         return {};
     }
-    return build_nodes(model, gf, nullptr, qap_params_default());
+    return build_nodes(model, imgs, gf, nullptr, qap_params_default());
 }
 
 qap_graph qap_hook_build(const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf) {
-    return imgs.qap ? build_nodes(model, gf, imgs.qap.get(), imgs.qap->params) : qap_graph();
+    return imgs.qap ? build_nodes(model, imgs, gf, imgs.qap.get(), imgs.qap->params) : qap_graph();
 }
 
 // --- results ---
@@ -197,47 +196,69 @@ static int read_scores(const qap_graph & graph, qap_plan & plan, const std::vect
         qap_selector_needs_scores(plan.params.select)) {
         return qap_fail("alpha: 1 leaves nothing to rank by, for this encoder has no semantic signal; use alpha < 1");
     }
-    plan.indices.resize(plan.n_keep);
-    return qap_select(
-        plan.total.data(), cosines.data(), plan.n_total, plan.n_keep, plan.params.select, plan.params.seed,
-        plan.indices.data());
+    std::vector<int32_t> indices(plan.n_keep);
+    if (qap_select(
+            plan.total.data(), cosines.data(), plan.n_total, plan.n_keep, plan.params.select, plan.params.seed,
+            indices.data()) != 0) {
+        return -1;
+    }
+    plan.keep(std::move(indices));
+    return 0;
 }
 
 // Copy the kept rows, runs of neighbours in one piece.
-static void gather_rows(ggml_tensor * embeddings, const std::vector<int32_t> & indices, float * out) {
+static void gather_rows(ggml_tensor * embeddings, const std::vector<int32_t> & rows, float * out) {
     const size_t row_size = ggml_row_size(embeddings->type, embeddings->ne[0]);
-    for (size_t first = 0; first < indices.size();) {
+    for (size_t first = 0; first < rows.size();) {
         size_t last = first + 1;
-        while (last < indices.size() && indices[last] == indices[last - 1] + 1) {
+        while (last < rows.size() && rows[last] == rows[last - 1] + 1) {
             last++;
         }
-        qap_read_bytes(
-            embeddings, (char *) out + first * row_size, indices[first] * row_size, (last - first) * row_size);
+        qap_read_bytes(embeddings, (char *) out + first * row_size, rows[first] * row_size, (last - first) * row_size);
         first = last;
     }
 }
 
-// The kept rows with the dropped ones averaged in: needs all rows on the host.
+// The kept rows with the dropped tokens averaged in: needs all rows on the host. Special rows stay as they are.
 static int merge_rows(
     ggml_tensor * embeddings, const qap_plan & plan, const std::vector<float> & cosines, float * out) {
+    const size_t       width = (size_t) embeddings->ne[0];
     std::vector<float> all;
     read_floats(embeddings, all);
-    return qap_merge_average(
-        all.data(), cosines.data(), plan.n_total, (int32_t) embeddings->ne[0], plan.indices.data(), plan.n_keep, out);
+    std::vector<float> tokens((size_t) plan.n_total * width);
+    for (int32_t i = 0; i < plan.n_total; i++) {
+        std::copy_n(all.data() + qap_row_of(i, plan.line_length) * width, width, tokens.data() + i * width);
+    }
+    std::vector<float> merged((size_t) plan.n_keep * width);
+    if (qap_merge_average(
+            tokens.data(), cosines.data(), plan.n_total, (int32_t) width, plan.indices.data(), plan.n_keep,
+            merged.data()) != 0) {
+        return -1;
+    }
+    size_t next = 0; // the kept token whose row comes next
+    for (size_t i = 0; i < plan.rows.size(); i++) {
+        const bool token =
+            next < plan.indices.size() && plan.rows[i] == qap_row_of(plan.indices[next], plan.line_length);
+        const float * row = token ? merged.data() + next * width : all.data() + plan.rows[i] * width;
+        std::copy_n(row, width, out + i * width);
+        next += token ? 1 : 0;
+    }
+    return 0;
 }
 
 bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
-    qap_plan &    plan     = *graph.plan;
-    const int64_t n_embd   = graph.embeddings->ne[0];
-    const int64_t n_tokens = ggml_nelements(graph.embeddings) / n_embd;
-    const int64_t before   = qap_bytes_read();
-    plan.done              = false;
+    qap_plan &    plan   = *graph.plan;
+    const int64_t n_embd = graph.embeddings->ne[0];
+    const int64_t n_rows = ggml_nelements(graph.embeddings) / n_embd;
+    const int64_t before = qap_bytes_read();
+    plan.done            = false;
 
-    if (n_tokens != plan.n_total) {
-        qap_fail("expected %d tokens from the encoder, got %d", (int) plan.n_total, (int) n_tokens);
+    if (graph.n_tokens != plan.n_total || n_rows != plan.n_total + qap_n_special(plan.n_total, plan.line_length)) {
+        qap_fail("expected %d tokens from the encoder, got %d", (int) plan.n_total, (int) graph.n_tokens);
         LOG_ERR("%s: %s\n", __func__, qap_last_error());
         return false;
     }
+    plan.n_columns = (int32_t) graph.n_columns;
     read_floats(graph.attention, plan.attention);
     read_floats(graph.received, plan.received);
     read_floats(graph.hidden, plan.hidden);
@@ -245,23 +266,20 @@ bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
     std::vector<float> cosines; // empty where neither the selection nor the merge needs them
     read_floats(graph.cosines, cosines);
     if (plan.capture) {
-        plan.indices.resize(plan.n_total);
-        for (int32_t i = 0; i < plan.n_total; i++) {
-            plan.indices[i] = i;
-        }
+        plan.keep_all();
     } else if (read_scores(graph, plan, cosines) != 0) {
         LOG_ERR("%s: %s\n", __func__, qap_last_error());
         return false;
     }
     plan.done = true;
     if (out != nullptr && !out->empty()) {
-        if (out->size() != (size_t) plan.n_keep * n_embd) {
-            qap_fail("expected room for %d rows of %d, got %zu floats", (int) plan.n_keep, (int) n_embd, out->size());
+        if (out->size() != plan.rows.size() * (size_t) n_embd) {
+            qap_fail("expected room for %zu rows of %d, got %zu floats", plan.rows.size(), (int) n_embd, out->size());
             LOG_ERR("%s: %s\n", __func__, qap_last_error());
             return false;
         }
         if (plan.capture || plan.params.merge == QAP_MERGE_NONE) {
-            gather_rows(graph.embeddings, plan.indices, out->data());
+            gather_rows(graph.embeddings, plan.rows, out->data());
         } else if (merge_rows(graph.embeddings, plan, cosines, out->data()) != 0) {
             LOG_ERR("%s: %s\n", __func__, qap_last_error());
             return false;

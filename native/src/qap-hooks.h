@@ -29,10 +29,9 @@ struct qap_graph {
     ggml_tensor *    cosines    = nullptr; // [n_tokens, n_tokens], where the selection needs them
     ggml_tensor *    hidden     = nullptr; // [n_hidden, n_tokens], the projector's input
     qap_score_nodes  scores;
+    int64_t          n_tokens  = 0; // rows of `embeddings` that are no special ones
+    int64_t          n_columns = 0; // tokens of a line of the picture
 };
-
-// Whether images of models with this projector (enum projector_type) can be pruned.
-bool qap_can_prune(int projector);
 
 // clip.cpp, clip_model_loader::reserve_compute_meta(): after build(), so that the buffers fit our nodes too.
 // There is no plan yet; nodes for the default parameters are added where images can be pruned.

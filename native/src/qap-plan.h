@@ -5,26 +5,57 @@
 // and asks the original for positions afterwards.
 #pragma once
 
+#include "layout.h"
 #include "qap.h"
 
 #include <memory>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 struct qap_plan {
     qap_params params         = {};
     int32_t    n_total        = 0;     // N: tokens that the projector gives for this chunk
     int32_t    n_keep         = 0;     // K
+    int32_t    line_length    = 0;     // tokens in front of each special row (layout.h), or 0
+    int32_t    pos_type       = -1;    // enum mtmd_pos_type of the chunk before it was planned, or -1: unchanged
     bool       capture        = false; // keep everything, note the attention, compute no scores
     bool       capture_hidden = false; // note the projector's input as well
 
     // filled by the encode
-    bool                 done       = false;
-    float                alpha      = 0.0f;
+    bool                 done  = false;
+    float                alpha = 0.0f;
+    std::vector<int32_t> indices;        // [n_keep], tokens, ascending
+    std::vector<int32_t> rows;           // the encoder's rows that are kept: those of the tokens and the special ones
     int64_t              bytes_read = 0; // from the device to the host
-    std::vector<int32_t> indices;        // [n_keep], ascending
     std::vector<float>   error, outlier, sensitivity, semantic, attention, received, total; // [n_total] or empty
     std::vector<float>   hidden; // [n_total, n_hidden] or empty
-    int32_t              n_hidden = 0;
+    int32_t              n_hidden  = 0;
+    int32_t              n_columns = 0; // tokens of a line of the picture
+
+    int32_t n_special() const { return qap_n_special(n_total, line_length); }
+
+    // Keep these tokens, and every special row.
+    void keep(std::vector<int32_t> tokens) {
+        indices = std::move(tokens);
+        rows.clear();
+        int32_t line = 0; // the special row behind this line comes next
+        for (const int32_t token : indices) {
+            for (; line < n_special() && token / line_length > line; line++) {
+                rows.push_back((line + 1) * (line_length + 1) - 1);
+            }
+            rows.push_back(qap_row_of(token, line_length));
+        }
+        for (; line < n_special(); line++) {
+            rows.push_back((line + 1) * (line_length + 1) - 1);
+        }
+    }
+
+    void keep_all() {
+        std::vector<int32_t> all((size_t) n_total);
+        std::iota(all.begin(), all.end(), 0);
+        keep(std::move(all));
+    }
 };
 
 using qap_plan_ptr = std::shared_ptr<qap_plan>;

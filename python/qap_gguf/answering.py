@@ -5,15 +5,25 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Generator, Sequence
 
 from qap_gguf.embedding import ImageEmbedding, PrunedImage
 from qap_gguf.encoder import ImageEncoder
-from qap_gguf.errors import ConfigError
+from qap_gguf.errors import ConfigError, NativeError
 from qap_gguf.generation import AnswerSettings, GenerationStats
 from qap_gguf.language import LanguageModel, TextStream
 from qap_gguf.prefill import ImageRows, fill
+
+
+def rows_of(image: ImageEmbedding, cut: PrunedImage | None) -> list[ImageRows]:
+    """Rows of each piece of an image: the kept ones, or all where `cut` is None."""
+    if cut is not None:
+        return [ImageRows(piece.features, piece.indices, cut.policy) for piece in cut.pieces]
+    ends = itertools.accumulate(piece.n_rows for piece in image.pieces)
+    spans = zip(image.pieces, ends, strict=True)
+    return [ImageRows(image.features[end - piece.n_rows : end], None) for piece, end in spans]
 
 
 class Answers:
@@ -65,18 +75,18 @@ class Answers:
             chunks = self._encoder.tokenize(prompt, [image.size for image, _ in images], add_special=add_special)
             if not chunks or chunks[-1].is_image:
                 raise ConfigError("prompt: expected text at its end, got none; ask something about the image")
-            rows = [
-                ImageRows(image.features, None) if cut is None else ImageRows(cut.features, cut.indices)
-                for image, cut in images
-            ]
+            rows = [part for image, cut in images for part in rows_of(image, cut)]
+            n_pieces = sum(chunk.is_image for chunk in chunks)
+            if len(rows) != n_pieces:
+                raise NativeError(f"expected {n_pieces} pieces of images, got {len(rows)}; encode them with this model")
             stats.n_image_tokens = sum(image.n_tokens for image, _ in images)
-            stats.n_image_kept = sum(len(row.features) for row in rows)
+            stats.n_image_kept = sum(image.n_tokens if cut is None else len(cut.indices) for image, cut in images)
             stats.encode_s = sum(image.seconds for image, _ in images)
             stats.encode_bytes = sum(image.bytes_read for image, _ in images)
             stats.score_s = sum(cut.score_s for _, cut in images if cut is not None)
             stats.select_s = sum(cut.select_s for _, cut in images if cut is not None)
             stats.n_prompt_tokens = sum(len(chunk.tokens) for chunk in chunks if not chunk.is_image)
-            needed = stats.n_prompt_tokens + stats.n_image_kept + 1
+            needed = stats.n_prompt_tokens + sum(len(row.features) for row in rows) + 1
             if needed > self._language.n_ctx:
                 raise ConfigError(
                     f"prompt: expected at most {self._language.n_ctx} tokens (n_ctx), got {needed}; "

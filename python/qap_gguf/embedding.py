@@ -5,9 +5,10 @@ The steps are those of docs/method.md: scores over all tokens, selection of exac
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from qap_gguf.config import PruneConfig
 from qap_gguf.defaults import check_config
 from qap_gguf.errors import ImageError, UnsupportedError
+from qap_gguf.pieces import Piece, piece_of, share
 from qap_gguf.relevance import Signals
 from qap_gguf.score import (
     FloatArray,
@@ -35,14 +37,17 @@ class ImageEmbedding:
     """All tokens of one encoded image.
 
     Attributes:
-        features: what the projector gives the language model, float32 (n_tok, n_embd).
-        grid: (rows, columns) of the tokens in the picture; rows * columns = n_tok.
+        features: the rows that the language model gets, float32 (n_rows, n_embd): tokens and special rows of all
+            pieces, one behind another. DeepStack models have their planes side by side in a row.
+        grid: (rows, columns) of the tokens in the picture; (1, n_tok) where it was cut into tiles.
         attention: class-token attention, mean over heads, float32 (n_tok,); None where the encoder has none.
         size: (width, height) of the picture in pixels.
         seconds: wall-clock time of the encode.
-        received: attention received, mean over heads and queries, float32 (n_tok,); None where patches are merged.
+        received: attention received, mean over heads, queries and the patches of a token, float32 (n_tok,), or None.
         hidden: input of the projector, float32 (n_tok, n_hidden); only for models with a CLIP text tower, else None.
         bytes_read: what the encode copied from the device to the host: the arrays above.
+        pieces: the tiles of the picture, or the whole of it.
+        n_planes: planes of a row; the first is what scores look at.
     """
 
     features: FloatArray
@@ -53,11 +58,41 @@ class ImageEmbedding:
     received: FloatArray | None = None
     hidden: FloatArray | None = None
     bytes_read: int = 0
+    pieces: tuple[Piece, ...] = ()
+    n_planes: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.pieces:
+            object.__setattr__(self, "pieces", (Piece(int(self.features.shape[0]), self.grid[1]),))
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the image before pruning."""
+        """Tokens of the image before pruning; special rows do not count."""
+        return sum(piece.n_tokens for piece in self.pieces)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the image before pruning."""
         return int(self.features.shape[0])
+
+    @cached_property
+    def tokens(self) -> FloatArray:
+        """What scores look at: the main plane of every token, float32 (n_tok, n_embd / n_planes)."""
+        if self.n_planes == 1 and self.n_rows == self.n_tokens:
+            return self.features
+        width = self.features.shape[1] // self.n_planes
+        rows = [piece.token_rows(range(piece.n_tokens)) for piece in self.pieces]
+        starts = np.cumsum([0, *(piece.n_rows for piece in self.pieces)])[:-1]
+        chosen = np.concatenate([start + part for start, part in zip(starts, rows, strict=True)])
+        return np.ascontiguousarray(self.features[chosen, :width])
+
+
+@dataclass(frozen=True, eq=False)
+class PrunedPiece:
+    """The kept rows of one piece: float32 (k + special rows, n_embd); numbers of its tokens, int32 (k,), ascending."""
+
+    features: FloatArray
+    indices: IndexArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +100,16 @@ class PrunedImage:
     """The kept tokens of one image.
 
     Attributes:
-        features: kept rows, float32 (k, n_embd); unchanged unless dropped ones were merged into them.
-        indices: their numbers in the image, int32 (k,), ascending.
-        positions: their positions relative to the image's start, int32 (k,).
+        features: kept rows, float32 (k + special rows, n_embd); unchanged unless dropped ones were merged into them.
+        indices: numbers of the kept tokens in the image, int32 (k,), ascending.
+        positions: their positions relative to the start of their piece: int32 (k,) without gaps, or for M-RoPE models
+            that keep places int32 (k, 3), (time, row, column).
         scores: the scores of all tokens.
         n_total: tokens of the image before pruning.
         score_s: seconds for the scores.
         select_s: seconds for selection and gathering.
+        pieces: the same, piece by piece.
+        policy: what was asked for the positions, a name of ``PruneConfig.positions``.
     """
 
     features: FloatArray
@@ -81,26 +119,45 @@ class PrunedImage:
     n_total: int
     score_s: float
     select_s: float
+    pieces: tuple[PrunedPiece, ...]
+    policy: str = "auto"
 
 
 def embedding_of(
-    features: FloatArray, report: dict[str, Any] | None, size: tuple[int, int], seconds: float
+    features: Sequence[FloatArray],
+    reports: Sequence[dict[str, Any] | None],
+    size: tuple[int, int],
+    seconds: float,
+    n_planes: int = 1,
 ) -> ImageEmbedding:
-    """The embedding of an image from what its encode gave; no report means a model that cannot be pruned."""
-    report = report or {}
-    n_tokens = int(features.shape[0])
-    side = math.isqrt(n_tokens)
-    grid = (side, side) if side * side == n_tokens else (1, n_tokens)
-    signals = {name: report.get(name) for name in ("attention", "received", "hidden")}
-    n_bytes = int(report.get("bytes_read", features.nbytes))  # without a report, all rows and nothing else
-    return ImageEmbedding(features=features, grid=grid, size=size, seconds=seconds, bytes_read=n_bytes, **signals)
+    """The embedding of an image from what the encodes of its pieces gave; no report: a model that cannot be pruned."""
+    pieces = tuple(piece_of(int(rows.shape[0]), report) for rows, report in zip(features, reports, strict=True))
+    n_tokens, columns = sum(piece.n_tokens for piece in pieces), pieces[0].n_columns
+    whole = len(pieces) == 1 and columns > 0 and n_tokens % columns == 0
+    signals: dict[str, FloatArray | None] = {}
+    for name in ("attention", "received", "hidden"):
+        parts = [None if report is None else report.get(name) for report in reports]
+        found = [part for part in parts if part is not None]
+        signals[name] = np.concatenate(found) if len(found) == len(parts) else None
+    both = zip(features, reports, strict=True)
+    n_bytes = [int((report or {}).get("bytes_read", rows.nbytes)) for rows, report in both]  # no report: all rows
+    return ImageEmbedding(
+        features=features[0] if len(features) == 1 else np.concatenate(features),
+        grid=(n_tokens // columns, columns) if whole else (1, n_tokens),
+        size=size,
+        seconds=seconds,
+        bytes_read=sum(n_bytes),
+        pieces=pieces,
+        n_planes=n_planes,
+        **signals,
+    )
 
 
 def check_embedding(image: ImageEmbedding, n_embd: int) -> None:
     """`image` has the width that the language model reads.
 
     Raises:
-        ArrayError: its features are not float32 (n_tok, n_embd) in C order.
+        ArrayError: its features are not float32 (n_rows, n_embd) in C order.
         ImageError: it was encoded by another model.
     """
     check_array("features", image.features, 2)
@@ -110,44 +167,131 @@ def check_embedding(image: ImageEmbedding, n_embd: int) -> None:
         )
 
 
-def score_image(signals: Signals, cfg: PruneConfig, n_threads: int) -> Scores:
-    """Scores of all tokens of an image.
+def _spans(pieces: Sequence[Piece], signals: Signals) -> list[Signals]:
+    """The signals of each piece: statistics are over the tokens of one piece, as in the encoder's own graph."""
+    if len(pieces) == 1:
+        return [signals]
+    parts, start = [], 0
+    for piece in pieces:
+        span = slice(start, start + piece.n_tokens)
+        start += piece.n_tokens
+        cut: dict[str, Any] = {}
+        for name in ("features", "attention", "received", "hidden"):
+            whole = getattr(signals, name)
+            cut[name] = None if whole is None else whole[span]
+        parts.append(replace(signals, **cut))
+    return parts
 
-    Raises:
-        UnsupportedError: `cfg` asks for a signal that this image does not have.
-    """
-    check_config(cfg)
+
+def _score_piece(signals: Signals, cfg: PruneConfig, n_threads: int) -> Scores:
     relevance = signals.relevance(cfg.semantic)
     if relevance is None and cfg.alpha == 1.0 and needs_scores(cfg.select):
         raise UnsupportedError("alpha: 1 leaves nothing to rank by without a semantic signal; use alpha < 1")
     return score(signals.features, cfg, relevance, n_threads=n_threads)
 
 
-def prune_image(signals: Signals, cfg: PruneConfig, n_threads: int) -> PrunedImage:
-    """Keep the tokens of an image that score best.
+def _joined(scores: Sequence[Scores]) -> Scores:
+    if len(scores) == 1:
+        return scores[0]
+    names = ("error", "outlier", "sensitivity", "semantic", "total")
+    arrays = {name: np.concatenate([getattr(part, name) for part in scores]) for name in names}
+    sizes = [len(part.total) for part in scores]
+    return Scores(**arrays, alpha=float(np.average([part.alpha for part in scores], weights=sizes)))
+
+
+def score_image(image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_threads: int) -> Scores:
+    """Scores of all tokens of an image, each piece by itself; alpha is the mean over the pieces.
 
     Raises:
-        ConfigError: ``n_keep`` is larger than the image's tokens.
-        UnsupportedError: `cfg` asks for a signal or for positions that the model does not have.
+        UnsupportedError: `cfg` asks for a signal that this image does not have.
     """
     check_config(cfg)
-    if cfg.positions == "keep":
+    return _joined([_score_piece(part, cfg, n_threads) for part in _spans(image.pieces, signals)])
+
+
+def check_positions(cfg: PruneConfig, mrope: bool) -> None:
+    """`cfg` asks for positions that the language model has.
+
+    Raises:
+        UnsupportedError: gaps, for a model with 1-D positions.
+    """
+    if cfg.positions == "keep" and not mrope:
         raise UnsupportedError(
             "positions: keep leaves gaps, which libllama refuses on models with 1-D positions; use compact or auto"
         )
-    features = signals.features
-    n_total = int(features.shape[0])
-    n_keep = cfg.count(n_total)
+
+
+def prune_image(
+    image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_threads: int, *, mrope: bool = False
+) -> PrunedImage:
+    """Keep the tokens of an image that score best.
+
+    Args:
+        image: all its tokens.
+        signals: what relevance can be made of; its features are ``image.tokens``.
+        cfg: how to prune.
+        n_threads: CPU threads.
+        mrope: whether the language model has positions in time, row and column.
+
+    Raises:
+        ConfigError: ``n_keep`` is larger than the image's tokens, or less than one for each of its pieces.
+        UnsupportedError: `cfg` asks for a signal or for positions that the model does not have.
+    """
+    check_config(cfg)
+    check_positions(cfg, mrope)
+    counts = share([piece.n_tokens for piece in image.pieces], cfg.count(image.n_tokens))
     started = time.perf_counter()
-    scores = score_image(signals, cfg, n_threads)
+    parts = _spans(image.pieces, signals)
+    scores = [_score_piece(part, cfg, n_threads) for part in parts]
     scored = time.perf_counter()
-    merge = cfg.merge == "average" and n_keep < n_total
-    table = cosines(features, n_threads=n_threads) if merge or needs_cosines(cfg.select) else None
-    indices = select_by(scores.total, table, n_keep, cfg.select, cfg.seed)
-    if merge and table is not None:
-        features = merge_average(features, table, indices)
-    elif n_keep < n_total:  # all tokens: the very same rows, not a copy of them
-        features = np.ascontiguousarray(features[indices])
+    pruned, indices, positions, first_row, first_token = [], [], [], 0, 0
+    for piece, part, found, n_keep in zip(image.pieces, parts, scores, counts, strict=True):
+        rows = image.features[first_row : first_row + piece.n_rows]
+        cut = _prune_piece(piece, rows, part.features, found, cfg, n_keep, n_threads)
+        pruned.append(cut)
+        indices.append(cut.indices + first_token)
+        positions.append(_positions(piece, cut.indices, mrope and cfg.positions != "compact"))
+        first_row, first_token = first_row + piece.n_rows, first_token + piece.n_tokens
+    features = pruned[0].features if len(pruned) == 1 else np.concatenate([cut.features for cut in pruned])
     done = time.perf_counter()
-    positions = np.arange(n_keep, dtype=np.int32)  # compact: the only policy for 1-D positions
-    return PrunedImage(features, indices, positions, scores, n_total, scored - started, done - scored)
+    return PrunedImage(
+        features=features,
+        indices=np.concatenate(indices).astype(np.int32),
+        positions=np.concatenate(positions).astype(np.int32),
+        scores=_joined(scores),
+        n_total=image.n_tokens,
+        score_s=scored - started,
+        select_s=done - scored,
+        pieces=tuple(pruned),
+        policy=cfg.positions,
+    )
+
+
+def _prune_piece(
+    piece: Piece,
+    rows: FloatArray,
+    tokens: FloatArray,
+    scores: Scores,
+    cfg: PruneConfig,
+    n_keep: int,
+    n_threads: int,
+) -> PrunedPiece:
+    """`rows`: all of the piece, (n_rows, n_embd); `tokens`: main planes of its tokens, (n_tok, n_embd / n_planes)."""
+    merge = cfg.merge == "average" and n_keep < piece.n_tokens
+    table = cosines(tokens, n_threads=n_threads) if merge or needs_cosines(cfg.select) else None
+    indices = select_by(scores.total, table, n_keep, cfg.select, cfg.seed)
+    if n_keep == piece.n_tokens:  # all tokens: the very same rows, not a copy of them
+        return PrunedPiece(rows, indices)
+    kept_rows = piece.rows_of(indices)
+    kept = np.ascontiguousarray(rows[kept_rows])
+    if merge and table is not None:
+        whole = np.ascontiguousarray(rows[piece.token_rows(range(piece.n_tokens))])
+        kept[np.isin(kept_rows, piece.token_rows(indices))] = merge_average(whole, table, indices)
+    return PrunedPiece(kept, indices)
+
+
+def _positions(piece: Piece, indices: IndexArray, places: bool) -> IndexArray:
+    if places:
+        line, column = np.divmod(indices, np.int32(piece.n_columns))
+        return np.stack([np.zeros_like(indices), line, column], axis=1)
+    return np.searchsorted(piece.rows_of(indices), piece.token_rows(indices)).astype(np.int32)

@@ -18,7 +18,7 @@ import threading
 import time
 import warnings
 import zipfile
-from dataclasses import fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ import numpy as np
 
 from qap_gguf.embedding import ImageEmbedding
 from qap_gguf.errors import ConfigError
+from qap_gguf.pieces import Piece
 
-_MAGIC = b"qap_gguf embedding 1\n"
+_MAGIC = b"qap_gguf embedding 2\n"
 _SUFFIX = ".qapemb"
 _PART = ".part-"
 _STALE_S = 3600.0  # a part that old was left by a process that died
@@ -44,6 +45,7 @@ def pack(key: str, image: ImageEmbedding) -> bytes:
             arrays[field.name] = value
         else:
             plain[field.name] = value
+    plain["pieces"] = [astuple(piece) for piece in image.pieces]
     buffer = io.BytesIO()
     np.savez(buffer, plain=np.frombuffer(json.dumps(plain).encode(), np.uint8), **arrays)
     body = buffer.getvalue()
@@ -65,6 +67,7 @@ def unpack(key: str, data: bytes) -> ImageEmbedding:
         plain = json.loads(archive["plain"].tobytes())
     if plain.pop("key") != key:
         raise ValueError("the file of another key")
+    values["pieces"] = tuple(Piece(*numbers) for numbers in plain.pop("pieces"))
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
     return ImageEmbedding(**values, **plain)
 

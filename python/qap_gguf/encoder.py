@@ -18,7 +18,7 @@ from qap_gguf.arguments import one_line
 from qap_gguf.config import PruneConfig
 from qap_gguf.defaults import from_params, use
 from qap_gguf.embedding import ImageEmbedding, embedding_of
-from qap_gguf.errors import ImageError, ModelFileError, NativeError, UnsupportedError
+from qap_gguf.errors import ImageError, ModelFileError, NativeError
 from qap_gguf.images import Pixels
 from qap_gguf.language import LanguageModel
 from qap_gguf.score import FloatArray, IndexArray
@@ -70,6 +70,11 @@ class ImageEncoder:
         return self._native.why_not()
 
     @property
+    def mrope(self) -> bool:
+        """Whether the language model has positions in time, row and column (M-RoPE)."""
+        return self._native.mrope()
+
+    @property
     def file_config(self) -> PruneConfig | None:
         """The ``qap.*`` keys of the mmproj file, None where it has none."""
         params = self._native.file_params()
@@ -90,42 +95,49 @@ class ImageEncoder:
             raise ImageError(one_line(err)) from err
 
     def encode(self, pixels: Pixels, *, hidden: bool) -> ImageEmbedding:
-        """All tokens of a picture; with `hidden` the projector's input as well.
+        """All tokens of a picture, of every tile that it is cut into; with `hidden` the projector's input as well.
 
         Raises:
-            UnsupportedError: the model cuts the picture into tiles, which this version cannot put together.
             NativeError: the encoder failed, or gave features that are not finite.
         """
         started = time.perf_counter()
         chunks = self.tokenize(_core.media_marker(), [pixels], add_special=False)
         tiles = [chunk for chunk in chunks if chunk.is_image]
-        if len(tiles) != 1:
-            raise UnsupportedError(
-                f"image: expected one piece, this model cuts it into {len(tiles)}; this version cannot join them"
-            )
         try:
             self.n_encodes += 1
-            features = self._native.encode(tiles[0], True, hidden)
+            features = [self._native.encode(tile, True, hidden) for tile in tiles]
         except RuntimeError as err:
             raise NativeError(one_line(err)) from err
         seconds = time.perf_counter() - started
-        if not np.isfinite(features).all():
+        if not all(np.isfinite(rows).all() for rows in features):
             raise NativeError("expected finite features from the encoder, got others; check the mmproj file")
-        return embedding_of(features, tiles[0].report(), (pixels.shape[1], pixels.shape[0]), seconds)
+        n_planes = max(1, self.n_embd // self._language.n_embd)
+        size = (pixels.shape[1], pixels.shape[0])
+        return embedding_of(features, [tile.report() for tile in tiles], size, seconds, n_planes)
 
-    def prefill(self, chunk: _core.Chunk, features: FloatArray, indices: IndexArray | None, n_batch: int) -> None:
-        """Put an image's rows into the KV cache, at the next position; `indices` None means that they are all.
+    def prefill(
+        self, chunk: _core.Chunk, features: FloatArray, indices: IndexArray | None, positions: str, n_batch: int
+    ) -> None:
+        """Put the rows of a piece of an image into the KV cache, at the next position.
+
+        Args:
+            chunk: the piece, from :meth:`tokenize`.
+            features: its rows, or the kept ones of them.
+            indices: numbers of the kept tokens; None means that all are.
+            positions: what becomes of theirs, a name of ``PruneConfig.positions``.
+            n_batch: rows of a batch.
 
         Raises:
             NativeError: libllama refuses them.
         """
         language = self._language
         try:
-            language.n_past = self._native.decode(
-                language.context_address, chunk, features, indices, language.n_past, n_batch
+            position = self._native.decode(
+                language.context_address, chunk, features, indices, positions, language.n_past, n_batch
             )
         except (ValueError, RuntimeError) as err:
             raise NativeError(one_line(err)) from err
+        language.jump(position, len(features))
 
     def close(self) -> None:
         """Free it."""

@@ -80,9 +80,19 @@ class LanguageModel:
 
     @property
     def n_kv(self) -> int:
-        """Cells that the sequence occupies; with compact positions each token holds one."""
+        """Cells that the sequence occupies, after text: one for each token, whatever their positions are."""
         memory = llama_cpp.llama_get_memory(self.llama._ctx.ctx)
-        return int(llama_cpp.llama_memory_seq_pos_max(memory, 0)) + 1
+        return int(llama_cpp.llama_memory_seq_pos_max(memory, 0)) + 1 + self.record.surplus
+
+    @property
+    def n_embd(self) -> int:
+        """Width of a token inside the model."""
+        return int(self.llama.n_embd())
+
+    def jump(self, position: int, n_rows: int) -> None:
+        """Go on at `position`, after `n_rows` cells were filled: M-RoPE gives an image fewer positions than cells."""
+        self.record.surplus += n_rows - (position - self.n_past)
+        self.n_past = position
 
     @property
     def record(self) -> KvRecord:

@@ -175,7 +175,6 @@ class VisionModel:
 
         Raises:
             ImageError: not a picture, damaged, or too large.
-            UnsupportedError: the model cuts the picture into tiles, which this version cannot put together.
         """
         pixels = load_image(image)
         with self._lock:
@@ -211,7 +210,7 @@ class VisionModel:
         Raises:
             UnsupportedError: `cfg` asks for a signal that this model cannot give.
         """
-        return score_image(self.signals(image, prompt), PruneConfig() if cfg is None else cfg, self._threads)
+        return score_image(image, self.signals(image, prompt), PruneConfig() if cfg is None else cfg, self._threads)
 
     def signals(self, image: ImageEmbedding, prompt: str | None = None) -> Signals:
         """What the semantic relevance of an image can be made of; ``signals(...).available()`` lists the names.
@@ -223,7 +222,7 @@ class VisionModel:
         if not isinstance(image, ImageEmbedding):
             raise ImageError(f"expected an ImageEmbedding, got {type(image).__name__}; call encode(image) first")
         return Signals(
-            image.features, image.attention, image.received, image.hidden, prompt, self._tower, self._language.embedder
+            image.tokens, image.attention, image.received, image.hidden, prompt, self._tower, self._language.embedder
         )
 
     def prune(self, image: ImageEmbedding, cfg: PruneConfig | None = None, prompt: str | None = None) -> PrunedImage:
@@ -242,7 +241,8 @@ class VisionModel:
         why_not = self.why_not_prunable
         if why_not is not None:
             raise UnsupportedError(f"cannot prune this image: {why_not}")
-        return prune_image(signals, PruneConfig() if cfg is None else cfg, self._threads)
+        cfg = PruneConfig() if cfg is None else cfg
+        return prune_image(image, signals, cfg, self._threads, mrope=self._encoder.mrope)
 
     # --- tokens to text ---
 

@@ -32,22 +32,25 @@ IdArray = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, eq=False)
 class ImageRows:
-    """What the language model gets of an image.
+    """What the language model gets of a piece of an image.
 
     Attributes:
-        features: the rows, float32 (k, n_embd).
-        indices: their numbers in the image, int32 (k,), ascending; None where it is all of them.
+        features: the rows, float32 (n_rows, n_embd): kept tokens and special rows.
+        indices: numbers of the kept tokens in the piece, int32 (k,), ascending; None where it is all of them.
+        positions: what becomes of their positions, a name of ``PruneConfig.positions``.
     """
 
     features: FloatArray
     indices: IndexArray | None
+    positions: str = "auto"
 
     def digest(self, chunk: _core.Chunk) -> bytes:
         """Differs when the rows, their places or the picture's number of tokens differ."""
         found = hashlib.blake2b(np.ascontiguousarray(self.features).data, digest_size=32)
         if self.indices is not None:
             found.update(np.ascontiguousarray(self.indices).data)
-        found.update(f"{self.features.shape} {self.indices is None} {chunk.n_tokens} {chunk.n_pos}".encode())
+        whole = self.indices is None
+        found.update(f"{self.features.shape} {whole} {chunk.n_tokens} {chunk.n_pos} {self.positions}".encode())
         return found.digest()
 
 
@@ -59,11 +62,13 @@ class Done:
         key: what it was: tokens of text, or the digest of an image.
         ids: what stands in ``input_ids`` for it.
         start: its first position.
+        surplus: cells in use beyond the positions in use, behind it.
     """
 
     key: tuple[int, ...] | bytes
     ids: IdArray
     start: int
+    surplus: int
 
 
 @dataclass
@@ -72,13 +77,16 @@ class KvRecord:
 
     Attributes:
         steps: in the order of the prompt.
+        surplus: cells in use beyond the positions in use: an image has fewer positions than cells with M-RoPE.
     """
 
     steps: list[Done] = field(default_factory=list)
+    surplus: int = 0
 
     def forget(self) -> None:
         """Nothing is known about the cache any more."""
         self.steps.clear()
+        self.surplus = 0
 
 
 def image_ids(digest: bytes, n_pos: int) -> IdArray:
@@ -152,6 +160,7 @@ def fill(
         language.reset()  # forgets the record as well
         same, n_same = [], 0
     language.record.steps[:] = same
+    language.record.surplus = same[-1].surplus if same else 0
     try:
         for step in steps[len(same) :]:
             start = language.n_past
@@ -161,10 +170,10 @@ def fill(
                 ids = np.array(step.key, dtype=np.int32)
             else:
                 assert isinstance(step.key, bytes)
-                encoder.prefill(step.chunk, step.rows.features, step.rows.indices, n_batch)
+                encoder.prefill(step.chunk, step.rows.features, step.rows.indices, step.rows.positions, n_batch)
                 ids = image_ids(step.key, language.n_past - start)
                 language.note(start, ids)
-            language.record.steps.append(Done(step.key, ids, start))
+            language.record.steps.append(Done(step.key, ids, start, language.record.surplus))
     except BaseException:
         language.reset()  # a step may be half in the cache
         raise

@@ -1,0 +1,53 @@
+// layout.h: how the rows that an encoder gives relate to the patches of the picture.
+//
+// A token is a row that stands for a place in the picture and may be dropped. A special row (the [IMG_BREAK] behind each
+// line of Pixtral) is kept always and is no token. Facts: tools/mtmd/models/*.cpp and clip_n_output_tokens().
+#pragma once
+
+#include "ggml.h"
+
+#include <cstdint>
+
+struct clip_model;
+struct clip_image_f32;
+
+// Which patches were merged into token i, as positions of the encoder's attention.
+enum class qap_merging {
+    none,        // patch i
+    block,       // the n_merge x n_merge patches of its place, patches in lines from the left above
+    consecutive, // patches n i ... n i + n - 1, n = n_merge^2: the encoder has put them in this order
+};
+
+struct qap_layout {
+    int64_t     n_tokens    = 0;
+    int64_t     n_patches   = 0;
+    int64_t     n_patches_x = 0;
+    int64_t     n_merge     = 1;  // patches of a token, per side
+    int64_t     line_length = 0;  // tokens in front of each special row, or 0 where there is none
+    int64_t     cls_row     = -1; // position of the class token in the attention, or -1
+    int64_t     first_row   = 0;  // position of patch 0
+    int64_t     n_planes    = 1;  // n_embd numbers each; DeepStack adds planes that later layers get
+    qap_merging merging     = qap_merging::none;
+    bool        windows     = false; // attention in the order of windows; the input "window_idx" puts tokens back
+    bool        attention   = true;  // false: which patches made a token is not known
+};
+
+// One line that says why images of models with this projector (enum projector_type) cannot be pruned, or null.
+const char * qap_projector_why_not(int projector);
+
+qap_layout qap_layout_of(const clip_model & model, const clip_image_f32 & image);
+
+// The row of token i, among rows with a special one behind every line_length tokens (0: none).
+inline int32_t qap_row_of(int32_t token, int32_t line_length) {
+    return line_length > 0 ? token + token / line_length : token;
+}
+
+inline int32_t qap_n_special(int32_t n_tokens, int32_t line_length) {
+    return line_length > 0 ? (n_tokens - 1) / line_length : 0;
+}
+
+// The tokens' main planes. rows: [n_embd * n_planes, n_rows ...] contiguous -> [n_embd, n_tokens] contiguous
+ggml_tensor * qap_build_tokens(ggml_context * ctx, ggml_tensor * rows, const qap_layout & layout);
+
+// Means over the patches of each token. signal: [n_pos] of the attention -> [n_tokens]
+ggml_tensor * qap_build_pooled(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * signal, const qap_layout & layout);

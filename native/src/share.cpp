@@ -1,0 +1,44 @@
+// share.cpp: K of an image that is cut into slices, shared among them.
+#include "qap-error.h"
+#include "qap.h"
+
+#include <algorithm>
+#include <vector>
+
+int qap_share(const int32_t * sizes, int32_t n_slices, int32_t n_keep, int32_t * share) {
+    int64_t n_total = 0;
+    for (int32_t i = 0; i < n_slices; i++) {
+        if (sizes[i] < 1) {
+            return qap_fail("sizes: expected at least 1 token in each slice, got %d", (int) sizes[i]);
+        }
+        n_total += sizes[i];
+    }
+    if (n_slices < 1 || n_keep > n_total) {
+        return qap_fail("n_keep: expected at most %lld, got %d", (long long) n_total, (int) n_keep);
+    }
+    if (n_keep < n_slices) {
+        return qap_fail(
+            "n_keep: expected at least 1 token for each of the %d slices of this image, got %d", (int) n_slices,
+            (int) n_keep);
+    }
+    std::vector<int32_t> order(n_slices);
+    int32_t              given = 0;
+    for (int32_t i = 0; i < n_slices; i++) {
+        share[i] = std::max<int32_t>(1, (int32_t) ((int64_t) n_keep * sizes[i] / n_total));
+        order[i] = i;
+        given += share[i];
+    }
+    const auto remainder = [&](int32_t i) { return (int64_t) n_keep * sizes[i] % n_total; };
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return remainder(a) > remainder(b); });
+    for (size_t i = 0; given < n_keep; i = (i + 1) % order.size()) {
+        if (share[order[i]] < sizes[order[i]]) {
+            share[order[i]]++;
+            given++;
+        }
+    }
+    for (; given > n_keep; given--) { // the minimum of 1 gave too much
+        (*std::max_element(share, share + n_slices))--;
+    }
+    qap_clear_error();
+    return 0;
+}
