@@ -41,6 +41,9 @@ VISION: dict[str, Any] = {
 }  # fmt: skip
 
 
+QWEN_PIXELS = {"min_pixels": 16 * 16 * 4, "max_pixels": 16 * 16 * 1024}
+
+
 @dataclass(frozen=True)
 class Family:
     """How to make one family's checkpoint, and what its files are to the tests.
@@ -84,16 +87,6 @@ def save(model: Any, folder: Path, processor: dict[str, Any], **options: Any) ->
     return model
 
 
-def rename(folder: Path, old: str, new: str) -> None:
-    """Tensors under the prefix that published checkpoints of this family have."""
-    import safetensors.torch
-
-    path = folder / "model.safetensors"
-    tensors = safetensors.torch.load_file(path)
-    tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
-    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
-
-
 def processor(size: Any, **more: Any) -> dict[str, Any]:
     return {
         "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "do_rescale": True, "rescale_factor": 1 / 255,
@@ -114,8 +107,7 @@ def qwen2vl(folder: Path) -> Any:
     )  # fmt: skip
     model = randomize(transformers.Qwen2VLForConditionalGeneration(config))
     size = {"shortest_edge": 16 * 16 * 4, "longest_edge": 16 * 16 * 1024}
-    return save(model, folder, processor(size, patch_size=8, merge_size=2, temporal_patch_size=2,
-                                         min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]))  # fmt: skip
+    return save(model, folder, processor(size, patch_size=8, merge_size=2, temporal_patch_size=2, **QWEN_PIXELS))
 
 
 def qwen25vl(folder: Path) -> Any:
@@ -132,8 +124,7 @@ def qwen25vl(folder: Path) -> Any:
     )  # fmt: skip
     model = randomize(transformers.Qwen2_5_VLForConditionalGeneration(config))
     size = {"shortest_edge": 16 * 16 * 4, "longest_edge": 16 * 16 * 1024}
-    return save(model, folder, processor(size, patch_size=14, merge_size=2, temporal_patch_size=2,
-                                         min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]))  # fmt: skip
+    return save(model, folder, processor(size, patch_size=14, merge_size=2, temporal_patch_size=2, **QWEN_PIXELS))
 
 
 def qwen3vl(folder: Path) -> Any:
@@ -171,9 +162,7 @@ def gemma3(folder: Path) -> Any:
         eoi_token_index=ID["<end_of_image>"],
     )  # fmt: skip
     model = randomize(transformers.Gemma3ForConditionalGeneration(config))
-    save(model, folder, processor({"height": 64, "width": 64}, image_seq_length=16))
-    rename(folder, "vision_tower.", "vision_tower.vision_model.")
-    return model
+    return save(model, folder, processor({"height": 64, "width": 64}, image_seq_length=16))
 
 
 def internvl(folder: Path) -> Any:
@@ -196,9 +185,7 @@ def pixtral(folder: Path) -> Any:
         projector_hidden_act="gelu", image_seq_length=1,
     )  # fmt: skip
     model = randomize(transformers.LlavaForConditionalGeneration(config))
-    save(model, folder, processor({"longest_edge": 128}, patch_size={"height": 8, "width": 8}))
-    rename(folder, "language_model.", "")
-    return model
+    return save(model, folder, processor({"longest_edge": 128}, patch_size={"height": 8, "width": 8}))
 
 
 def mistral3(folder: Path) -> Any:
@@ -208,9 +195,7 @@ def mistral3(folder: Path) -> Any:
         image_token_index=ID["[IMG]"], spatial_merge_size=2, vision_feature_layer=-1, multimodal_projector_bias=False,
     )  # fmt: skip
     model = randomize(transformers.Mistral3ForConditionalGeneration(config))
-    save(model, folder, processor({"longest_edge": 128}, patch_size=8, spatial_merge_size=2))
-    rename(folder, "language_model.", "")
-    return model
+    return save(model, folder, processor({"longest_edge": 128}, patch_size=8, spatial_merge_size=2))
 
 
 def llama4(folder: Path) -> Any:
@@ -222,8 +207,8 @@ def llama4(folder: Path) -> Any:
             "attention_chunk_size": 1024,
         },
         vision_config=VISION | {
-            "image_size": 64, "pixel_shuffle_ratio": 0.5, "intermediate_size": 256, "vision_output_dim": 96, "projector_input_dim": 96,
-            "projector_output_dim": 96,
+            "image_size": 64, "pixel_shuffle_ratio": 0.5, "intermediate_size": 256, "vision_output_dim": 96,
+            "projector_input_dim": 96, "projector_output_dim": 96,
         },
         image_token_index=ID["<|patch|>"], boi_token_index=ID["<|image_start|>"],
         eoi_token_index=ID["<|image_end|>"],
@@ -239,13 +224,13 @@ def lfm2vl(folder: Path) -> Any:
             **text, layer_types=["conv", "full_attention", "conv"], conv_L_cache=3,
             architectures=["Lfm2ForCausalLM"], block_auto_adjust_ff_dim=False,
         ),
-        vision_config=transformers.Siglip2VisionConfig(**(VISION | {"num_patches": 64, "patch_size": 16})),
+        vision_config=transformers.Siglip2VisionConfig(
+            **(VISION | {"num_patches": 64, "patch_size": 16, "vision_use_head": False})
+        ),
         image_token_id=ID["<image>"], downsample_factor=2, projector_hidden_size=96,
     )  # fmt: skip
     model = randomize(transformers.Lfm2VlForConditionalGeneration(config))
-    save(model, folder, processor({"height": 128, "width": 128}, tile_size=128))
-    rename(folder, "vision_tower.", "vision_tower.vision_model.")
-    return model
+    return save(model, folder, processor({"height": 128, "width": 128}, tile_size=128))
 
 
 FAMILIES: dict[str, Family] = {

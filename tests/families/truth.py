@@ -47,6 +47,9 @@ def inputs(name: str, model: Any, pixels: Any) -> dict[str, Any]:
 def features(name: str, model: Any, pixels: Any) -> Array:
     """Projected rows of one picture, (n_tok, n_embd), DeepStack's planes behind the main one."""
     with torch.no_grad():
+        if name == "llama-4":  # its projector stands outside
+            hidden = model.get_image_features(**inputs(name, model, pixels)).last_hidden_state
+            return np.asarray(model.multi_modal_projector(hidden.reshape(-1, hidden.shape[-1])).numpy())
         out = model.model.get_image_features(**inputs(name, model, pixels))
     main = getattr(out, "pooler_output", out)
     planes = getattr(out, "deepstack_features", None)
@@ -57,3 +60,55 @@ def features(name: str, model: Any, pixels: Any) -> Array:
         planes = [torch.cat(list(p)) if isinstance(p, (list, tuple)) else p for p in planes]
         main = torch.cat([main, *planes], dim=-1)
     return np.asarray(main.numpy())
+
+
+def logits(
+    name: str, model: Any, parts: list[list[int] | Array], places: list[tuple[Array, int] | None] | None = None
+) -> Array:
+    """Logits behind the last token of a prompt.
+
+    Args:
+        name: the family.
+        model: transformers' model.
+        parts: token ids, or rows of an image, (k, n_embd), in the order of the prompt.
+        places: for M-RoPE and an image part, the (time, row, column) of each row relative to its start, (k, 3), and by
+            how much the position behind it is higher; None for text, and for rows that count like text.
+    """
+    planes = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or []
+    width = model.config.get_text_config().hidden_size
+    embed = model.get_input_embeddings()
+    rows: list[Any] = []
+    visual: list[Any] = []
+    positions: list[Array] = []
+    start = 0
+    for part, place in zip(parts, places or [None] * len(parts), strict=True):
+        if isinstance(part, list):
+            rows.append(embed(torch.tensor(part)))
+        else:
+            rows.append(torch.tensor(np.ascontiguousarray(part[:, :width])))
+            visual.append(torch.tensor(np.ascontiguousarray(part[:, width:])))
+        is_image = torch.full((len(part),), not isinstance(part, list))
+        own = np.repeat(np.arange(len(part))[:, None], 3, axis=1) if place is None else place[0]
+        positions.append(start + own)
+        start += len(part) if place is None else place[1]
+        rows[-1] = (rows[-1], is_image)
+    embeds = torch.cat([row for row, _ in rows])[None]
+    mask = torch.cat([is_image for _, is_image in rows])[None]
+    more: dict[str, Any] = {}
+    if name.startswith("qwen"):
+        more["position_ids"] = torch.tensor(np.concatenate(positions).T[:, None])
+    if planes:
+        stacked = torch.cat(visual)
+        more["visual_pos_masks"] = mask
+        more["deepstack_visual_embeds"] = list(stacked.split(width, dim=1))
+    if name == "gemma-3":
+        more["token_type_ids"] = mask.long()
+    with torch.no_grad():
+        if name.startswith("qwen"):
+            hidden = model.model.language_model(inputs_embeds=embeds, **more).last_hidden_state
+            out = model.lm_head(hidden)
+        elif name == "llama-4":
+            out = model.language_model(inputs_embeds=embeds).logits
+        else:
+            out = model(inputs_embeds=embeds, **more).logits
+    return np.asarray(out[0, -1].numpy())

@@ -14,8 +14,73 @@ import importlib
 import json
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+Item = tuple[str, Callable[[], Any]]
+_VISION = ("vision_tower.", "multi_modal_projector.")
+
+
+def vision_name(name: str, *, tower: bool) -> str:
+    """The name by which the converter knows a vision tensor, whatever version of transformers saved it.
+
+    Args:
+        name: in the checkpoint.
+        tower: put back the `vision_model.` that transformers 5 leaves out of a SigLIP.
+
+    Example:
+        >>> vision_name("model.vision_tower.post_layernorm.bias", tower=True)
+        'vision_tower.vision_model.post_layernorm.bias'
+    """
+    short = name.removeprefix("model.")
+    if not short.startswith(_VISION):
+        return name
+    if tower and short.startswith("vision_tower.") and not short.startswith("vision_tower.vision_model."):
+        short = short.replace("vision_tower.", "vision_tower.vision_model.", 1)
+    return short
+
+
+def mend(family: Callable[[str], Any]) -> None:
+    """Put right what the converter of llama.cpp 0c1e570 does wrongly (docs/upstream.md); `family` gives its modules.
+
+    Gemma 3, LFM2-VL: names without `vision_model.` are refused. Pixtral, Mistral 3: names with `model.` in front are
+    dropped in silence, and so is [IMG_BREAK], whose row is looked for behind a filter that takes it away. Llama 4: the
+    second norm gets the name of another norm, which Gemma 4 claims.
+    """
+    for module, name in (("gemma", "Gemma3VisionModel"), ("lfm2", "LFM2VLModel")):
+        rename_tensors(getattr(family(module), name), tower=True)
+    llava = family("llava").LlavaVisionModel
+    rename_tensors(llava, tower=False)
+    known = llava.filter_tensors.__func__
+
+    def with_break_row(cls: Any, item: Item) -> Item | None:
+        if cls.use_break_tok and item[0].endswith("embed_tokens.weight"):
+            return item
+        found: Item | None = known(cls, item)
+        return found
+
+    llava.filter_tensors = classmethod(with_break_row)
+
+    llama4 = family("llama4").Llama4VisionModel
+    map_name = llama4.map_tensor_name
+
+    def map_tensor_name(model: Any, name: str, *words: Any) -> str:
+        mapped = str(map_name(model, name, *words))
+        return mapped.replace(".attn_post_norm.", ".ln2.")
+
+    llama4.map_tensor_name = map_tensor_name
+
+
+def rename_tensors(cls: Any, *, tower: bool) -> None:
+    """Give the class its tensors under the names of :func:`vision_name`."""
+    known = cls.filter_tensors.__func__
+
+    def renamed(own: Any, item: Item) -> Item | None:
+        found: Item | None = known(own, (vision_name(item[0], tower=tower), item[1]))
+        return found
+
+    cls.filter_tensors = classmethod(renamed)
 
 
 def main(folder: str, pre: str, *runs: str) -> None:
@@ -35,6 +100,7 @@ def main(folder: str, pre: str, *runs: str) -> None:
             return pre
 
     base.TextModel.get_vocab_base_pre = get_vocab_base_pre
+    mend(lambda module: importlib.import_module(f"conversion.{module}"))
     script = Path(folder) / "convert_hf_to_gguf.py"
     for number, arguments in enumerate(runs):
         if number:

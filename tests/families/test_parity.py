@@ -1,0 +1,176 @@
+"""Every family against transformers on the same weights, in f32: features and logits, dense and pruned.
+
+transformers is the truth. Stock libmtmd's figures (QAP_STOCK_ENCODER=1) are computed beside ours; docs/upstream.md
+tells where they differ, and why. The figures of docs/models.md come from `pytest -s tests/families/test_parity.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import qap_gguf as qap
+from qap_gguf import _core
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("sentencepiece")
+
+from families import truth  # noqa: E402
+from families.checkpoints import FAMILIES, Family  # noqa: E402
+
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
+
+Array = npt.NDArray[Any]
+FEATURES, LOGITS = 1e-5, 1e-4
+BEFORE, BETWEEN, AFTER = [1, 300, 45, 301], [302, 46], [303, 47, 304]
+# families whose stock encoder is wrong by so much at least
+STOCK_IS_WRONG = {"internvl": 1e-2, "llama-4": 1e-2}
+
+
+def nmse(got: Array, want: Array) -> float:
+    return float(((got - want) ** 2).sum() / (want**2).sum())
+
+
+@dataclass
+class Case:
+    """One family, converted to f32, with transformers' model and a picture that needs no resize."""
+
+    name: str
+    family: Family
+    hf: Any
+    vlm: qap.VisionModel
+    pixels: Array
+    want: Array  # transformers' features, (n_tok, n_embd)
+
+    def chunks(self) -> list[_core.Chunk]:
+        """The image's chunks, fresh."""
+        size = (self.pixels.shape[1], self.pixels.shape[0])
+        found = self.vlm._encoder.tokenize(_core.media_marker(), [size], add_special=False)
+        return [chunk for chunk in found if chunk.is_image]
+
+    def tokens(self, image: qap.ImageEmbedding) -> Array:
+        """Full rows of the first piece's tokens."""
+        piece = image.pieces[0]
+        rows = image.features[: piece.n_rows]
+        return np.asarray(rows[piece.token_rows(range(piece.n_tokens))])
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    family = FAMILIES[request.param]
+    folder: Path = tmp_path_factory.mktemp(request.param) / "ckpt"
+    hf = family.make(folder)
+    files = qap.convert(folder, folder.parent / "gguf", quantize="F32", mmproj_type="f32", name="model")
+    width, height = family.image
+    pixels = np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    normal = ((pixels.astype("f4") / 255 - family.mean) / family.std).astype("f4")
+    want = truth.features(request.param, hf, torch.tensor(normal.transpose(2, 0, 1).copy()))
+    llama = llama_cpp.Llama(
+        str(files.model), n_ctx=1024, type_k=0, type_v=0, flash_attn=False, verbose=False, n_threads=2
+    )
+    with qap.VisionModel(files.mmproj, llama, flash_attn=False) as vlm:
+        yield Case(request.param, family, hf, vlm, pixels, want)
+    llama.close()
+
+
+def test_features_equal_transformers_row_for_row(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    got = case.tokens(case.vlm.encode(case.pixels))
+    assert got.shape == case.want.shape
+    rows = [nmse(a, b) for a, b in zip(got, case.want, strict=True)]
+    monkeypatch.setenv("QAP_STOCK_ENCODER", "1")
+    stock = case.tokens(case.vlm._encoder.encode(case.pixels, hidden=False))  # not from the cache
+    monkeypatch.undo()
+    print(
+        f"\n{case.name}: encoder NMSE {nmse(got, case.want):.1e}, worst row {max(rows):.1e}, "
+        f"stock {nmse(stock, case.want):.1e}, {len(got)} tokens"
+    )
+    assert nmse(got, case.want) <= FEATURES
+    assert max(rows) <= FEATURES
+    if case.name in STOCK_IS_WRONG:
+        assert nmse(stock, case.want) > STOCK_IS_WRONG[case.name]
+
+
+def test_every_piece_of_a_picture_that_is_no_larger_than_a_tile_is_the_picture(case: Case) -> None:
+    image = case.vlm.encode(case.pixels)
+    first = image.pieces[0].n_rows
+    for i in range(1, len(image.pieces)):
+        assert nmse(image.features[i * first : (i + 1) * first], image.features[:first]) <= FEATURES
+
+
+def prefill(case: Case, parts: list[list[int] | tuple[Array, Any]], positions: str) -> Array:
+    """Logits behind a prompt of token ids and (rows, indices or None) of the image's first piece."""
+    language = case.vlm._language
+    language.reset()
+    for part in parts:
+        if isinstance(part, list):
+            language.prefill(part)
+        else:
+            rows, indices = part
+            case.vlm._encoder.prefill(case.chunks()[0], np.ascontiguousarray(rows), indices, positions, 512)
+    return np.asarray(case.vlm.last_logits())
+
+
+def policies(case: Case) -> list[str]:
+    return ["compact", "keep"] if case.vlm._encoder.mrope else ["compact"]
+
+
+@pytest.mark.parametrize("part", [1, 2, 8], ids=["dense", "half", "eighth"])
+def test_first_answer_token_equals_transformers(case: Case, part: int) -> None:
+    image = case.vlm.encode(case.pixels)
+    piece = image.pieces[0]
+    n_keep = max(1, piece.n_tokens // part)
+    shares = qap.PruneConfig(n_keep=n_keep * len(image.pieces), select="dpp")
+    cut = case.vlm.prune(image, shares).pieces[0]
+    assert len(cut.indices) == n_keep
+    rows = image.features[: piece.n_rows][piece.rows_of(cut.indices)]
+    np.testing.assert_array_equal(rows, cut.features)
+    for policy in policies(case):
+        place = None
+        if policy == "keep":
+            line, column = np.divmod(cut.indices, piece.n_columns)
+            place = (
+                np.stack([np.zeros_like(line), line, column], 1),
+                max(piece.n_tokens // piece.n_columns, piece.n_columns),
+            )
+        want = truth.logits(case.name, case.hf, [BEFORE, rows, AFTER], [None, place, None])
+        got = prefill(case, [BEFORE, (cut.features, cut.indices), AFTER], policy)[: len(want)]
+        error = nmse(got - got.mean(), want - want.mean())
+        print(f"\n{case.name}: logits NMSE {error:.1e} with {n_keep} of {piece.n_tokens} tokens, {policy}")
+        assert error <= LOGITS
+
+
+def test_two_images_with_text_between(case: Case) -> None:
+    """The second is cut to a half; positions and masks of one image must not leak into the other."""
+    image = case.vlm.encode(case.pixels)
+    piece = image.pieces[0]
+    whole = np.ascontiguousarray(image.features[: piece.n_rows])
+    half = np.arange(0, piece.n_tokens, 2, dtype=np.int32)
+    rows = np.ascontiguousarray(whole[piece.rows_of(half)])
+    every = np.arange(piece.n_tokens, dtype=np.int32)
+    places: list[Any] = [None] * 5
+    if case.vlm._encoder.mrope:
+        lines = piece.n_tokens // piece.n_columns
+        for at, chosen in ((1, every), (3, half)):
+            line, column = np.divmod(chosen, piece.n_columns)
+            places[at] = (np.stack([np.zeros_like(line), line, column], 1), max(lines, piece.n_columns))
+    want = truth.logits(case.name, case.hf, [BEFORE, whole, BETWEEN, rows, AFTER], places)
+    got = prefill(case, [BEFORE, (whole, None), BETWEEN, (rows, half), AFTER], "auto")[: len(want)]
+    assert nmse(got - got.mean(), want - want.mean()) <= LOGITS
+
+
+def test_keep_is_refused_where_positions_have_one_dimension(case: Case) -> None:
+    image = case.vlm.encode(case.pixels)
+    cfg = qap.PruneConfig(n_keep=image.n_tokens // 2, positions="keep")
+    if case.vlm._encoder.mrope:
+        assert case.vlm.prune(image, cfg).positions.shape == (image.n_tokens // 2, 3)
+    else:
+        with pytest.raises(qap.UnsupportedError, match="keep leaves gaps, which libllama refuses"):
+            case.vlm.prune(image, cfg)
