@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 
@@ -123,3 +124,22 @@ def test_bfloat16_checkpoints_and_large_values(make_llava: Any, tmp_path: Path) 
 def test_another_type_is_refused(plain_llava: Path, tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match="expected mmproj_type f32, f16, bf16, q8_0, got 'q4_0'"):
         convert(plain_llava, tmp_path / "out", mmproj_type="q4_0")
+
+
+def test_the_quantizer_leaves_the_logs_as_they_were(plain_llava: Path, tmp_path: Path) -> None:
+    """llama_log_set() sets ggml's callback too, which is ours."""
+    from llama_cpp._ggml import libggml
+
+    def callbacks() -> list[int | None]:
+        found = []
+        for library, name in ((libggml, "ggml_log_get"), (llama_cpp.llama_cpp._lib, "llama_log_get")):
+            callback, data = ctypes.c_void_p(), ctypes.c_void_p()
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)((name, library))(
+                ctypes.addressof(callback), ctypes.addressof(data)
+            )
+            found += [callback.value, data.value]
+        return found
+
+    before = callbacks()
+    convert(plain_llava, tmp_path, quantize="Q8_0")
+    assert callbacks() == before
