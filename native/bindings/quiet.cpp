@@ -83,8 +83,14 @@ quiet_llama::~quiet_llama() {
 void quiet_install() {
     mtmd_log_set(on_mtmd_log, nullptr);
     mtmd_helper_log_set(on_mtmd_log, nullptr);
-    ggml_log_get(&g_ggml_log, &g_ggml_log_data);
-    ggml_log_set(on_ggml_log, nullptr);
+    ggml_log_callback callback = nullptr;
+    void *            data     = nullptr;
+    ggml_log_get(&callback, &data);
+    if (callback != on_ggml_log) {
+        g_ggml_log      = callback;
+        g_ggml_log_data = data;
+        ggml_log_set(on_ggml_log, nullptr);
+    }
 }
 
 quiet_scope::quiet_scope(bool verbose) : active(!verbose) {

@@ -4,7 +4,7 @@
 
 #include <string>
 
-void quiet_install(); // once, at import
+void quiet_install(); // at import, and after llama_log_set(), which sets ggml's callback too
 
 class quiet_scope {
 public:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 
@@ -49,15 +50,16 @@ def nmse(got: Any, want: Any) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_large_matrices_only(files: dict[str, Any], kind: str) -> None:
-    found = {name: tensor.tensor_type.name for name, tensor in tensors(files[kind].mmproj).items()}
+    reader = gguf.GGUFReader(files[kind].mmproj)
+    found = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    rows = {tensor.name: int(tensor.shape[0]) for tensor in reader.tensors}
     small = {name for name in found if re.search(r"\.bias$|ln\d?\.|class_embd|position_embd", name)}
     assert {found[name] for name in small} == {"F32"}
     assert found["v.patch_embd.weight"] == ("F16" if kind == "f16" else "F32")
     matrices = {name: t for name, t in found.items() if name not in small and name != "v.patch_embd.weight"}
-    rows = {name: tensors(files[kind].mmproj)[name].shape[0] for name in matrices}
     for name, type_name in matrices.items():
         assert type_name == ("F16" if kind == "q8_0" and rows[name] % 32 else kind.upper()), name
-    field = gguf.GGUFReader(files[kind].mmproj).fields["general.file_type"].contents()
+    field = reader.fields["general.file_type"].contents()
     assert field == {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7}[kind]
 
 
@@ -123,3 +125,22 @@ def test_bfloat16_checkpoints_and_large_values(make_llava: Any, tmp_path: Path) 
 def test_another_type_is_refused(plain_llava: Path, tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match="expected mmproj_type f32, f16, bf16, q8_0, got 'q4_0'"):
         convert(plain_llava, tmp_path / "out", mmproj_type="q4_0")
+
+
+def test_the_quantizer_leaves_the_logs_as_they_were(plain_llava: Path, tmp_path: Path) -> None:
+    """llama_log_set() sets ggml's callback too, which is ours."""
+    from llama_cpp._ggml import libggml
+
+    def callbacks() -> list[int | None]:
+        found = []
+        for library, name in ((libggml, "ggml_log_get"), (llama_cpp.llama_cpp._lib, "llama_log_get")):
+            callback, data = ctypes.c_void_p(), ctypes.c_void_p()
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)((name, library))(
+                ctypes.addressof(callback), ctypes.addressof(data)
+            )
+            found += [callback.value, data.value]
+        return found
+
+    before = callbacks()
+    convert(plain_llava, tmp_path, quantize="Q8_0")
+    assert callbacks() == before

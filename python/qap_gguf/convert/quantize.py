@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gguf
 
+from qap_gguf import _core
 from qap_gguf.errors import ConvertError
 
 from .imatrix import Imatrix
@@ -110,6 +111,7 @@ def quantize_file(
         status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     finally:
         llama_cpp.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))
+        _core.quiet_install()
     if raised:
         raise raised[0]
     if status:
