@@ -24,7 +24,7 @@ from .space import require_space
 from .upstream import architecture, known_architectures, run_converter, view
 from .writer import OutputFolder
 
-__all__ = ["FamilyFiles", "convert_family", "is_llava"]
+__all__ = ["FamilyFiles", "check_family", "convert_family", "is_llava"]
 
 Progress = Callable[[int, int, str], None]
 _FLOAT_NAMES = {"F32": "f32", "F64": "f32", "F16": "f16"}  # a checkpoint's main type -> the converter's; else bf16
@@ -57,6 +57,17 @@ def is_llava(config: dict[str, Any]) -> bool:
     return str(config.get("model_type", "")).startswith("llava") or architecture(config).startswith("Llava")
 
 
+def check_family(config: dict[str, Any]) -> str:
+    """The architecture that a parsed config.json names. Raises ConvertError if llama.cpp's converter lacks it."""
+    name, known = architecture(config), known_architectures()
+    if name not in known:
+        raise ConvertError(
+            f"expected a LLaVA or one of the {len(known)} architectures with a vision encoder that llama.cpp's "
+            f"converter knows, got {name or config.get('model_type')!r}; this model cannot be converted"
+        )
+    return name
+
+
 def convert_family(
     src: Path, config: dict[str, Any], files: FamilyFiles, prune: PruneConfig | None, folder: OutputFolder,
     progress: Progress | None,
@@ -65,12 +76,7 @@ def convert_family(
 
     Raises ConvertError for an architecture that the converter does not know, and for what it refuses.
     """
-    name, known = architecture(config), known_architectures()
-    if name not in known:
-        raise ConvertError(
-            f"expected a LLaVA or one of the {len(known)} architectures with a vision encoder that llama.cpp's "
-            f"converter knows, got {name or config.get('model_type')!r}; this model cannot be converted"
-        )
+    name = check_family(config)
     checkpoint = Checkpoint(src, rename=str)
     kinds: Counter[str] = Counter()
     for ref in checkpoint.tensors.values():
