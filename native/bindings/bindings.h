@@ -21,6 +21,7 @@ void register_params(py::module_ & m);
 void register_score(py::module_ & m);
 void register_encoder(py::module_ & m);
 void register_gguf(py::module_ & m);
+void register_inspect(py::module_ & m);
 void register_graph(py::module_ & m);
 void register_clip_text(py::module_ & m);
 

@@ -4,6 +4,7 @@
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "llama.h"
+#include "quiet.h"
 
 // Devices that ggml can use in this process; the keys are the fields of python/qap_gguf/devices.py.
 static py::list list_devices() {
@@ -39,11 +40,13 @@ PYBIND11_MODULE(_core, m) {
     m.def("ggml_commit", [] { return std::string(ggml_commit()); });
     m.def("system_info", [] { return std::string(llama_print_system_info()); });
     m.def("devices", &list_devices);
+    m.def("quiet_install", &quiet_install);
     m.def("avoid_amx", &qap_avoid_amx);
     register_params(m);
     register_score(m);
     register_encoder(m);
     register_gguf(m);
+    register_inspect(m);
     register_graph(m);
     register_clip_text(m);
 }

@@ -4,7 +4,7 @@
 
 #include <string>
 
-void quiet_install(); // once, at import
+void quiet_install(); // at import, and after llama_log_set(), which sets ggml's callback too
 
 class quiet_scope {
 public:
@@ -17,4 +17,13 @@ public:
 
 private:
     bool active;
+};
+
+// libllama's lines too, inside a quiet scope. Its callback is one for the process: lines of other threads pass through.
+class quiet_llama {
+public:
+    quiet_llama();
+    ~quiet_llama();
+    quiet_llama(const quiet_llama &)             = delete;
+    quiet_llama & operator=(const quiet_llama &) = delete;
 };

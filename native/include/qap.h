@@ -24,6 +24,7 @@
 extern "C" {
 #endif
 
+struct llama_model;
 struct mtmd_context;
 struct mtmd_input_chunk;
 
@@ -197,6 +198,16 @@ QAP_API void qap_watch_graphs(qap_node_callback callback, void * user);
 QAP_API bool qap_context_file_params(const struct mtmd_context * ctx, struct qap_params * params);
 /* NULL when images of this model can be pruned, else one line that says why not */
 QAP_API const char * qap_context_why_not(const struct mtmd_context * ctx);
+
+/* What libmtmd makes of an mmproj file's header; the weights are not read. */
+struct qap_mmproj_info {
+    int32_t      n_embd; /* width of the embeddings that the language model gets */
+    bool         vision;
+    bool         audio;
+    const char * why_not; /* as above */
+};
+/* model: the language model that the file shall fit, NULL: any. Fails where libmtmd would refuse to load the file. */
+QAP_API int qap_mmproj_inspect(const char * path, const struct llama_model * model, struct qap_mmproj_info * info);
 
 /* Replace the plan of an image chunk. plan_capture: keep all tokens, note the attention and, if asked, the input of the projector.
  * plan_indices: the given tokens are kept (for embeddings that the caller selected itself). */

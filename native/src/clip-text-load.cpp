@@ -91,12 +91,14 @@ struct reader {
                 "expected " + full + " of shape (" + std::to_string(wanted[1]) + ", " + std::to_string(ne0) +
                 "), got another");
         }
-        if (source->type != GGML_TYPE_F32 && (source->type != GGML_TYPE_F16 || ne1 == 0)) {
+        const ggml_type type   = source->type;
+        const bool      packed = type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 || type == GGML_TYPE_Q8_0;
+        if (type != GGML_TYPE_F32 && (!packed || ne1 == 0)) {
             refuse(
-                "expected " + full + " in " + (ne1 == 0 ? "f32" : "f32 or f16") + ", got " +
-                ggml_type_name(source->type));
+                "expected " + full + " in " + (ne1 == 0 ? "f32" : "f32, f16, bf16 or q8_0") + ", got " +
+                ggml_type_name(type));
         }
-        ggml_tensor * tensor = ggml_new_tensor_2d(target, source->type, ne0, wanted[1]);
+        ggml_tensor * tensor = ggml_new_tensor_2d(target, type, ne0, wanted[1]);
         ggml_set_name(tensor, full.c_str());
         return tensor;
     }

@@ -25,7 +25,7 @@ except _PinError as _err:
 
 from qap_gguf import reference
 from qap_gguf.config import PruneConfig
-from qap_gguf.convert import ConvertResult, annotate, convert
+from qap_gguf.convert import CheckReport, ConvertResult, annotate, check_files, convert
 from qap_gguf.defaults import get_default, set_default, use
 from qap_gguf.embedding import ImageEmbedding, PrunedImage
 from qap_gguf.errors import (
@@ -51,6 +51,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrayError",
+    "CheckReport",
     "ConfigError",
     "ConvertError",
     "ConvertResult",
@@ -70,6 +71,7 @@ __all__ = [
     "UnsupportedError",
     "VisionModel",
     "annotate",
+    "check_files",
     "convert",
     "get_default",
     "info",

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ import pytest
 import qap_gguf
 from qap_gguf.cli import common, convert, info, main, output
 from qap_gguf.config import PruneConfig
+from qap_gguf.convert import ConvertResult
 from qap_gguf.errors import ConvertError
 
 #: The folder that this qap_gguf was imported from.
@@ -39,7 +39,7 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             kwargs["progress"](1, 2, "blk.0")
         if out.name == "full":
             raise ConvertError("out/model.gguf is there; say --force")
-        return SimpleNamespace(mmproj=out / "mmproj-f16.gguf", model=out / "x-Q4_0.gguf")
+        return ConvertResult(out / "mmproj-f16.gguf", out / "x-Q4_0.gguf", notes=("a note",))
 
     monkeypatch.setattr(qap_gguf, "convert", fake, raising=False)
     return calls
@@ -47,11 +47,11 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_convert_prints_the_two_paths(converted: list[dict[str, Any]], capsys: Said) -> None:
     assert main(["convert", "in", "out", "--quantize", "Q4_0", "--mmproj-type", "f32", "--name", "x", "--force"]) == 0
-    assert capsys.readouterr() == ("out/mmproj-f16.gguf\nout/x-Q4_0.gguf\n", "")
+    assert capsys.readouterr() == ("out/mmproj-f16.gguf\nout/x-Q4_0.gguf\n", "a note\n")
     assert converted == [
         {
             "src": Path("in"), "out": Path("out"), "quantize": "Q4_0", "mmproj_type": "f32", "name": "x",
-            "prune": None, "vision_tower": None, "clip_text": None, "force": True, "progress": None,
+            "prune": None, "vision_tower": None, "clip_text": None, "imatrix": None, "force": True, "progress": None,
         }
     ]  # fmt: skip
 

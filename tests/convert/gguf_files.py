@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 Key = tuple[str, bytes]  # name, and type and value as they stand in the file
+Tensor = tuple[str, tuple[int, ...], bytes]  # name, shape in GGUF's order, float32 values
 
 
 def string(text: str) -> bytes:
@@ -31,16 +35,72 @@ def array(kind: int, items: Sequence[bytes]) -> bytes:
     return struct.pack("<IIQ", 9, kind, len(items)) + b"".join(items)
 
 
-def build(path: Path, keys: Sequence[Key], tensors: Sequence[tuple[str, bytes]], alignment: int = 32) -> Path:
-    """Write a file of 1-D F32 tensors (their bytes a multiple of 4)."""
+def f32(number: float) -> bytes:
+    return struct.pack("<If", 6, number)
+
+
+def f32_list(numbers: Sequence[float]) -> bytes:
+    return array(6, [struct.pack("<f", number) for number in numbers])
+
+
+def i32_list(numbers: Sequence[int]) -> bytes:
+    return array(5, [struct.pack("<i", number) for number in numbers])
+
+
+def build(path: Path, keys: Sequence[Key], tensors: Sequence[Tensor], alignment: int = 32) -> Path:
+    """Write a file of F32 tensors."""
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(keys))
     head += b"".join(string(name) + value for name, value in keys)
     data = b""
-    for name, raw in tensors:
-        head += string(name) + struct.pack("<IQIQ", 1, len(raw) // 4, 0, len(data))
+    for name, shape, raw in tensors:
+        assert len(raw) == 4 * math.prod(shape), name
+        head += string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, len(data))
         data += raw + b"\0" * (-len(raw) % alignment)
     path.write_bytes(head + b"\0" * (-len(head) % alignment) + data)
     return path
+
+
+def tensor(name: str, *shape: int) -> Tensor:
+    """Some values, the same for the same name; GGUF's order of dimensions."""
+    values = np.random.default_rng(len(name)).standard_normal(math.prod(shape)).astype("<f4")
+    return name, shape, values.tobytes()
+
+
+#: The smallest LLaVA that libmtmd loads: one CLIP layer of width 8, 16 patches, tokens of width 12.
+LLAVA_KEYS: list[Key] = [
+    ("general.architecture", text("clip")),
+    ("general.name", text("smallest")),
+    ("clip.has_vision_encoder", boolean(True)),
+    ("clip.projector_type", text("mlp")),
+    ("clip.use_gelu", boolean(False)),
+    ("clip.vision.image_size", u32(28)),
+    ("clip.vision.patch_size", u32(7)),
+    ("clip.vision.embedding_length", u32(8)),
+    ("clip.vision.feed_forward_length", u32(16)),
+    ("clip.vision.projection_dim", u32(12)),
+    ("clip.vision.block_count", u32(1)),
+    ("clip.vision.feature_layer", i32_list([1])),
+    ("clip.vision.attention.head_count", u32(2)),
+    ("clip.vision.attention.layer_norm_epsilon", f32(1e-5)),
+    ("clip.vision.image_mean", f32_list([0.5, 0.5, 0.5])),
+    ("clip.vision.image_std", f32_list([0.5, 0.5, 0.5])),
+]
+CLASS_TOKEN = tensor("v.class_embd", 8)
+LLAVA_TENSORS: list[Tensor] = [
+    tensor("v.patch_embd.weight", 7, 7, 3, 8),
+    tensor("v.position_embd.weight", 8, 17),
+    *(tensor(f"v.blk.0.{name}.{part}", 8) for name in ("ln1", "ln2") for part in ("weight", "bias")),
+    *(tensor(f"v.blk.0.attn_{name}.weight", 8, 8) for name in ("q", "k", "v", "out")),
+    *(tensor(f"v.blk.0.attn_{name}.bias", 8) for name in ("q", "k", "v", "out")),
+    tensor("v.blk.0.ffn_up.weight", 8, 16), tensor("v.blk.0.ffn_up.bias", 16),
+    tensor("v.blk.0.ffn_down.weight", 16, 8), tensor("v.blk.0.ffn_down.bias", 8),
+    tensor("mm.0.weight", 8, 12), tensor("mm.0.bias", 12), tensor("mm.2.weight", 12, 12), tensor("mm.2.bias", 12),
+]  # fmt: skip
+
+
+def with_key(name: str, value: bytes | None) -> list[Key]:
+    """LLAVA_KEYS with another value of one key, or without it."""
+    return [key for key in LLAVA_KEYS if key[0] != name] + ([] if value is None else [(name, value)])
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import pytest
@@ -14,19 +15,10 @@ from hypothesis import strategies as st
 
 import qap_gguf as qap
 from convert import gguf_files as files
-from convert.gguf_files import build, take_apart
-from qap_gguf.convert import space
+from convert.gguf_files import CLASS_TOKEN, LLAVA_KEYS, LLAVA_TENSORS, build, take_apart, with_key
 from qap_gguf.errors import ConfigError, ConvertError, ModelFileError
 from qap_gguf.files import read_gguf
 
-MMPROJ: list[files.Key] = [
-    ("general.architecture", files.text("clip")),
-    ("clip.has_vision_encoder", files.boolean(True)),
-    ("clip.projector_type", files.text("mlp")),
-    ("clip.vision.image_size", files.u32(28)),
-    ("clip.vision.patch_size", files.u32(7)),
-]
-CLASS = ("v.class_embd", b"\1\2\3\4" * 8)
 PACKAGED = qap.packaged_model()
 
 numbers = st.sampled_from([(0, "<B"), (1, "<b"), (2, "<H"), (3, "<h"), (4, "<I"), (5, "<i"), (10, "<Q"), (11, "<q")])
@@ -83,10 +75,10 @@ def test_only_our_keys_change(
     tail: bytes,
 ) -> None:
     folder = tmp_path_factory.mktemp("annotate")
-    taken = {name for name, _ in MMPROJ}
-    rest = [key for key in extra if key[0] not in taken and not key[0].startswith(("qap.", "general."))]
-    keys = [*MMPROJ, ("general.alignment", files.u32(alignment)), *rest]
-    listed = [CLASS, *((f"t{i}", raw) for i, raw in enumerate(tensors))]
+    rest = [key for key in extra if not key[0].startswith(("clip.", "qap", "general."))]
+    keys = [*LLAVA_KEYS, ("general.alignment", files.u32(alignment)), *rest]
+    extras = [(f"t{i}", (len(raw) // 4,), raw) for i, raw in enumerate(tensors)]
+    listed = [CLASS_TOKEN, *LLAVA_TENSORS, *extras]
     plain = build(folder / "plain.gguf", keys, listed, alignment)
     # What annotate wrote counts as an old file too, with our keys wherever a file may have them.
     own = [] if old is None else take_apart(qap.annotate(plain, folder / "own.gguf", old)).keys[len(keys) :]
@@ -129,7 +121,7 @@ def test_the_target_is_kept_without_force_and_by_a_failure(tmp_path: Path, monke
         with pytest.raises(ConvertError, match="No space left"):
             qap.annotate(path, path, qap.PruneConfig(), force=True)
     with monkeypatch.context() as patch:
-        patch.setattr(space.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
         with pytest.raises(ConvertError, match=r"^expected 5\.\d MB free in .*, got 1 bytes; free some space"):
             qap.annotate(path, path, qap.PruneConfig(), force=True)
     assert path.read_bytes() == PACKAGED.mmproj.read_bytes()
@@ -140,7 +132,7 @@ def test_memory_stays_small(tmp_path: Path) -> None:
     import tracemalloc
 
     size = 64 << 20
-    big = build(tmp_path / "big.gguf", MMPROJ, [("t", b"\7" * size)])
+    big = build(tmp_path / "big.gguf", LLAVA_KEYS, [*LLAVA_TENSORS, ("t", (size // 4,), b"\7" * size)])
     tracemalloc.start()
     path = qap.annotate(big, tmp_path / "out.gguf", qap.PruneConfig())
     peak = tracemalloc.get_traced_memory()[1]
@@ -149,24 +141,27 @@ def test_memory_stays_small(tmp_path: Path) -> None:
     assert peak < size / 4
 
 
-def replaced(name: str, value: bytes | None) -> list[files.Key]:
-    return [key for key in MMPROJ if key[0] != name] + ([] if value is None else [(name, value)])
-
-
 @pytest.mark.parametrize(
     ("keys", "config", "error", "words"),
     [
-        (replaced("general.architecture", files.text("llama")), {}, ModelFileError, "expected an mmproj file"),
-        (replaced("clip.has_vision_encoder", None), {}, ModelFileError, "expected a vision encoder"),
-        (MMPROJ, {"n_keep": 17}, ConfigError, "at most the image's 16 tokens, got 17"),
-        (MMPROJ, {"semantic": "clip_text"}, ConfigError, "CLIP's text tower"),
-        (MMPROJ, {"semantic": "cls"}, ConfigError, "class token"),
+        (with_key("general.architecture", files.text("llama")), {}, ModelFileError, "expected an mmproj file"),
+        (with_key("clip.has_vision_encoder", None), {}, ModelFileError, "expected a vision encoder"),
+        (LLAVA_KEYS, {"n_keep": 17}, ConfigError, "at most the image's 16 tokens, got 17"),
+        (LLAVA_KEYS, {"semantic": "clip_text"}, ConfigError, "CLIP's text tower"),
+        (LLAVA_KEYS, {"semantic": "cls"}, ConfigError, "class token"),
+        (
+            with_key("clip.vision.block_count", files.u32(2)),
+            {},
+            ModelFileError,
+            r"libmtmd loads, got a refusal .*blk\.1",
+        ),
+        (with_key("clip.projector_type", files.text("new")), {}, ModelFileError, r"a\.gguf"),
     ],
 )
 def test_a_file_that_cannot_have_these_defaults(
     tmp_path: Path, keys: list[files.Key], config: dict[str, object], error: type[Exception], words: str
 ) -> None:
-    path = build(tmp_path / "a.gguf", keys, [("t", b"\0" * 8)])
+    path = build(tmp_path / "a.gguf", keys, LLAVA_TENSORS)
     with pytest.raises(error, match=words) as caught:
         qap.annotate(path, tmp_path / "b.gguf", qap.PruneConfig.from_dict(config))
     assert "\n" not in str(caught.value)
@@ -174,14 +169,14 @@ def test_a_file_that_cannot_have_these_defaults(
 
 
 def test_damaged_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = build(tmp_path / "whole.gguf", MMPROJ, [CLASS]).read_bytes()
+    whole = build(tmp_path / "whole.gguf", LLAVA_KEYS, LLAVA_TENSORS).read_bytes()
     broken = tmp_path / "broken.gguf"
-    for length in [0, 3, 10, 24, 60, len(whole) - 40, len(whole) - 1]:
+    for length in [0, 3, 10, 24, 60, len(whole) - 80, len(whole) - 17]:
         broken.write_bytes(whole[:length])
         with pytest.raises(ModelFileError) as caught:
             qap.annotate(broken, tmp_path / "out.gguf", None)
         assert "\n" not in str(caught.value)
-    odd = build(tmp_path / "odd.gguf", [*MMPROJ, ("x", files.text("y"))], [CLASS])
+    odd = build(tmp_path / "odd.gguf", [*LLAVA_KEYS, ("x", files.text("y"))], LLAVA_TENSORS)
     broken.write_bytes(odd.read_bytes().replace(b"x\x08", b"\xff\x08"))
     with pytest.raises(ModelFileError, match="damaged"):
         qap.annotate(broken, tmp_path / "out.gguf", None)

@@ -208,7 +208,7 @@ def test_quantized_checkpoints_are_refused(copy: Path, tmp_path: Path, dtype: st
     [
         ({"quantize": "Q9_X"}, "Q4_K_M"),
         ({"quantize": 4}, "Q4_K_M"),
-        ({"mmproj_type": "q8_0"}, "f16 or f32"),
+        ({"mmproj_type": "q4_0"}, "f32, f16, bf16, q8_0"),
         ({"name": ""}, "name"),
         ({"name": "../up"}, "name"),
         ({"name": "a b"}, "name"),

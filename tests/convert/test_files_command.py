@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import qap_gguf as qap
+from convert.gguf_files import LLAVA_KEYS, LLAVA_TENSORS, build
 from qap_gguf.cli import main
 
 Command = Callable[..., tuple[int, str, str]]
@@ -50,5 +51,44 @@ def test_annotate_changes_the_defaults_of_a_file(command: Command, tmp_path: Pat
 )
 def test_wrong_usage_of_annotate(command: Command, words: list[str], message: str) -> None:
     status, said, error = command("--annotate", *words)
+    assert (status, said) == (2, "")
+    assert message in " ".join(error.split())
+
+
+def test_check_says_what_files_are(command: Command, tmp_path: Path) -> None:
+    files = qap.packaged_model()
+    own = qap.annotate(files.mmproj, tmp_path / "own.gguf", qap.PruneConfig(n_keep=18))
+    status, said, error = command("--check", own, files.model)
+    assert (status, error) == (0, "")
+    lines = said.splitlines()
+    assert lines[0] == f"{own}: mmproj, mlp"
+    assert "  width of a token: 256, 144 tokens an image" in lines
+    assert "  pruning: semantic scores cls, text, attention" in lines
+    assert any(line.startswith("  defaults: n_keep 18, alpha 0.7, error int4") for line in lines)
+    assert any("its issue 25814" in line and line.endswith("qap_gguf mends this") for line in lines)
+    assert lines[-2:] == [f"{own} with {files.model}: fits", "  pruning: positions compact"]
+
+
+def test_check_fails_where_files_do_not_fit(command: Command, tmp_path: Path) -> None:
+    files = qap.packaged_model()
+    other = build(tmp_path / "other.gguf", LLAVA_KEYS, LLAVA_TENSORS)
+    status, said, error = command("--check", other, files.model)
+    assert (status, error) == (1, "")
+    assert f"{other} with {files.model}: does not fit" in said
+    status, said, _ = command("--check", tmp_path / "none.gguf", files.mmproj, "--json")
+    assert (status, [file["kind"] for file in json.loads(said)["files"]]) == (1, ["unreadable", "mmproj"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Missing argument 'FILE...'"),
+        (["a", "--n-keep", "3"], "--n-keep has no meaning with --check"),
+        (["a", "--force"], "--force has no meaning with --check"),
+        (["a", "--annotate"], "--annotate has no meaning with --check"),
+    ],
+)
+def test_wrong_usage_of_check(command: Command, words: list[str], message: str) -> None:
+    status, said, error = command("--check", *words)
     assert (status, said) == (2, "")
     assert message in " ".join(error.split())

@@ -130,7 +130,11 @@ def failure(err: BaseException) -> dict[str, Any]:
 
 
 def chat(
-    settings: list[dict[str, Any]], package: bool = True, mmproj: str | None = None, n_images: int = 1
+    settings: list[dict[str, Any]],
+    package: bool = True,
+    mmproj: str | None = None,
+    n_images: int = 1,
+    model: str | None = None,
 ) -> list[dict[str, Any]]:
     """Answers of the stock Llava15ChatHandler and the cells of the KV cache, for each of `settings`."""
     if package:
@@ -138,7 +142,7 @@ def chat(
     import llama_cpp
     from llama_cpp.llama_chat_format import Llava15ChatHandler
 
-    default_mmproj, model, image = packaged()
+    default_mmproj, default_model, image = packaged()
     url = "data:image/png;base64," + base64.b64encode(Path(image).read_bytes()).decode()
     content: list[Any] = [{"type": "image_url", "image_url": {"url": url}} for _ in range(n_images)]
     content.append({"type": "text", "text": "How many objects are there?"})
@@ -147,7 +151,12 @@ def chat(
         try:
             handler = Llava15ChatHandler(clip_model_path=mmproj or default_mmproj, verbose=False)
             llama = llama_cpp.Llama(
-                model_path=model, chat_handler=handler, n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False
+                model_path=model or default_model,
+                chat_handler=handler,
+                n_ctx=2048,
+                n_threads=1,
+                n_threads_batch=1,
+                verbose=False,
             )
             stack.callback(llama.close)
         except Exception as err:

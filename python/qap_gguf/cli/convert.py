@@ -1,11 +1,12 @@
 """`qap-gguf convert`: from a Hugging Face checkpoint to the two GGUF files that llama.cpp runs.
 
-Its ways that take GGUF files (--annotate) are in convert_files.py.
+Its ways that take GGUF files (--annotate, --check) are in convert_files.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import click
 
 from qap_gguf.cli.common import (
     make_config,
+    note,
     on_terminal,
     output_options,
     print_json,
     prune_given,
     prune_options,
 )
-from qap_gguf.cli.convert_files import annotate_file, refuse_options
+from qap_gguf.cli.convert_files import annotate_file, check_given, refuse_options
 
 Report = Callable[[int, int, str], None]
 
@@ -48,6 +50,18 @@ def progress_bar() -> Iterator[Report | None]:
         progress.stop()
 
 
+@contextlib.contextmanager
+def stops_cleanly() -> Iterator[None]:
+    """A polite request to end (SIGTERM, a closed terminal) is heard as Ctrl-C is: half-written files are removed."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), signal.default_int_handler) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
 def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, ...]:
     """As many paths as there are names, or a usage error that says which is missing."""
     if len(paths) < len(names):
@@ -68,10 +82,10 @@ def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, .
 )
 @click.option(
     "--mmproj-type",
-    type=click.Choice(["f32", "f16"]),
+    type=click.Choice(["f32", "f16", "bf16", "q8_0"]),
     default="f16",
     show_default=True,
-    help="Type of the image encoder's weights.",
+    help="Type of the image encoder's matrices.",
 )
 @click.option("--name", help="Name of the model in the files. [default: the folder's name]")
 @click.option(
@@ -86,7 +100,14 @@ def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, .
     type=click.Path(path_type=Path),
     help="A CLIPModel checkpoint whose text tower goes into the mmproj, for --semantic clip_text.",
 )
+@click.option(
+    "--imatrix",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Importance matrix of llama-imatrix for the language model, which the quantizer then minds.",
+)
 @click.option("--annotate", is_flag=True, help="Copy an mmproj file with other pruning defaults; see above.")
+@click.option("--check", is_flag=True, help="Say what GGUF files are, and whether they fit together; see above.")
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
 @prune_options(without=("seed",))
 @output_options
@@ -97,7 +118,9 @@ def convert(
     name: str | None,
     vision_tower: Path | None,
     clip_text: Path | None,
+    imatrix: Path | None,
     annotate: bool,
+    check: bool,
     force: bool,
     as_json: bool,
     **prune: Any,
@@ -112,15 +135,35 @@ def convert(
     With --annotate the arguments are an mmproj file and the file OUT to write: a copy, byte for byte, but with the
     defaults that the file has, changed by the prune options given, or with none for --dense.
 
+    With --check the arguments are GGUF files: what each is, whether every mmproj fits every language model, which
+    pruning the images support, what defaults a file carries, and where stock llama.cpp runs an encoder otherwise than
+    it was trained. Exit status 1 when a file cannot be used or a pair does not fit.
+
     \b
     Examples:
       qap-gguf convert llava-1.5-7b-hf/ out/ --quantize Q4_K_M --n-keep 64
       qap-gguf convert llava-hf/llava-v1.6-mistral-7b-hf out/
       qap-gguf convert --annotate mmproj.gguf mmproj-pruning.gguf --keep-ratio 0.25
+      qap-gguf convert --check mmproj.gguf model-Q4_K_M.gguf
     """
     given = prune_given(prune)
+    if check:
+        refuse_options(
+            "--check",
+            "annotate",
+            "quantize",
+            "mmproj_type",
+            "name",
+            "vision_tower",
+            "clip_text",
+            "imatrix",
+            "force",
+            *prune,
+        )
+        check_given(paths, as_json=as_json)
+        return
     if annotate:
-        refuse_options("--annotate", "quantize", "mmproj_type", "name", "vision_tower", "clip_text")
+        refuse_options("--annotate", "quantize", "mmproj_type", "name", "vision_tower", "clip_text", "imatrix")
         source, out = _arguments(paths, ("MMPROJ", "OUT"))
         annotate_file(source, out, prune, force=force, as_json=as_json)
         return
@@ -129,7 +172,7 @@ def convert(
 
     import qap_gguf as qap
 
-    with progress_bar() as report:
+    with stops_cleanly(), progress_bar() as report:
         result = qap.convert(
             source,
             out,
@@ -139,12 +182,18 @@ def convert(
             prune=config,
             vision_tower=vision_tower,
             clip_text=clip_text,
+            imatrix=imatrix,
             force=force,
             progress=report,
         )
     if as_json:
         stored = None if config is None else config.to_metadata()
-        print_json({"mmproj": result.mmproj, "model": result.model, "quantize": quantize, "metadata": stored})
+        print_json(
+            {"mmproj": result.mmproj, "model": result.model, "quantize": quantize, "notes": result.notes}
+            | {"metadata": stored}
+        )
     else:
+        for line in result.notes:
+            note(line)
         click.echo(result.mmproj)
         click.echo(result.model)

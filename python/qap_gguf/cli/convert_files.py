@@ -1,16 +1,19 @@
-"""The ways of `qap-gguf convert` that take GGUF files instead of a checkpoint: --annotate."""
+"""The ways of `qap-gguf convert` that take GGUF files instead of a checkpoint: --annotate and --check."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from qap_gguf.cli.common import make_config, over_file_defaults, print_json, prune_given
 from qap_gguf.config import PruneConfig
+
+if TYPE_CHECKING:
+    from qap_gguf.convert import FileReport, PairReport
 
 
 def refuse_options(way: str, *names: str) -> None:
@@ -40,3 +43,51 @@ def annotate_file(source: Path, out: Path, prune: Mapping[str, Any], *, force: b
         print_json({"mmproj": written, "metadata": None if config is None else config.to_metadata()})
     else:
         click.echo(written)
+
+
+def check_given(paths: tuple[Path, ...], *, as_json: bool) -> None:
+    """Print what the files are; exit status 1 when one cannot be used, or two do not fit."""
+    if not paths:
+        raise click.UsageError("Missing argument 'FILE...'.")
+
+    import qap_gguf as qap
+
+    report = qap.check_files(*paths)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        for file in report.files:
+            click.echo("\n".join(_file_lines(file)))
+        for pair in report.pairs:
+            click.echo("\n".join(_pair_lines(pair)))
+    if not report.ok:
+        click.get_current_context().exit(1)
+
+
+def _file_lines(file: FileReport) -> Iterator[str]:
+    yield f"{file.path}: {file.kind}" + (f", {file.family}" if file.family else "")
+    if file.error:
+        yield f"  error: {file.error}"
+    if file.width is not None:
+        tokens = f", {file.n_tokens} tokens an image" if file.n_tokens is not None else ""
+        yield f"  width of a token: {file.width}{tokens}"
+    if file.kind == "mmproj" and file.width is not None:
+        yield f"  pruning: {file.why_not_prunable or 'semantic scores ' + ', '.join(file.semantics)}"
+        if file.defaults is not None:
+            stored = (f"{name} {value}" for name, value in file.defaults.to_dict().items() if name != "seed")
+            yield f"  defaults: {', '.join(word for word in stored if not word.endswith(' None'))}"
+        else:
+            yield "  defaults: none"
+    for defect in file.warnings:
+        issue = f" (its issue {defect.issue})" if defect.issue else ""
+        yield f"  warning: stock llama.cpp{issue}: {defect.text}. " + (
+            "qap_gguf mends this" if defect.mended else "qap_gguf does not mend this"
+        )
+
+
+def _pair_lines(pair: PairReport) -> Iterator[str]:
+    yield f"{pair.mmproj} with {pair.model}: {'fits' if pair.fits else 'does not fit'}"
+    if pair.reason:
+        yield f"  error: {pair.reason}"
+    if pair.fits:
+        yield f"  pruning: {pair.why_not_prunable or 'positions ' + ', '.join(pair.positions)}"

@@ -3,14 +3,24 @@
 One way: ``api`` -> ``language`` and ``mmproj`` (what goes into each file) -> ``spec``, ``checkpoint``, ``tokenizer``
 (what the folder holds) -> ``writer`` and ``quantize`` (how a file is made).
 Other families than LLaVA: ``families`` -> ``upstream``, which runs llama.cpp's own converter in its own process.
-``annotate`` changes the pruning defaults of an mmproj file that exists. Torch is needed for torch files only, torch and
-transformers for llama.cpp's converter.
+``annotate`` changes the pruning defaults of an mmproj file that exists, ``check`` looks at files. Torch is needed for
+torch files only, torch and transformers for llama.cpp's converter.
 """
 
 from __future__ import annotations
 
 from .annotate import annotate
 from .api import ConvertResult, convert
+from .check import CheckReport, FileReport, PairReport, check_files
 from .quantize import QUANTIZE_TYPES
 
-__all__ = ["QUANTIZE_TYPES", "ConvertResult", "annotate", "convert"]
+__all__ = [
+    "QUANTIZE_TYPES",
+    "CheckReport",
+    "ConvertResult",
+    "FileReport",
+    "PairReport",
+    "annotate",
+    "check_files",
+    "convert",
+]

@@ -15,8 +15,9 @@ from typing import IO, Any
 
 import gguf
 
+from qap_gguf import _core
 from qap_gguf.config import METADATA_TYPES, PruneConfig
-from qap_gguf.errors import ConfigError, ModelFileError
+from qap_gguf.errors import ConfigError, ModelFileError, UnsupportedError
 from qap_gguf.files import GgufInfo, check_vision, read_gguf
 
 from .facts import mmproj_facts
@@ -51,8 +52,8 @@ def annotate(src: str | Path, out: str | Path, prune: PruneConfig | None, *, for
     force: replace `out` if it is there.
 
     Returns `out`. Memory stays at some MB, whatever the size of the file. Raises ModelFileError if `src` is no whole
-    mmproj file, ConfigError if its model cannot have these defaults, ConvertError if `out` cannot be written; then
-    `out` is as it was.
+    mmproj file, ConfigError or UnsupportedError if its model cannot have these defaults, ConvertError if `out` cannot
+    be written; then `out` is as it was.
 
     Example:
         >>> import tempfile
@@ -75,6 +76,8 @@ def annotate(src: str | Path, out: str | Path, prune: PruneConfig | None, *, for
         with writing(folder.folder), source.open("rb") as old, new.open("wb") as file:
             for piece in _pieces(old, layout, own, size):
                 file.write(piece)
+        if prune is not None:
+            _check_loads(new, source)
         new.chmod(source.stat().st_mode & 0o777)
         folder.commit((new, target))
     return target
@@ -97,6 +100,19 @@ def _check(info: GgufInfo, prune: PruneConfig | None) -> None:
         raise ConfigError(
             f"semantic: expected a class token in {info.path} for cls, found none; choose attention, text or auto"
         )
+
+
+def _check_loads(new: Path, source: Path) -> None:
+    """libmtmd opens the file that was written, our keys included, and can prune its images."""
+    try:
+        why_not = _core.inspect_mmproj(str(new), None)["why_not"]
+    except RuntimeError as err:
+        reason = " ".join(str(err).split()).replace(str(new), str(source))
+        raise ModelFileError(
+            f"expected an mmproj that libmtmd loads, got a refusal ({reason}); convert it anew"
+        ) from err
+    if why_not:
+        raise UnsupportedError(f"expected a model whose images can be pruned, got {source}: {why_not}")
 
 
 def _layout(path: Path) -> _Layout:

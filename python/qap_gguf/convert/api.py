@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,14 @@ from . import language, mmproj, tokenizer
 from .checkpoint import checkpoint_folder, read_json
 from .families import FamilyFiles, check_family, convert_family, is_llava
 from .hub import fetch, model_name
+from .imatrix import read_imatrix
 from .llava_source import open_llava
 from .original import is_original
 from .plan import Planner
-from .quantize import FLOAT_TYPES, QUANTIZE_TYPES, file_type, quantize_file
+from .quantize import FLOAT_TYPES, QUANTIZE_TYPES, file_type, least_bytes, quantize_file
+from .space import require_space
 from .spec import LlavaSpec, parse
-from .writer import OutputFolder, write_gguf
+from .writer import OutputFolder, TensorPlan, write_gguf
 
 if TYPE_CHECKING:
     from qap_gguf.config import PruneConfig
@@ -34,10 +37,11 @@ _NAME = re.compile(r"[\w][\w.+-]*")
 
 @dataclass(frozen=True)
 class ConvertResult:
-    """The two files that were made."""
+    """The two files that were made; `notes` are lines about choices that were not the caller's."""
 
     mmproj: Path
     model: Path
+    notes: tuple[str, ...] = ()
 
 
 def convert(
@@ -50,6 +54,7 @@ def convert(
     prune: PruneConfig | None = None,
     vision_tower: str | Path | None = None,
     clip_text: str | Path | None = None,
+    imatrix: str | Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> ConvertResult:
@@ -61,13 +66,16 @@ def convert(
         or SigLIP tower, a two-layer GELU projector and a Llama, Mistral or Qwen2 language model. Other families
         (Qwen-VL, Gemma 3, SmolVLM, InternVL, Pixtral, ...) go through llama.cpp's own converter, which needs the extra
         `convert`; no code that such a checkpoint brings is run.
-    out: the folder to write to; made where it is missing. A quantized type needs room for the float model too.
-    quantize: a name of QUANTIZE_TYPES, in any case. mmproj_type: "f16" or "f32".
+    out: the folder to write to; made where it is missing. A quantized type needs room for the float model too; the
+        room is checked before anything is written.
+    quantize: a name of QUANTIZE_TYPES, in any case. mmproj_type: of the mmproj's matrices, "f32", "f16", "bf16" or
+        "q8_0"; rows that are no multiple of 32 stay f16 with q8_0, which a note says.
     name: the model's name, default the folder's. prune: defaults to store in the mmproj file.
     vision_tower: the folder or hub id of the CLIP or SigLIP that a checkpoint in the layout of LLaVA's authors names as
         mm_vision_tower; not needed where the checkpoint carries a public tower's weights.
     clip_text: the folder or hub id of the CLIPModel that the vision tower comes from (config.json of model_type clip,
         *.safetensors, tokenizer); its text tower goes into the mmproj file, for PruneConfig(semantic="clip_text").
+    imatrix: a file of llama-imatrix for this model (GGUF, or the older format), passed on to the quantizer.
     force: replace files that are there. progress: called as progress(done, total, what), in tensors, or in thousandths
         of four stages for other families than LLaVA.
 
@@ -83,7 +91,12 @@ def convert(
     """
     kind, big = file_type(quantize), str(mmproj_type).lower()
     if big not in mmproj.MMPROJ_TYPES:
-        raise ConvertError(f"expected mmproj_type f16 or f32, got {mmproj_type!r}; choose one of these")
+        raise ConvertError(
+            f"expected mmproj_type {', '.join(mmproj.MMPROJ_TYPES)}, got {mmproj_type!r}; choose one of these"
+        )
+    if imatrix is not None and kind in FLOAT_TYPES:
+        raise ConvertError(f"expected a quantized type with an imatrix, got {kind}; choose one, or leave imatrix out")
+    importance = None if imatrix is None else read_imatrix(imatrix)
     label = name if name is not None else re.sub(r"[^\w.+-]+", "-", model_name(src)).strip("-.+")
     if not _NAME.fullmatch(label) or label.lower() == "mmproj":
         raise ConvertError(
@@ -98,9 +111,8 @@ def convert(
             for key, given in (("clip_text", clip_text), ("vision_tower", vision_tower)):
                 if given is not None:
                     raise ConvertError(f"{key}: expected a LLaVA, got another model; leave it out")
-            convert_family(
-                source, config, FamilyFiles(result.mmproj, result.model, big, kind, label), prune, folder, progress
-            )
+            files = FamilyFiles(result.mmproj, result.model, big, kind, label)
+            convert_family(source, config, files, prune, importance, folder, progress)
             return result
         with _understanding("config.json and the image processor's config"):
             llava = open_llava(source, config, None if vision_tower is None else fetch(vision_tower))
@@ -111,20 +123,27 @@ def convert(
         if clip_text is not None:
             extra = text_tower.load(fetch(clip_text), spec.vision, big)
             keys, vision = keys | extra.metadata, vision + extra.tensors
+        vision, odd = mmproj.fit_rows(vision)
+        if odd:
+            rows = f"{odd[0]}" + (f" and {len(odd) - 1} more" if len(odd) > 1 else "")
+            result = replace(result, notes=(f"f16 instead of q8_0, rows are no multiple of 32: {rows}",))
         # The float file that the quantizer reads keeps the checkpoint's own types: nothing is rounded twice.
         text = language.tensors(planner, spec.text, kind if kind in FLOAT_TYPES else None)
         planner.finish()
+        if importance is not None:
+            importance.check({plan.name: plan.shape[-1] for plan in text if len(plan.shape) > 1})
         with _understanding("the tokenizer's files"):
             vocab = tokenizer.load(source, spec.text)
 
         count = _Counter(progress, len(vision) + len(text) * (1 if kind in FLOAT_TYPES else 2))
+        _require_space(folder.folder, kind, vision, text)
         encoder, model = folder.temp(result.mmproj), folder.temp(result.model)
         write_gguf(encoder, "clip", keys, vision, count.step)
         ftype = QUANTIZE_TYPES[kind if kind in FLOAT_TYPES else "F16"]
         write_gguf(model, spec.text.arch, language.metadata(spec.text, vocab, label, ftype), text, count.step)
         if kind not in FLOAT_TYPES:
             plain, model = model, folder.temp(result.model)
-            quantize_file(plain, model, kind, count.quantized)
+            quantize_file(plain, model, kind, count.quantized, importance)
             plain.unlink()
         count.finish()
         folder.commit((model, result.model), (encoder, result.mmproj))
@@ -139,6 +158,12 @@ def check_supported(folder: Path) -> None:
     elif not is_original(config):
         with _understanding("config.json"):
             parse(config)
+
+
+def _require_space(folder: Path, kind: str, vision: list[TensorPlan], text: list[TensorPlan]) -> None:
+    """The float files take what their tensors take; the quantized one, beside its float file, at least that much."""
+    quantized = 0 if kind in FLOAT_TYPES else least_bytes(kind, sum(math.prod(plan.shape) for plan in text))
+    require_space(folder, sum(plan.nbytes for plan in vision + text) + quantized)
 
 
 @contextlib.contextmanager

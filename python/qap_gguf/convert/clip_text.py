@@ -63,7 +63,7 @@ class _Spec:
 
 
 def load(folder: str | Path, vision: VisionSpec, kind: str) -> ClipText:
-    """Keys and tensors (matrices as `kind`, "f16" or "f32") from a CLIPModel checkpoint.
+    """Keys and tensors (matrices as `kind`, a name of MMPROJ_TYPES) from a CLIPModel checkpoint.
 
     folder: config.json of model_type clip, *.safetensors, and tokenizer.json or vocab.json with merges.txt.
     vision: the tower of the LLaVA model that the file is made for.

@@ -1,17 +1,21 @@
 """Families of models that llama.cpp's own converter knows: it makes the files, we check, name, annotate and quantize.
 
-What is ours: NaN and missing shards are found before, a conversion to no tensors (the converter ends well on it) is an
-error, an unknown tokenizer is recognized by its structure, the qap.* keys, and every quantized type.
+What is ours: NaN and missing shards are found before; files that llama.cpp would not load are an error (the converter
+ends well even without any tensor); an unknown tokenizer is recognized by its structure; qap.* keys; every quantized type.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
+
+from qap_gguf import _core
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConvertError, QapError
 from qap_gguf.files import check_vision, read_gguf
@@ -19,7 +23,8 @@ from qap_gguf.files import check_vision, read_gguf
 from . import bpe
 from .annotate import annotate
 from .checkpoint import Checkpoint, read_json
-from .quantize import FLOAT_TYPES, quantize_file
+from .imatrix import Imatrix
+from .quantize import FLOAT_TYPES, least_bytes, quantize_file
 from .space import require_space
 from .upstream import architecture, known_architectures, run_converter, view
 from .writer import OutputFolder
@@ -69,8 +74,8 @@ def check_family(config: dict[str, Any]) -> str:
 
 
 def convert_family(
-    src: Path, config: dict[str, Any], files: FamilyFiles, prune: PruneConfig | None, folder: OutputFolder,
-    progress: Progress | None,
+    src: Path, config: dict[str, Any], files: FamilyFiles, prune: PruneConfig | None, importance: Imatrix | None,
+    folder: OutputFolder, progress: Progress | None,
 ) -> None:  # fmt: skip
     """Makes both files in `folder` and gives them their final names. `config`: the parsed config.json of `src`.
 
@@ -79,10 +84,13 @@ def convert_family(
     name = check_family(config)
     checkpoint = Checkpoint(src, rename=str)
     kinds: Counter[str] = Counter()
+    n_weights = 0
     for ref in checkpoint.tensors.values():
         kinds[ref.dtype] += ref.nbytes
+        n_weights += math.prod(ref.shape)
     plain = files.kind if files.kind in FLOAT_TYPES else _FLOAT_NAMES.get(kinds.most_common(1)[0][0], "bf16")
-    require_space(folder.folder, kinds.total())
+    quantized = 0 if files.kind in FLOAT_TYPES else least_bytes(files.kind, n_weights)
+    require_space(folder.folder, kinds.total() + quantized)
     stages = _Stages(progress, 3 if files.kind in FLOAT_TYPES else 4)
     for i, ref in enumerate(checkpoint.tensors.values(), 1):
         ref.read()  # raises on NaN
@@ -97,16 +105,20 @@ def convert_family(
         }
         runs = {what: common + run for what, run in runs.items()}
         run_converter(runs, _pre_tokenizer(src), lambda i, part: stages.at(part, ("encoder", "language model")[i], i))
-    _count(encoder, name, vision=True)
-    _count(model, name, vision=False)
+    _check_pair(encoder, model, name)
     stages.next(2)
     if files.kind not in FLOAT_TYPES:
         whole, model = model, folder.temp(files.model)
-        quantize_file(whole, model, files.kind, lambda done, total: stages.at(done / max(total, 1), "quantize"))
+        if importance is not None:
+            importance.check({t.name: int(t.shape[0]) for t in gguf.GGUFReader(whole).tensors if len(t.shape) > 1})
+        quantize_file(whole, model, files.kind, stages.quantized, importance)
         whole.unlink()
     if prune is not None:
         bare, encoder = encoder, folder.temp(files.mmproj)
-        annotate(bare, encoder, prune)
+        try:
+            annotate(bare, encoder, prune)
+        except QapError as err:  # of the hidden file, which nobody knows
+            raise type(err)(str(err).replace(str(bare), str(files.mmproj))) from err
     stages.finish()
     folder.commit((model, files.model), (encoder, files.mmproj))
 
@@ -121,16 +133,16 @@ def _pre_tokenizer(src: Path) -> str:
         return ""  # the converter has its own ways, and its own words where it fails
 
 
-def _count(path: Path, name: str, *, vision: bool) -> None:
-    """Raises ConvertError unless the converter wrote a whole file with tensors, and of the right sort."""
-    what = "vision encoder" if vision else "language model"
+def _check_pair(mmproj: Path, model: Path, name: str) -> None:
+    """Raises ConvertError unless the converter wrote two whole files that llama.cpp loads together."""
     try:
-        info = read_gguf(path)
-        if vision:
-            check_vision(info)
-    except QapError as err:
+        check_vision(read_gguf(mmproj))
+        read_gguf(model)
+        _core.inspect_mmproj(str(mmproj), str(model))
+    except (QapError, RuntimeError) as err:
+        reason = " ".join(str(err).replace(str(mmproj), "the mmproj").replace(str(model), "the language model").split())
         raise ConvertError(
-            f"expected a {what} out of llama.cpp's converter for {name}, got none ({err}); "
+            f"expected two files that llama.cpp loads out of its converter for {name}, got a refusal ({reason}); "
             "config.json belongs to other weights, or this model is not supported"
         ) from err
 
@@ -143,6 +155,9 @@ class _Stages:
 
     def next(self, count: int = 1) -> None:
         self.stage += count
+
+    def quantized(self, done: int, total: int) -> None:
+        self.at(done / max(total, 1), "quantize")
 
     def finish(self) -> None:
         self.stage = self.total // _STEPS - 1

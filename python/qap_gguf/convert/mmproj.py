@@ -8,6 +8,7 @@ post-layernorm would be applied to the features if the file held one; LLaVA take
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from qap_gguf.errors import ConvertError
 
 from .plan import Planner
 from .spec import LlavaSpec
-from .writer import Metadata, TensorPlan, f32, f32_list, i32_list, value
+from .writer import Q8_0_BLOCK, Metadata, TensorPlan, f32, f32_list, i32_list, value
 
-__all__ = ["MMPROJ_TYPES", "metadata", "tensors"]
+__all__ = ["MMPROJ_TYPES", "fit_rows", "metadata", "tensors"]
 
-MMPROJ_TYPES = {"f32": 0, "f16": 1}  # name -> general.file_type
+MMPROJ_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7}  # name -> general.file_type
 _TOWER, _PROJECTOR = "vision_tower.vision_model.", "multi_modal_projector."
 # What transformers' image processors use where the file names no mean and deviation.
 _NORMALIZE = {
@@ -95,15 +96,16 @@ def _mean_std(processor: dict[str, Any], kind: str) -> tuple[list[float], list[f
 
 
 def tensors(planner: Planner, spec: LlavaSpec, kind: str) -> list[TensorPlan]:
-    """The tensors in the file's order; matrices as `kind`, vectors, class and position embeddings as F32."""
+    """The tensors in the file's order; matrices as `kind`; vectors, class and position embeddings as F32."""
     v, n_text, big = spec.vision, spec.text.n_embd, kind.upper()
+    kernel = big if big == "F16" else "F32"  # of a convolution, for which ggml has these two types
     take, plans = planner.take, []
     n_positions = v.n_tokens + v.has_class_token
     embed = f"{_TOWER}embeddings."
     if v.has_class_token:
         plans.append(take(f"{embed}class_embedding", "v.class_embd", (v.n_embd,)))
     plans.append(
-        take(f"{embed}patch_embedding.weight", "v.patch_embd.weight", (v.n_embd, 3, v.patch_size, v.patch_size), big)
+        take(f"{embed}patch_embedding.weight", "v.patch_embd.weight", (v.n_embd, 3, v.patch_size, v.patch_size), kernel)
     )
     if v.kind == "siglip":
         plans.append(take(f"{embed}patch_embedding.bias", "v.patch_embd.bias", (v.n_embd,)))
@@ -129,3 +131,9 @@ def tensors(planner: Planner, spec: LlavaSpec, kind: str) -> list[TensorPlan]:
     for i in range(v.n_layer_used, v.n_layer):  # behind the layer that vision_feature_layer names
         planner.drop(rf"{_TOWER}encoder\.layers\.{i}\..*")
     return plans
+
+
+def fit_rows(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
+    """Matrices whose rows are not made of whole Q8_0 blocks stay F16: the plans with that mended, and their names."""
+    odd = {p.name for p in plans if p.dtype == "Q8_0" and p.shape[-1] % Q8_0_BLOCK}
+    return [replace(p, dtype="F16") if p.name in odd else p for p in plans], sorted(odd)

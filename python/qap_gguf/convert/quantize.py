@@ -11,7 +11,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
+
+from qap_gguf import _core
 from qap_gguf.errors import ConvertError
+
+from .imatrix import Imatrix
 
 __all__ = ["FLOAT_TYPES", "QUANTIZE_TYPES", "file_type", "quantize_file"]
 
@@ -48,7 +53,31 @@ def file_type(name: str) -> str:
     return upper
 
 
-def quantize_file(source: Path, target: Path, name: str, on_tensor: Callable[[int, int], None] | None = None) -> None:
+def least_bytes(name: str, n_weights: int) -> int:
+    """A lower bound for the size of a model of `n_weights` in a type of QUANTIZE_TYPES, for a look at the disk.
+
+    The name says which ggml type most matrices get (_S, _M and _L only say how many get a larger one).
+
+    Example:
+        >>> least_bytes("Q4_K_M", 256), least_bytes("Q8_0", 256)
+        (144, 272)
+    """
+    known = {kind.name: kind for kind in gguf.GGMLQuantizationType}
+    short = name.rsplit("_", 1)[0]
+    kind = known.get(name) or known.get(short) or known.get(f"{short}_S")
+    if kind is None:  # newer than gguf-py
+        return n_weights // 8
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    return n_weights // block * size
+
+
+def quantize_file(
+    source: Path,
+    target: Path,
+    name: str,
+    on_tensor: Callable[[int, int], None] | None = None,
+    imatrix: Imatrix | None = None,
+) -> None:
     """Quantizes the GGUF file `source` to `target`. `on_tensor(done, total)` follows the quantizer's log.
 
     Raises ConvertError with the quantizer's own words where it refuses (no importance matrix, no space, ...). Ctrl-C is
@@ -60,6 +89,9 @@ def quantize_file(source: Path, target: Path, name: str, on_tensor: Callable[[in
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = QUANTIZE_TYPES[name]
     params.max_buf_size = _MAX_BUFFER
+    if imatrix is not None:
+        importance, keys = imatrix.native(), imatrix.keys()  # must live until the quantizer returns
+        params.imatrix, params.kv_overrides = importance, keys
     errors: list[str] = []
     raised: list[BaseException] = []
 
@@ -79,10 +111,16 @@ def quantize_file(source: Path, target: Path, name: str, on_tensor: Callable[[in
         status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     finally:
         llama_cpp.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))
+        _core.quiet_install()
     if raised:
         raise raised[0]
     if status:
         reason = " ".join(word for text in errors for word in text.split() if word.strip("=")) or "no reason given"
+        if "iostream" in reason:  # what the C++ library says where a write failed
+            raise ConvertError(
+                f"expected to write {name} to {target.parent}, got a refusal (llama.cpp's quantizer cannot write); "
+                "free some space or choose another OUT"
+            )
         raise ConvertError(
             f"expected llama.cpp to quantize to {name}, got a refusal ({reason}); "
             "choose another type, Q4_K_M for example"

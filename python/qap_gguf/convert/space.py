@@ -53,7 +53,8 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        reason = err.strerror or err
+        # NumPy says of a full disk only how many values it wrote, without the system's words.
+        reason = err.strerror or f"not all bytes could be written: {err}"
         raise ConvertError(
             f"expected to write to {folder}, got a refusal ({reason}); free some space or choose another OUT"
         ) from err

@@ -26,6 +26,7 @@ from .checkpoint import TensorRef
 from .space import writing
 
 __all__ = [
+    "Q8_0_BLOCK",
     "Metadata",
     "OutputFolder",
     "TensorPlan",
@@ -47,7 +48,9 @@ _TYPES: dict[str, tuple[gguf.GGMLQuantizationType, np.dtype[Any]]] = {
     "F32": (gguf.GGMLQuantizationType.F32, np.dtype("<f4")),
     "F16": (gguf.GGMLQuantizationType.F16, np.dtype("<f2")),
     "BF16": (gguf.GGMLQuantizationType.BF16, np.dtype("<u2")),
+    "Q8_0": (gguf.GGMLQuantizationType.Q8_0, np.dtype("u1")),
 }
+Q8_0_BLOCK, _Q8_0_BYTES = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_0]  # weights and bytes of a block
 
 
 def value(v: str | bool | int | float) -> tuple[Any, Type, Type | None]:
@@ -83,7 +86,7 @@ def str_list(v: list[str]) -> tuple[Any, Type, Type | None]:
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """One tensor to write: from `source` (a checkpoint's tensor or an array), as `dtype` F32, F16 or BF16.
+    """One tensor to write: from `source` (a checkpoint's tensor or an array), as `dtype` F32, F16, BF16 or Q8_0.
 
     `shape` is in PyTorch's order (GGUF's `ne` reversed). `transform` reorders the raw values before they are converted.
     """
@@ -95,8 +98,15 @@ class TensorPlan:
     transform: Callable[[Array], Array] | None = None
 
     @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of the array that goes into the file: rows of bytes for a quantized type."""
+        if self.dtype != "Q8_0":
+            return self.shape
+        return (*self.shape[:-1], self.shape[-1] // Q8_0_BLOCK * _Q8_0_BYTES)
+
+    @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * _TYPES[self.dtype][1].itemsize
+        return math.prod(self.stored_shape) * _TYPES[self.dtype][1].itemsize
 
     def values(self) -> Array:
         """The values as they go into the file. Raises ConvertError where a value does not fit F16."""
@@ -106,7 +116,19 @@ class TensorPlan:
             raw, kind, name = self.source, "F32", self.name
         if self.transform is not None:
             raw = self.transform(raw)
+        if self.dtype == "Q8_0":
+            return _quantize(raw.reshape(-1, self.shape[-1]), kind, name).reshape(self.stored_shape)
         return np.ascontiguousarray(cast(raw, kind, self.dtype, name)).reshape(self.shape)
+
+
+def _quantize(rows: Array, kind: str, name: str, step: int = 1 << 20) -> Array:
+    """Rows of raw values of the safetensors type `kind` as rows of Q8_0 blocks; some rows at a time."""
+    n_rows, width = rows.shape
+    out: Array = np.empty((n_rows, width // Q8_0_BLOCK * _Q8_0_BYTES), np.uint8)
+    for start in range(0, n_rows, n := max(step // width, 1)):
+        floats = cast(rows[start : start + n], kind, "F32", name)
+        out[start : start + n] = gguf.quants.quantize(floats, gguf.GGMLQuantizationType.Q8_0)
+    return out
 
 
 def cast(raw: Array, source: str, target: str, name: str, step: int = 1 << 22) -> Array:
@@ -155,7 +177,7 @@ def write_gguf(
             writer.add_key_value(key, item, kind, sub)
         for plan in tensors:
             ggml_type, dtype = _TYPES[plan.dtype]
-            writer.add_tensor_info(plan.name, plan.shape, dtype, plan.nbytes, ggml_type)
+            writer.add_tensor_info(plan.name, plan.stored_shape, dtype, plan.nbytes, ggml_type)
         with writing(path.parent):
             writer.write_header_to_file()
             writer.write_kv_data_to_file()

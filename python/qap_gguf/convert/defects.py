@@ -1,0 +1,124 @@
+"""Image encoders that stock llama.cpp (0c1e570) runs otherwise than the models were trained, seen from a file's header.
+
+Facts: measured against transformers 5.23 on random weights and the same pixels; llama.cpp's issues where they have a
+number, the patches in native/upstream, tests/parity. A patch named here is in our libmtmd: then we mend the defect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qap_gguf.files import GgufInfo
+
+__all__ = ["Defect", "find_defects"]
+
+_CLASS = "v.class_embd"
+_LLAVA_GRAPH = ("mlp", "ldp", "ldpv2")  # projectors behind tools/mtmd/models/llava.cpp with a CLIP or SigLIP tower
+_LETTERBOXED = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger", "gemma3", "pixtral")
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One way in which stock llama.cpp departs from the trained model.
+
+    Attributes:
+        text: what happens, one line.
+        issue: number of llama.cpp's issue, where there is one.
+        patch: name of the patch in native/upstream by which we mend it, None where we do not.
+    """
+
+    text: str
+    issue: int | None = None
+    patch: str | None = None
+
+    @property
+    def mended(self) -> bool:
+        """This package's libmtmd runs the encoder as trained (unless QAP_STOCK_ENCODER=1)."""
+        return self.patch is not None
+
+
+def find_defects(info: GgufInfo, projector: str) -> tuple[Defect, ...]:
+    """The defects that hit an mmproj file.
+
+    Example:
+        >>> import qap_gguf as qap
+        >>> from qap_gguf.files import read_gguf
+        >>> [(d.issue, d.mended) for d in find_defects(read_gguf(qap.packaged_model().mmproj), "mlp")]
+        [(25814, True)]
+    """
+    return tuple(defect for hits, defect in _TABLE if hits(info, projector))
+
+
+def _llava(info: GgufInfo, projector: str) -> bool:
+    return projector in _LLAVA_GRAPH
+
+
+def _of(*projectors: str) -> Callable[[GgufInfo, str], bool]:
+    return lambda _, projector: projector in projectors
+
+
+def _with_class(hits: Callable[[GgufInfo, str], bool]) -> Callable[[GgufInfo, str], bool]:
+    return lambda info, projector: hits(info, projector) and _CLASS in info.tensors
+
+
+def _tiled_llava(info: GgufInfo, projector: str) -> bool:
+    """LLaVA-NeXT: grid points, or the row of weights that ends each line of patches."""
+    newline = any(name in info.tensors for name in ("v.image_newline", "model.image_newline"))
+    return _llava(info, projector) and (newline or "clip.vision.image_grid_pinpoints" in info.metadata)
+
+
+def _layers_by_count(info: GgufInfo, projector: str) -> bool:
+    """Nothing says which layer's output is used: the graph stops one before the last that is stored."""
+    return _llava(info, projector) and "clip.vision.feature_layer" not in info.metadata
+
+
+_TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
+    (
+        _with_class(_llava),
+        Defect(
+            "the class token is put behind the patches: each patch gets its neighbour's position, the first is dropped",
+            25814,
+            "002-llava-encoder.patch",
+        ),
+    ),
+    (
+        _with_class(_layers_by_count),
+        Defect(
+            "no clip.vision.feature_layer: the last layer that is stored does not run, though it was trained to",
+            25817,
+            "002-llava-encoder.patch",
+        ),
+    ),
+    (
+        lambda info, projector: _layers_by_count(info, projector) and _CLASS not in info.tensors,
+        Defect(
+            "no clip.vision.feature_layer: the last layer that is stored does not run; whether it was trained to "
+            "cannot be seen in the file, so convert the checkpoint anew"
+        ),
+    ),
+    (
+        _tiled_llava,
+        Defect("LLaVA-NeXT's tiles stand in front of the overview, one after another, without image_newline rows"),
+    ),
+    (
+        _with_class(_of("internvl")),
+        Defect("the class token is put behind the patches: every patch gets its predecessor's position"),
+    ),
+    (
+        _with_class(_of("cogvlm")),
+        Defect("the class token is put behind the patches, as in InternVL (seen in the source, not measured)"),
+    ),
+    (
+        _of("llama4"),
+        Defect("the grid of patches is transposed, and the converter writes ln2 under another name"),
+    ),
+    (
+        _of("pixtral"),
+        Defect("rows of [IMG_BREAK] are made from memory that was never set: some images give NaN"),
+    ),
+    (
+        _of(*_LETTERBOXED),
+        Defect("images are padded with black to the model's shape, where training stretched them"),
+    ),
+)
