@@ -1,7 +1,7 @@
 """Families of models that llama.cpp's own converter knows: it makes the files, we check, name, annotate and quantize.
 
 What is ours: NaN and missing shards are found before; files that llama.cpp would not load are an error (the converter
-ends well even without any tensor); an unknown tokenizer is recognized by its structure; qap.* keys; every quantized type.
+ends well even without any tensor); unknown tokenizers are recognized by their structure; qap.* keys; quantized types.
 """
 
 from __future__ import annotations
