@@ -18,6 +18,7 @@ import pytest
 import qap_gguf as qap
 from conftest import train_bpe, write_bpe
 from convert.test_errors import edit_tensors, poison
+from convert.test_imatrix import write_gguf as write_imatrix
 from convert.test_language import IDS, fields, logits, nmse
 from qap_gguf import _core
 from qap_gguf.convert import ConvertResult, convert, families, upstream
@@ -71,7 +72,7 @@ def pixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parity
-def test_the_language_model_equals_transformers(qwen: Path, tmp_path: Path) -> None:
+def test_the_language_model_equals_transformers(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int, str]] = []
     result = convert(qwen, tmp_path, quantize="F32", mmproj_type="f32", name="q", progress=lambda *s: seen.append(s))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mmproj-f32.gguf", "q-F32.gguf"]
@@ -86,6 +87,7 @@ def test_the_language_model_equals_transformers(qwen: Path, tmp_path: Path) -> N
     assert error <= 1e-5
     # The tokenizer was trained here: its hash is unknown to the converter, its structure is not to us.
     assert fields(result.model)["tokenizer.ggml.pre"] == "gpt-2"
+    check_imatrix(qwen, result, tmp_path, monkeypatch)
 
 
 def test_what_is_ours_is_added_and_code_never_runs(
@@ -115,14 +117,31 @@ def test_what_is_ours_is_added_and_code_never_runs(
     check_prune_keys(folder, result, tmp_path / "again", monkeypatch)
 
 
-def check_prune_keys(folder: Path, made: ConvertResult, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The defaults are stored where images of this family can be pruned, else refused under the file's final name."""
+def reuse(made: ConvertResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the converter's next runs give these files."""
 
     def copy(runs: dict[str, list[str]], *_: object) -> None:
         for run, file in zip(runs.values(), (made.mmproj, made.model), strict=True):
             shutil.copy(file, run[run.index("--outfile") + 1])
 
     monkeypatch.setattr(families, "run_converter", copy)
+
+
+def check_imatrix(folder: Path, made: ConvertResult, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reuse(made, monkeypatch)
+    for width, words in ((64, None), (65, "65")):
+        path = write_imatrix(place / f"{width}.gguf", {"blk.0.ffn_up.weight": np.linspace(0, 1, width)}, [5.0])
+        if words is None:
+            model = convert(folder, place / "im", quantize="Q4_1", name="x", imatrix=path).model
+            assert fields(model)["quantize.imatrix.entries_count"] == 1
+        else:
+            with pytest.raises(ConvertError, match=words):
+                convert(folder, place / "none", quantize="Q4_1", name="x", imatrix=path)
+
+
+def check_prune_keys(folder: Path, made: ConvertResult, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The defaults are stored where images of this family can be pruned, else refused under the file's final name."""
+    reuse(made, monkeypatch)
     prune = qap.PruneConfig(keep_ratio=0.25, alpha=0.75)
     if _core.inspect_mmproj(str(made.mmproj), None)["why_not"] is None:
         result = convert(folder, out, quantize="F16", name="pix", prune=prune)
@@ -180,6 +199,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no encoder": (no_encoder, "expected two files that llama.cpp loads .* got a refusal .*unable to find tensor"),
     "nan": (poison("layers.1.mlp.up_proj.weight", float("nan")), "NaN or infinity in .*up_proj"),
+    "no tensors": (edit_tensors(lambda tensors: tensors.clear()), "expected tensors in"),
     "no shard": (no_shard, "expected the shard"),
     "config of other sizes": (
         change_json("config.json", text_config=TEXT | {"model_type": "mistral", "num_hidden_layers": 1}),

@@ -83,6 +83,8 @@ def convert_family(
     """
     name = check_family(config)
     checkpoint = Checkpoint(src, rename=str)
+    if not checkpoint.tensors:
+        raise ConvertError(f"expected tensors in {src}, found none; fetch the checkpoint again")
     kinds: Counter[str] = Counter()
     n_weights = 0
     for ref in checkpoint.tensors.values():
@@ -90,7 +92,7 @@ def convert_family(
         n_weights += math.prod(ref.shape)
     plain = files.kind if files.kind in FLOAT_TYPES else _FLOAT_NAMES.get(kinds.most_common(1)[0][0], "bf16")
     quantized = 0 if files.kind in FLOAT_TYPES else least_bytes(files.kind, n_weights)
-    require_space(folder.folder, kinds.total() + quantized)
+    require_space(folder.folder, n_weights * (4 if plain.upper() == "F32" else 2) + quantized)
     stages = _Stages(progress, 3 if files.kind in FLOAT_TYPES else 4)
     for i, ref in enumerate(checkpoint.tensors.values(), 1):
         ref.read()  # raises on NaN
@@ -110,7 +112,7 @@ def convert_family(
     if files.kind not in FLOAT_TYPES:
         whole, model = model, folder.temp(files.model)
         if importance is not None:
-            importance.check({t.name: int(t.shape[0]) for t in gguf.GGUFReader(whole).tensors if len(t.shape) > 1})
+            importance.check(_widths(whole))
         quantize_file(whole, model, files.kind, stages.quantized, importance)
         whole.unlink()
     if prune is not None:
@@ -121,6 +123,12 @@ def convert_family(
             raise type(err)(str(err).replace(str(bare), str(files.mmproj))) from err
     stages.finish()
     folder.commit((model, files.model), (encoder, files.mmproj))
+
+
+def _widths(model: Path) -> dict[str, int]:
+    """Values that an importance matrix has for each matrix: one for each column (of each expert)."""
+    tensors = gguf.GGUFReader(model).tensors
+    return {t.name: int(t.shape[0]) * math.prod(int(n) for n in t.shape[2:]) for t in tensors if len(t.shape) > 1}
 
 
 def _pre_tokenizer(src: Path) -> str:
