@@ -6,7 +6,7 @@ without one gets the form of LLaVA-1.5 (Vicuna): "USER: ... ASSISTANT:".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -75,6 +75,25 @@ def _formatter(template: str, eos: str, bos: str) -> Any:
     return Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
 
 
+def _filled(template: Callable[[list[Any]], str], messages: Sequence[Mapping[str, str]]) -> str:
+    """The template with the messages in it: as text, or as content parts where the text would be left out.
+
+    The templates of llava-hf's checkpoints read lists of parts only, and pass over a text without a word.
+    """
+    as_text: list[Any] = [dict(m) for m in messages]
+    as_parts: list[Any] = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+    last = as_text[-1]["content"].strip()
+    try:
+        prompt = template(as_text)
+    except Exception:
+        if last in (prompt := template(as_parts)):
+            return prompt
+        raise
+    if last not in prompt and last in (other := template(as_parts)):
+        return other
+    return prompt
+
+
 def render(language: LanguageModel, messages: Sequence[Mapping[str, str]]) -> tuple[str, bool]:
     """The prompt, and whether the tokenizer shall add its special tokens (False when the template writes BOS itself).
 
@@ -87,8 +106,8 @@ def render(language: LanguageModel, messages: Sequence[Mapping[str, str]]) -> tu
     bos = language.special_text(language.llama.token_bos())
     eos = language.special_text(language.llama.token_eos())
     try:
-        plain: list[Any] = [dict(m) for m in messages]
-        prompt = str(_formatter(template, eos, bos)(messages=plain).prompt)
+        formatter = _formatter(template, eos, bos)
+        prompt = _filled(lambda filled: str(formatter(messages=filled).prompt), messages)
     except Exception as err:  # templates come with the file: whatever they raise is about the file
         raise ModelFileError(
             f"the chat template of this model refuses these messages ({' '.join(str(err).split())[:200]}); "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,8 +18,11 @@ import pytest
 import qap_gguf as qap
 from conftest import train_bpe, write_bpe
 from convert.test_errors import edit_tensors, poison
+from convert.test_imatrix import write_gguf as write_imatrix
 from convert.test_language import IDS, fields, logits, nmse
-from qap_gguf.convert import convert, upstream
+from qap_gguf import _core
+from qap_gguf.convert import ConvertResult, convert, families, upstream
+from qap_gguf.convert.writer import write_gguf
 from qap_gguf.errors import ConvertError
 
 torch = pytest.importorskip("torch")
@@ -68,7 +72,7 @@ def pixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parity
-def test_the_language_model_equals_transformers(qwen: Path, tmp_path: Path) -> None:
+def test_the_language_model_equals_transformers(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int, str]] = []
     result = convert(qwen, tmp_path, quantize="F32", mmproj_type="f32", name="q", progress=lambda *s: seen.append(s))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mmproj-f32.gguf", "q-F32.gguf"]
@@ -83,9 +87,12 @@ def test_the_language_model_equals_transformers(qwen: Path, tmp_path: Path) -> N
     assert error <= 1e-5
     # The tokenizer was trained here: its hash is unknown to the converter, its structure is not to us.
     assert fields(result.model)["tokenizer.ggml.pre"] == "gpt-2"
+    check_imatrix(qwen, result, tmp_path, monkeypatch)
 
 
-def test_what_is_ours_is_added_and_code_never_runs(pixtral: Path, tmp_path: Path) -> None:
+def test_what_is_ours_is_added_and_code_never_runs(
+    pixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A name, the pruning defaults, and a type that the converter itself does not write.
 
     Upstream calls AutoTokenizer with trust_remote_code, so the checkpoint's code must not even be within its reach.
@@ -100,17 +107,62 @@ def test_what_is_ours_is_added_and_code_never_runs(pixtral: Path, tmp_path: Path
     transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     assert mark.exists()
     mark.unlink()
-    prune, out = qap.PruneConfig(keep_ratio=0.25, alpha=0.75), tmp_path / "out"
-    result = convert(folder, out, quantize="Q4_0", mmproj_type="f16", name="pix", prune=prune)
+    result = convert(folder, tmp_path / "out", quantize="Q4_0", mmproj_type="f16", name="pix")
     assert not mark.exists()
     assert (result.mmproj.name, result.model.name) == ("mmproj-f16.gguf", "pix-Q4_0.gguf")
-    keys = fields(result.mmproj)
-    assert keys["clip.projector_type"] == "pixtral"
-    assert qap.PruneConfig.from_metadata(keys) == prune
     text = gguf.GGUFReader(result.model)
-    assert fields(result.model)["general.name"] == keys["general.name"] == "pix"
+    assert fields(result.model)["general.name"] == fields(result.mmproj)["general.name"] == "pix"
     assert {t.tensor_type.name for t in text.tensors if t.name.endswith("attn_q.weight")} == {"Q4_0"}
     assert fields(result.model)["general.file_type"] == 2
+    check_prune_keys(folder, result, tmp_path / "again", monkeypatch)
+
+
+def reuse(made: ConvertResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the converter's next runs give these files."""
+
+    def copy(runs: dict[str, list[str]], *_: object) -> None:
+        for run, file in zip(runs.values(), (made.mmproj, made.model), strict=True):
+            shutil.copy(file, run[run.index("--outfile") + 1])
+
+    monkeypatch.setattr(families, "run_converter", copy)
+
+
+def check_imatrix(folder: Path, made: ConvertResult, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reuse(made, monkeypatch)
+    for width, words in ((64, None), (65, "65")):
+        path = write_imatrix(place / f"{width}.gguf", {"blk.0.ffn_up.weight": np.linspace(0, 1, width)}, [5.0])
+        if words is None:
+            model = convert(folder, place / "im", quantize="Q4_1", name="x", imatrix=path).model
+            assert fields(model)["quantize.imatrix.entries_count"] == 1
+        else:
+            with pytest.raises(ConvertError, match=words):
+                convert(folder, place / "none", quantize="Q4_1", name="x", imatrix=path)
+
+
+def check_prune_keys(folder: Path, made: ConvertResult, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The defaults are stored where images of this family can be pruned, else refused under the file's final name."""
+    reuse(made, monkeypatch)
+    prune = qap.PruneConfig(keep_ratio=0.25, alpha=0.75)
+    if _core.inspect_mmproj(str(made.mmproj), None)["why_not"] is None:
+        result = convert(folder, out, quantize="F16", name="pix", prune=prune)
+        assert qap.PruneConfig.from_metadata(fields(result.mmproj)) == prune
+    else:
+        with pytest.raises(qap.UnsupportedError, match=re.escape(f"got {out}/mmproj-f16.gguf: ")):
+            convert(folder, out, quantize="F16", name="pix", prune=prune)
+        assert not out.exists()
+
+
+def test_files_without_tensors_are_refused(pixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The converter ends well on a checkpoint whose tensors it passes over."""
+
+    def write(runs: dict[str, list[str]], *_: object) -> None:
+        for run in runs.values():
+            write_gguf(Path(run[run.index("--outfile") + 1]), "clip", {}, [], print)
+
+    monkeypatch.setattr(families, "run_converter", write)
+    with pytest.raises(ConvertError, match=r"got a refusal \(expected tensors, found none in the mmproj"):
+        convert(pixtral, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def change_json(name: str, **values: Any) -> Callable[[Path], None]:
@@ -122,7 +174,7 @@ def change_json(name: str, **values: Any) -> Callable[[Path], None]:
 
 
 def no_encoder(folder: Path) -> None:
-    """Only the language model's tensors: the converter then writes an mmproj without tensors, and ends well."""
+    """Only the language model's tensors: the converter then writes an mmproj with next to nothing, and ends well."""
 
     def change(tensors: dict[str, Any]) -> None:
         for name in [n for n in tensors if "vision_tower" in n or "projector" in n]:
@@ -145,8 +197,9 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
         change_json("config.json", architectures=None, model_type="foo", vision_config=None),
         "got 'foo'; this model cannot",
     ),
-    "no encoder": (no_encoder, "expected a vision encoder out of llama.cpp's converter"),
+    "no encoder": (no_encoder, "expected two files that llama.cpp loads .* got a refusal .*unable to find tensor"),
     "nan": (poison("layers.1.mlp.up_proj.weight", float("nan")), "NaN or infinity in .*up_proj"),
+    "no tensors": (edit_tensors(lambda tensors: tensors.clear()), "expected tensors in"),
     "no shard": (no_shard, "expected the shard"),
     "config of other sizes": (
         change_json("config.json", text_config=TEXT | {"model_type": "mistral", "num_hidden_layers": 1}),
@@ -211,3 +264,20 @@ def test_the_converter_is_installed_with_its_licence() -> None:
     assert {"Gemma3ForConditionalGeneration", "InternVisionModel", "Idefics3ForConditionalGeneration"} <= known
     assert "conversion" not in sys.modules
     assert np.all([name.isidentifier() for name in known])
+
+
+@pytest.mark.parametrize(
+    ("log", "status", "words"),
+    [
+        (b"INFO:x:y\n  File a, line 1\nOSError: [Errno 28] No space left on device\n", 1, "free some space"),
+        (b"Writing: 3%\rWriting: 4%\r", -9, "signal 9.*free some memory"),
+        (b"ERROR:hf-to-gguf:Model Foo is not supported\n", 1, "Model Foo is not supported.*supported at all"),
+        (b"ValueError: first\n\nDuring handling\nKeyError: 'a.b'\n", 1, "KeyError: 'a.b'"),
+        (b"", 3, "exit 3"),
+        (b"\xff\xfe odd last words\n", 1, "odd last words"),
+    ],
+)
+def test_the_converters_last_words_are_passed_on(log: bytes, status: int, words: str) -> None:
+    message = str(upstream._failure("x", upstream._reason(log, status)))
+    assert re.search(words, message)
+    assert "\n" not in message

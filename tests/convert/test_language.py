@@ -68,7 +68,9 @@ def reference_logits(folder: Path, ids: list[int]) -> Array:
 def check_logits(folder: Path, out: Path, ids: list[int], limit: float = 1e-5) -> None:
     result = convert(folder, out, quantize="F32", mmproj_type="f32")
     want = reference_logits(folder, ids)
-    assert nmse(logits(result.model, ids), want) <= limit
+    error = nmse(logits(result.model, ids), want)
+    print(f"logits NMSE {error:.1e}")
+    assert error <= limit
     assert nmse(np.roll(want, 1, axis=1), want) > 0.1  # the limit means something
 
 

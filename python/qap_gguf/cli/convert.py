@@ -37,13 +37,17 @@ def progress_bar() -> Iterator[Report | None]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading", total=None)
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = progress.add_task("reading", total=None)
 
-        def report(done: int, total: int, what: str) -> None:
-            progress.update(task, description=what, completed=done, total=total)
+    def report(done: int, total: int, what: str) -> None:
+        progress.start()  # not before: a download from the hub draws bars of its own
+        progress.update(task, description=what, completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        progress.stop()
 
 
 @contextlib.contextmanager
@@ -123,9 +127,10 @@ def convert(
 ) -> None:
     """Convert the checkpoint in DIR to an mmproj and a language model in the folder OUT.
 
-    DIR is a Hugging Face checkpoint: config.json, weights and the tokenizer. Models that are no LLaVA (Qwen-VL, Gemma
-    3, SmolVLM, InternVL, Pixtral, ...) go through llama.cpp's own converter: pip install 'qap_gguf[convert]'. Prune
-    options, if any is given, are stored in the mmproj as the defaults of whoever loads it; without one nothing is.
+    DIR is a Hugging Face checkpoint: config.json, weights and the tokenizer; or its id on the hub, owner/name or
+    owner/name@revision (pip install 'qap_gguf[hub]'). Models that are no LLaVA (Qwen-VL, Gemma 3, SmolVLM, InternVL,
+    Pixtral, ...) go through llama.cpp's own converter: pip install 'qap_gguf[convert]'. Prune options, if any is given,
+    are stored in the mmproj as the defaults of whoever loads it; without one nothing is stored.
 
     With --annotate the arguments are an mmproj file and the file OUT to write: a copy, byte for byte, but with the
     defaults that the file has, changed by the prune options given, or with none for --dense.
@@ -137,6 +142,7 @@ def convert(
     \b
     Examples:
       qap-gguf convert llava-1.5-7b-hf/ out/ --quantize Q4_K_M --n-keep 64
+      qap-gguf convert llava-hf/llava-v1.6-mistral-7b-hf out/
       qap-gguf convert --annotate mmproj.gguf mmproj-pruning.gguf --keep-ratio 0.25
       qap-gguf convert --check mmproj.gguf model-Q4_K_M.gguf
     """
@@ -144,7 +150,15 @@ def convert(
     if check:
         refuse_options(
             "--check",
-            *("annotate", "quantize", "mmproj_type", "name", "vision_tower", "clip_text", "imatrix", "force", *prune),
+            "annotate",
+            "quantize",
+            "mmproj_type",
+            "name",
+            "vision_tower",
+            "clip_text",
+            "imatrix",
+            "force",
+            *prune,
         )
         check_given(paths, as_json=as_json)
         return

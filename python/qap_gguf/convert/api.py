@@ -15,9 +15,11 @@ from qap_gguf.errors import ConvertError
 from . import clip_text as text_tower
 from . import language, mmproj, tokenizer
 from .checkpoint import checkpoint_folder, read_json
-from .families import FamilyFiles, convert_family, is_llava
+from .families import FamilyFiles, check_family, convert_family, is_llava
+from .hub import fetch, model_name
 from .imatrix import read_imatrix
 from .llava_source import open_llava
+from .original import is_original
 from .plan import Planner
 from .quantize import FLOAT_TYPES, QUANTIZE_TYPES, file_type, least_bytes, quantize_file
 from .space import require_space
@@ -27,7 +29,7 @@ from .writer import OutputFolder, TensorPlan, write_gguf
 if TYPE_CHECKING:
     from qap_gguf.config import PruneConfig
 
-__all__ = ["ConvertResult", "convert"]
+__all__ = ["ConvertResult", "check_supported", "convert"]
 
 Progress = Callable[[int, int, str], None]
 _NAME = re.compile(r"[\w][\w.+-]*")
@@ -58,19 +60,20 @@ def convert(
 ) -> ConvertResult:
     """Converts a vision-language checkpoint to `OUT/mmproj-<type>.gguf` and `OUT/<name>-<QUANT>.gguf`.
 
-    src: the folder with config.json, model*.safetensors or pytorch_model*.bin (F64, F32, F16 or BF16; the latter need
-        torch), the tokenizer and the image processor's config. A LLaVA (1.5 or NeXT, as transformers or as its authors
-        save it) has a CLIP or SigLIP tower, a two-layer GELU projector and a Llama, Mistral or Qwen2 language model.
-        Other families (Qwen-VL, Gemma 3, SmolVLM, InternVL, Pixtral, ...) go through llama.cpp's own converter, which
-        needs the extra `convert`; no code that such a checkpoint brings is run.
+    src: a folder with config.json, model*.safetensors or pytorch_model*.bin (F64, F32, F16 or BF16; the latter need
+        torch), the tokenizer and the image processor's config; or a model's id on the Hugging Face hub, owner/name or
+        owner/name@revision (extra `hub`). A LLaVA (1.5 or NeXT, as transformers or as its authors save it) has a CLIP
+        or SigLIP tower, a two-layer GELU projector and a Llama, Mistral or Qwen2 language model. Other families
+        (Qwen-VL, Gemma 3, SmolVLM, InternVL, Pixtral, ...) go through llama.cpp's own converter, which needs the extra
+        `convert`; no code that such a checkpoint brings is run.
     out: the folder to write to; made where it is missing. A quantized type needs room for the float model too; the
         room is checked before anything is written.
     quantize: a name of QUANTIZE_TYPES, in any case. mmproj_type: of the mmproj's matrices, "f32", "f16", "bf16" or
         "q8_0"; rows that are no multiple of 32 stay f16 with q8_0, which a note says.
     name: the model's name, default the folder's. prune: defaults to store in the mmproj file.
-    vision_tower: the folder of the CLIP or SigLIP that a checkpoint in the layout of LLaVA's authors names as
+    vision_tower: the folder or hub id of the CLIP or SigLIP that a checkpoint in the layout of LLaVA's authors names as
         mm_vision_tower; not needed where the checkpoint carries a public tower's weights.
-    clip_text: the folder of the CLIPModel that the vision tower comes from (config.json of model_type clip,
+    clip_text: the folder or hub id of the CLIPModel that the vision tower comes from (config.json of model_type clip,
         *.safetensors, tokenizer); its text tower goes into the mmproj file, for PruneConfig(semantic="clip_text").
     imatrix: a file of llama-imatrix for this model (GGUF, or the older format), passed on to the quantizer.
     force: replace files that are there. progress: called as progress(done, total, what), in tensors, or in thousandths
@@ -94,8 +97,7 @@ def convert(
     if imatrix is not None and kind in FLOAT_TYPES:
         raise ConvertError(f"expected a quantized type with an imatrix, got {kind}; choose one, or leave imatrix out")
     importance = None if imatrix is None else read_imatrix(imatrix)
-    source = checkpoint_folder(src)
-    label = name if name is not None else re.sub(r"[^\w.+-]+", "-", source.resolve().name).strip("-.+")
+    label = name if name is not None else re.sub(r"[^\w.+-]+", "-", model_name(src)).strip("-.+")
     if not _NAME.fullmatch(label) or label.lower() == "mmproj":
         raise ConvertError(
             f"expected a name of letters, digits and . _ + - (not mmproj), got {label!r}; give name=... (--name)"
@@ -103,28 +105,23 @@ def convert(
     result = ConvertResult(Path(out) / f"mmproj-{big}.gguf", Path(out) / f"{label}-{kind}.gguf")
     with OutputFolder(Path(out), force) as folder:
         folder.check(result.mmproj, result.model)
+        source = checkpoint_folder(fetch(src, check_supported))
         config = read_json(source / "config.json")
         if not is_llava(config):
             for key, given in (("clip_text", clip_text), ("vision_tower", vision_tower)):
                 if given is not None:
                     raise ConvertError(f"{key}: expected a LLaVA, got another model; leave it out")
-            convert_family(
-                source,
-                config,
-                FamilyFiles(result.mmproj, result.model, big, kind, label, importance),
-                prune,
-                folder,
-                progress,
-            )
+            files = FamilyFiles(result.mmproj, result.model, big, kind, label)
+            convert_family(source, config, files, prune, importance, folder, progress)
             return result
         with _understanding("config.json and the image processor's config"):
-            llava = open_llava(source, config, vision_tower)
+            llava = open_llava(source, config, None if vision_tower is None else fetch(vision_tower))
             spec = parse(llava.config)
             keys = mmproj.metadata(spec, llava.processor, label, big, _prune_keys(prune, spec))
         planner = Planner(llava.checkpoint)
         vision = mmproj.tensors(planner, spec, big)
         if clip_text is not None:
-            extra = text_tower.load(clip_text, spec.vision, big)
+            extra = text_tower.load(fetch(clip_text), spec.vision, big)
             keys, vision = keys | extra.metadata, vision + extra.tensors
         vision, odd = mmproj.fit_rows(vision)
         if odd:
@@ -151,6 +148,16 @@ def convert(
         count.finish()
         folder.commit((model, result.model), (encoder, result.mmproj))
     return result
+
+
+def check_supported(folder: Path) -> None:
+    """Raises ConvertError where config.json in `folder` names a model that cannot be converted; before a download."""
+    config = read_json(folder / "config.json")
+    if not is_llava(config):
+        check_family(config)
+    elif not is_original(config):
+        with _understanding("config.json"):
+            parse(config)
 
 
 def _require_space(folder: Path, kind: str, vision: list[TensorPlan], text: list[TensorPlan]) -> None:

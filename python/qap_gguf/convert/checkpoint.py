@@ -18,7 +18,7 @@ from qap_gguf.errors import ConvertError
 from .tensors import Array, TensorRef, one_line, safetensors_header
 from .torch_file import torch_tensors
 
-__all__ = ["Array", "Checkpoint", "TensorRef", "canonical", "checkpoint_folder", "read_json"]
+__all__ = ["WEIGHT_FILES", "Array", "Checkpoint", "TensorRef", "canonical", "checkpoint_folder", "read_json"]
 
 _SUFFIX = ".index.json"
 # In the order in which they are looked for; an index goes before a single file of the same kind.
@@ -26,6 +26,7 @@ _WEIGHTS: tuple[tuple[str, Callable[[Path], dict[str, TensorRef]]], ...] = (
     ("model.safetensors", safetensors_header),
     ("pytorch_model.bin", torch_tensors),
 )
+WEIGHT_FILES = tuple(name for name, _ in _WEIGHTS)
 _READ = {".json", ".jinja", ".safetensors", ".bin", ".model", ".txt"}  # endings of what a conversion reads
 _PREFIXES = (
     (re.compile(r"^(?:language_model\.)?lm_head\."), "language_model.lm_head."),

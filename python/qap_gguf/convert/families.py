@@ -1,11 +1,12 @@
 """Families of models that llama.cpp's own converter knows: it makes the files, we check, name, annotate and quantize.
 
-What is ours: NaN and missing shards are found before, a conversion to no tensors (the converter ends well on it) is an
-error, an unknown tokenizer is recognized by its structure, the qap.* keys, and every quantized type.
+What is ours: NaN and missing shards are found before; files that llama.cpp would not load are an error (the converter
+ends well even without any tensor); unknown tokenizers are recognized by their structure; qap.* keys; quantized types.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import gguf
 
+from qap_gguf import _core
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConvertError, QapError
 from qap_gguf.files import check_vision, read_gguf
@@ -22,12 +24,12 @@ from . import bpe
 from .annotate import annotate
 from .checkpoint import Checkpoint, read_json
 from .imatrix import Imatrix
-from .quantize import FLOAT_TYPES, quantize_file
+from .quantize import FLOAT_TYPES, least_bytes, quantize_file
 from .space import require_space
 from .upstream import architecture, known_architectures, run_converter, view
 from .writer import OutputFolder
 
-__all__ = ["FamilyFiles", "convert_family", "is_llava"]
+__all__ = ["FamilyFiles", "check_family", "convert_family", "is_llava"]
 
 Progress = Callable[[int, int, str], None]
 _FLOAT_NAMES = {"F32": "f32", "F64": "f32", "F16": "f16"}  # a checkpoint's main type -> the converter's; else bf16
@@ -36,15 +38,13 @@ _STEPS = 1000  # of each stage, as progress() counts them
 
 @dataclass(frozen=True)
 class FamilyFiles:
-    """Where a family's files go, and as which types: `mmproj_type` as the converter names it, `kind` as llama.cpp;
-    `importance` is for the quantizer."""
+    """Where a family's files go, and as which types: `mmproj_type` as the converter names it, `kind` as llama.cpp."""
 
     mmproj: Path
     model: Path
     mmproj_type: str
     kind: str
     label: str
-    importance: Imatrix | None = None
 
 
 def is_llava(config: dict[str, Any]) -> bool:
@@ -62,26 +62,37 @@ def is_llava(config: dict[str, Any]) -> bool:
     return str(config.get("model_type", "")).startswith("llava") or architecture(config).startswith("Llava")
 
 
-def convert_family(
-    src: Path, config: dict[str, Any], files: FamilyFiles, prune: PruneConfig | None, folder: OutputFolder,
-    progress: Progress | None,
-) -> None:  # fmt: skip
-    """Makes both files in `folder` and gives them their final names. `config`: the parsed config.json of `src`.
-
-    Raises ConvertError for an architecture that the converter does not know, and for what it refuses.
-    """
+def check_family(config: dict[str, Any]) -> str:
+    """The architecture that a parsed config.json names. Raises ConvertError if llama.cpp's converter lacks it."""
     name, known = architecture(config), known_architectures()
     if name not in known:
         raise ConvertError(
             f"expected a LLaVA or one of the {len(known)} architectures with a vision encoder that llama.cpp's "
             f"converter knows, got {name or config.get('model_type')!r}; this model cannot be converted"
         )
+    return name
+
+
+def convert_family(
+    src: Path, config: dict[str, Any], files: FamilyFiles, prune: PruneConfig | None, importance: Imatrix | None,
+    folder: OutputFolder, progress: Progress | None,
+) -> None:  # fmt: skip
+    """Makes both files in `folder` and gives them their final names. `config`: the parsed config.json of `src`.
+
+    Raises ConvertError for an architecture that the converter does not know, and for what it refuses.
+    """
+    name = check_family(config)
     checkpoint = Checkpoint(src, rename=str)
+    if not checkpoint.tensors:
+        raise ConvertError(f"expected tensors in {src}, found none; fetch the checkpoint again")
     kinds: Counter[str] = Counter()
+    n_weights = 0
     for ref in checkpoint.tensors.values():
         kinds[ref.dtype] += ref.nbytes
+        n_weights += math.prod(ref.shape)
     plain = files.kind if files.kind in FLOAT_TYPES else _FLOAT_NAMES.get(kinds.most_common(1)[0][0], "bf16")
-    require_space(folder.folder, kinds.total())
+    quantized = 0 if files.kind in FLOAT_TYPES else least_bytes(files.kind, n_weights)
+    require_space(folder.folder, n_weights * (4 if plain.upper() == "F32" else 2) + quantized)
     stages = _Stages(progress, 3 if files.kind in FLOAT_TYPES else 4)
     for i, ref in enumerate(checkpoint.tensors.values(), 1):
         ref.read()  # raises on NaN
@@ -96,25 +107,28 @@ def convert_family(
         }
         runs = {what: common + run for what, run in runs.items()}
         run_converter(runs, _pre_tokenizer(src), lambda i, part: stages.at(part, ("encoder", "language model")[i], i))
-    _count(encoder, name, vision=True)
-    _count(model, name, vision=False)
+    _check_pair(encoder, model, name)
     stages.next(2)
     if files.kind not in FLOAT_TYPES:
         whole, model = model, folder.temp(files.model)
-        if files.importance is not None:
-            widths = {t.name: int(t.shape[0]) for t in gguf.GGUFReader(whole).tensors if len(t.shape) > 1}
-            files.importance.check(widths)
-
-        def step(done: int, total: int) -> None:
-            stages.at(done / max(total, 1), "quantize")
-
-        quantize_file(whole, model, files.kind, step, files.importance)
+        if importance is not None:
+            importance.check(_widths(whole))
+        quantize_file(whole, model, files.kind, stages.quantized, importance)
         whole.unlink()
     if prune is not None:
         bare, encoder = encoder, folder.temp(files.mmproj)
-        annotate(bare, encoder, prune)
+        try:
+            annotate(bare, encoder, prune)
+        except QapError as err:  # of the hidden file, which nobody knows
+            raise type(err)(str(err).replace(str(bare), str(files.mmproj))) from err
     stages.finish()
     folder.commit((model, files.model), (encoder, files.mmproj))
+
+
+def _widths(model: Path) -> dict[str, int]:
+    """Values that an importance matrix has for each matrix: one for each column (of each expert)."""
+    tensors = gguf.GGUFReader(model).tensors
+    return {t.name: int(t.shape[0]) * math.prod(int(n) for n in t.shape[2:]) for t in tensors if len(t.shape) > 1}
 
 
 def _pre_tokenizer(src: Path) -> str:
@@ -127,16 +141,16 @@ def _pre_tokenizer(src: Path) -> str:
         return ""  # the converter has its own ways, and its own words where it fails
 
 
-def _count(path: Path, name: str, *, vision: bool) -> None:
-    """Raises ConvertError unless the converter wrote a whole file with tensors, and of the right sort."""
-    what = "vision encoder" if vision else "language model"
+def _check_pair(mmproj: Path, model: Path, name: str) -> None:
+    """Raises ConvertError unless the converter wrote two whole files that llama.cpp loads together."""
     try:
-        info = read_gguf(path)
-        if vision:
-            check_vision(info)
-    except QapError as err:
+        check_vision(read_gguf(mmproj))
+        read_gguf(model)
+        _core.inspect_mmproj(str(mmproj), str(model))
+    except (QapError, RuntimeError) as err:
+        reason = " ".join(str(err).replace(str(mmproj), "the mmproj").replace(str(model), "the language model").split())
         raise ConvertError(
-            f"expected a {what} out of llama.cpp's converter for {name}, got none ({err}); "
+            f"expected two files that llama.cpp loads out of its converter for {name}, got a refusal ({reason}); "
             "config.json belongs to other weights, or this model is not supported"
         ) from err
 
@@ -149,6 +163,9 @@ class _Stages:
 
     def next(self, count: int = 1) -> None:
         self.stage += count
+
+    def quantized(self, done: int, total: int) -> None:
+        self.at(done / max(total, 1), "quantize")
 
     def finish(self) -> None:
         self.stage = self.total // _STEPS - 1

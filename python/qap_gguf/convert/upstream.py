@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -127,10 +128,7 @@ def run_converter(runs: dict[str, list[str]], pre: str, on_progress: Callable[[i
         if process.stderr is not None:
             process.stderr.close()
     if status:
-        raise ConvertError(
-            f"expected llama.cpp's converter to read {list(runs)[number]}, got a refusal ({_reason(log, status)}); "
-            "fetch the checkpoint again, or see whether this model is supported at all"
-        )
+        raise _failure(list(runs)[number], _reason(log, status))
 
 
 def _where(log: bytes, number: int) -> tuple[int, float]:
@@ -142,10 +140,19 @@ def _where(log: bytes, number: int) -> tuple[int, float]:
     return number, int(bars[-1]) / 100 if bars else 0.0
 
 
+def _failure(what: str, reason: str) -> ConvertError:
+    cure = "fetch the checkpoint again, or see whether this model is supported at all"
+    if f"Errno {errno.ENOSPC}" in reason or f"Errno {errno.EDQUOT}" in reason:
+        cure = "free some space or choose another OUT"
+    elif "signal 9" in reason:
+        cure = "free some memory"
+    return ConvertError(f"expected llama.cpp's converter to read {what}, got a refusal ({reason}); {cure}")
+
+
 def _reason(log: bytes, status: int) -> str:
     """The last line of a log that says what went wrong."""
     if status < 0:
-        return f"ended by signal {-status}; 9 means that the memory was used up"
+        return f"ended by signal {-status}"
     lines = [line.strip() for line in log.decode("utf-8", "replace").replace("\r", "\n").splitlines() if line.strip()]
     found = [line for line in lines if _ERROR.match(line)]
     return " ".join((found or lines or [f"exit {status}"])[-1].split())[:300]

@@ -5,7 +5,7 @@ than most conversions. `qap-run N` goes to stderr before run N, from 0.
 FOLDER holds convert_hf_to_gguf.py. PRE is llama.cpp's name of the pre-tokenizer as bpe.py read it from tokenizer.json,
 or "" where it could not. The converter knows tokenizers by a hash of some ids, so it refuses one whose vocabulary was
 changed or trained anew; then PRE is taken, which was found from what the tokenizer does.
-This file is run by its path and imports nothing of this package.
+What it does wrongly is mended (`mend`). This file is run by its path and imports nothing of this package.
 """
 
 from __future__ import annotations
