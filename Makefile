@@ -36,7 +36,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find native python tools/fetch_
 NATIVE  := $(shell find native \( -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.inc' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help check venv install demo test bench lint format clean
+.PHONY: help check venv install demo test bench lint sanitize format clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -118,6 +118,10 @@ lint: $(S)-dev $(S)-strict ## ruff, mypy, clang-format, warnings as errors, hous
 	$(CC) -std=c99 -pedantic -Wall -Wextra -Werror -fsyntax-only -x c native/include/qap.h
 	$(PY) tools/check_tree.py
 	$(PY) tools/fetch_upstream.py --verify
+
+# Its own build folders; needs the installed ggml, not our package.
+sanitize: $(S)-needs ## our C++ under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+	$(PY) tools/sanitize.py
 
 format: $(S)-dev ## rewrite our Python and C++ in the house style
 	$(BIN)/ruff check --fix .

@@ -296,10 +296,10 @@ def change_list(rng: random.Random, file: Gguf) -> bytes:
         n = rng.choice((0, 1, n // 2, max(0, n - 1)))
         key.value = struct.pack("<IQ", item, n) + body[: n * size]
     else:
-        keep, at = rng.choice((0, 1, 5, 20)), 0
+        keep, at = min(n, rng.choice((0, 1, 5, 20))), 0
         for _ in range(keep):
             at += 8 + struct.unpack_from("<Q", body, at)[0]
-        tail = b"" if rng.random() < 0.5 else body[: 8 + struct.unpack_from("<Q", body)[0]]
+        tail = b"" if rng.random() < 0.5 else body[: 8 + struct.unpack_from("<Q", body)[0]] if n else b""
         key.value = struct.pack("<IQ", item, keep + bool(tail)) + body[:at] + tail
     return write(keys, file.tensors)
 

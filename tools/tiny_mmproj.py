@@ -112,3 +112,38 @@ def tiny_mmproj(projector: str, seed: int = 0) -> bytes:
         count = n_bytes(dims, kind) // (2 if kind == F16 else 4)
         tensors.append(Tensor(name.encode(), dims, kind, _numbers(rng, count, kind, centre), 0))
     return write(keys, tensors)
+
+
+def tiny_tower(seed: int = 0) -> bytes:
+    """A LLaVA file in name only, with CLIP's text tower (the keys and tensors ``qap_clip_text.*``)."""
+    rng = random.Random(f"tower/{seed}")
+    n, ff, n_ctx, hidden, proj = 16, 24, 10, 16, 12
+    tokens = ["a", "b", "a</w>", "b</w>", "ab</w>", "<|startoftext|>", "<|endoftext|>"]
+    p = "qap_clip_text."
+    counts = {
+        "version": 1, "block_count": 2, "attention.head_count": 2, "embedding_length": n, "feed_forward_length": ff,
+        "context_length": n_ctx, "projection_length": proj, "vocab_size": len(tokens), "eos_token_id": 6,
+        "vision.embedding_length": hidden, "tokenizer.bos_token_id": 5, "tokenizer.eos_token_id": 6,
+        "tokenizer.unknown_token_id": 6,
+    }  # fmt: skip
+    keys = [_key("general.architecture", STRING, "clip"), _key("clip.projector_type", STRING, "mlp")]
+    keys += [_key(p + name, U32_KEY, count) for name, count in counts.items()]
+    keys += [_key(p + name, F32_KEY, 1e-5) for name in ("attention.layer_norm_epsilon", "vision.layer_norm_epsilon")]
+    keys += [_key(p + "activation", STRING, "quick_gelu"), _key(p + "tokenizer.special_token_ids", I32_KEY, [5, 6])]
+    for name, texts in {"tokenizer.tokens": tokens, "tokenizer.merges": ["a b</w>"]}.items():
+        items = b"".join(struct.pack("<Q", len(text)) + text.encode() for text in texts)
+        keys.append(Key((p + name).encode(), ARRAY, struct.pack("<IQ", STRING, len(texts)) + items, 0))
+    rows = [("token_embd.weight", [n, len(tokens)], F16), ("position_embd.weight", [n, n_ctx], F32)]
+    for i in range(2):
+        block = f"blk.{i}."
+        rows += _norm(block + "ln1", n) + _norm(block + "ln2", n)
+        rows += [row for part in ("q", "k", "v", "out") for row in _linear(f"{block}attn_{part}", n, n)]
+        rows += _linear(block + "ffn_up", n, ff) + _linear(block + "ffn_down", ff, n)
+    rows += _norm("final_ln", n) + _norm("post_ln", hidden)
+    rows += [("text_proj.weight", [n, proj], F16), ("visual_proj.weight", [hidden, proj], F16)]
+    tensors = []
+    for name, dims, kind in rows:
+        centre = 1.0 if "ln" in name and name.endswith("weight") else 0.0
+        count = n_bytes(dims, kind) // (2 if kind == F16 else 4)
+        tensors.append(Tensor((p + name).encode(), dims, kind, _numbers(rng, count, kind, centre), 0))
+    return write(keys, tensors)

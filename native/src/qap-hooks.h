@@ -47,6 +47,9 @@ bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out);
 // mtmd.cpp, end of mtmd_context's constructor. The qap.* keys of the file or null; throws for invalid ones.
 std::unique_ptr<qap_params> qap_hook_load(const char * mmproj);
 
+// mtmd.cpp, mtmd_tokenizer::add_media(): before a picture is preprocessed. Throws for sides that clip.h asserts on.
+void qap_hook_picture(uint32_t width, uint32_t height);
+
 // mtmd.cpp, mtmd_tokenizer::add_media(): after the chunks of one image were added. Plans them.
 // Throws std::runtime_error with one line when the image cannot be pruned as asked.
 void qap_hook_plan(const mtmd_context * ctx, mtmd_input_chunks & chunks);

@@ -18,6 +18,7 @@ import llama_cpp
 import numpy as np
 
 from qap_gguf.errors import ConfigError, ModelFileError, NativeError
+from qap_gguf.interrupts import held_back
 from qap_gguf.prefill import IdArray, KvRecord
 from qap_gguf.relevance import InputEmbeddings
 from qap_gguf.turns import Turns
@@ -30,7 +31,8 @@ def open_llama(path: str | os.PathLike[str], **settings: Any) -> llama_cpp.Llama
         ModelFileError: llama.cpp refuses the file.
     """
     try:
-        return llama_cpp.Llama(model_path=str(Path(path)), **settings)
+        with held_back():
+            return llama_cpp.Llama(model_path=str(Path(path)), **settings)
     except Exception as err:  # llama-cpp-python reads metadata too: a chat template that is none, text that is no UTF-8
         raise ModelFileError(
             f"expected a language model that llama.cpp can load, got {path} ({' '.join(str(err).split())}); "

@@ -275,7 +275,7 @@ def test_any_exception_leaves_nothing(
 
     def progress(done: int, total: int, _: str) -> None:
         if done >= when * total:
-            assert [p for p in out.iterdir() if p.suffix == ".tmp"]
+            assert [p for p in out.iterdir() if p.suffix == ".qap-tmp"]
             raise error("stop")
 
     with pytest.raises(error, match="stop"):
@@ -297,7 +297,7 @@ def test_a_failing_rename_takes_the_first_file_back(
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(ConvertError, match="disk full"):
-        convert(plain_llava, tmp_path / "out", quantize="F16")
+        convert(plain_llava, tmp_path / "out", quantize="F16", force=True)
     assert not (tmp_path / "out").exists()
 
 

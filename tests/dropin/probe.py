@@ -135,6 +135,7 @@ def chat(
     mmproj: str | None = None,
     n_images: int = 1,
     model: str | None = None,
+    image: str | None = None,
 ) -> list[dict[str, Any]]:
     """Answers of the stock Llava15ChatHandler and the cells of the KV cache, for each of `settings`."""
     if package:
@@ -142,8 +143,8 @@ def chat(
     import llama_cpp
     from llama_cpp.llama_chat_format import Llava15ChatHandler
 
-    default_mmproj, default_model, image = packaged()
-    url = "data:image/png;base64," + base64.b64encode(Path(image).read_bytes()).decode()
+    default_mmproj, default_model, sample = packaged()
+    url = "data:image/png;base64," + base64.b64encode(Path(image or sample).read_bytes()).decode()
     content: list[Any] = [{"type": "image_url", "image_url": {"url": url}} for _ in range(n_images)]
     content.append({"type": "text", "text": "How many objects are there?"})
     results = []

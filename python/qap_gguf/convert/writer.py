@@ -23,6 +23,7 @@ import numpy.typing as npt
 from qap_gguf.errors import ConvertError
 
 from .checkpoint import TensorRef
+from .leftovers import name_once, shared, sync, temporary_name
 from .space import writing
 
 __all__ = [
@@ -196,18 +197,20 @@ class OutputFolder:
     """Hands out temporary names in a folder and gives files their final names, all or none.
 
     Leaving the `with` block removes every temporary file, after an exception (KeyboardInterrupt too) also the final
-    files that it made and a folder that it created.
+    files that it made and a folder that it created. What a killed process left is removed by the next one.
     """
 
     def __init__(self, folder: Path, force: bool) -> None:
         self.folder, self.force = folder, force
         self.temporary: list[Path] = []
         self.created_folder = False
+        self.lock = contextlib.ExitStack()
 
     def __enter__(self) -> OutputFolder:
         try:
             self.created_folder = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock.enter_context(shared(self.folder))
         except OSError as err:
             raise ConvertError(
                 f"expected a folder to write to, got {self.folder} ({err.strerror}); choose another OUT"
@@ -220,6 +223,7 @@ class OutputFolder:
         for path in self.temporary:
             with contextlib.suppress(OSError):
                 path.unlink()
+        self.lock.close()
         if kind is not None and self.created_folder:
             with contextlib.suppress(OSError):  # not empty: someone else's files
                 self.folder.rmdir()
@@ -236,7 +240,7 @@ class OutputFolder:
 
     def temp(self, final: Path) -> Path:
         """A new hidden name beside `final`, removed at the end of the `with` block unless committed."""
-        path = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+        path = temporary_name(final, secrets.token_hex(4))
         self.temporary.append(path)
         return path
 
@@ -251,11 +255,25 @@ class OutputFolder:
             for temporary, final in pairs:
                 new = not final.exists()
                 with writing(self.folder):
-                    os.replace(temporary, final)
+                    sync(temporary)
+                    self._name(temporary, final)
                 if new:
                     fresh.append(final)
+            with writing(self.folder):
+                sync(self.folder)
         except BaseException:
             for final in fresh:
                 with contextlib.suppress(OSError):
                     final.unlink()
             raise
+
+    def _name(self, temporary: Path, final: Path) -> None:
+        if self.force:
+            os.replace(temporary, final)
+            return
+        try:
+            name_once(temporary, final)
+        except FileExistsError as err:
+            raise ConvertError(
+                f"expected no file {final}, found one that came meanwhile; give force=True (--force) to overwrite it"
+            ) from err

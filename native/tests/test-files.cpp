@@ -1,0 +1,44 @@
+// test-files.cpp: the gate and the loader of CLIP's text tower over every file of a folder, each as each kind. What they
+// say of it matters little (tests/robust compares that); that they read no byte too many does.
+#include "check.h"
+#include "qap.h"
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <string>
+
+int main(int argc, char ** argv) {
+    CHECK(argc == 2);
+    std::vector<std::string> paths;
+    for (const auto & entry : std::filesystem::directory_iterator(argv[1])) {
+        paths.push_back(entry.path().string());
+    }
+    std::sort(paths.begin(), paths.end());
+    int passed = 0, refused = 0, towers = 0;
+    for (const std::string & path : paths) {
+        int64_t n_embd = 0;
+        for (const int status :
+             { qap_check_mmproj(path.c_str(), &n_embd), qap_check_language(path.c_str(), 64, nullptr) }) {
+            (status == 0 ? passed : refused)++;
+        }
+        qap_clip_text * tower = qap_clip_text_open(path.c_str(), nullptr, 1);
+        if (tower == nullptr) {
+            CHECK(std::strlen(qap_last_error()) > 0);
+            continue;
+        }
+        const qap_clip_text_shape shape  = qap_clip_text_get_shape(tower);
+        const char                text[] = "ab a\xff b";
+        std::vector<int32_t>      ids((size_t) shape.n_ctx);
+        std::vector<float>        embedding((size_t) shape.n_proj);
+        CHECK(qap_clip_text_tokenize(tower, text, sizeof(text) - 1, ids.data()) >= 2);
+        if (qap_clip_text_embed(tower, text, sizeof(text) - 1, embedding.data()) == 0) { // damaged weights may give NaN
+            towers++;
+        }
+        qap_clip_text_free(tower);
+    }
+    CHECK(!paths.empty() && passed > 0 && refused > 0 && towers > 0);
+    std::printf(
+        "%zu files: the gate let %d pass and refused %d, %d text towers ran\n", paths.size(), passed, refused, towers);
+    return 0;
+}

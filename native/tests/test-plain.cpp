@@ -1,0 +1,225 @@
+// test-plain.cpp: scores, selection, merging, parameters and text on random arguments, good and bad, for sanitizers:
+// what a call reads and writes is exactly as long as it says. Values are compared in tests/native (Python).
+#include "check.h"
+#include "clip-bpe.h"
+#include "ggml-cpp.h"
+#include "gguf.h"
+#include "qap-params.h"
+#include "qap.h"
+#include "unicode.h"
+
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+static int32_t any_id(generator & rng, const char * kind) {
+    std::vector<int32_t> ids;
+    for (int32_t id = 0; id < 200; id++) {
+        if (qap_name_from_id(kind, id) != nullptr) {
+            ids.push_back(id);
+        }
+    }
+    return ids[(size_t) between(rng, 0, (int32_t) ids.size() - 1)];
+}
+
+static qap_params any_params(generator & rng) {
+    qap_params p     = qap_params_default();
+    p.error          = any_id(rng, "error");
+    p.outlier        = any_id(rng, "outlier");
+    p.group_size     = between(rng, 1, 300);
+    p.alpha_dynamic  = between(rng, 0, 1) != 0;
+    p.alpha          = (float) between(rng, 0, 4) / 4.0f;
+    p.outlier_weight = (float) between(rng, 0, 4) / 4.0f;
+    return p;
+}
+
+static int test_scores(generator & rng, int rounds) {
+    int refused = 0;
+    for (int i = 0; i < rounds; i++) {
+        const int32_t      n = between(rng, 1, 40), d = between(rng, 1, 4) * (between(rng, 0, 1) != 0 ? 256 : 37);
+        const float        scale  = std::pow(10.0f, (float) between(rng, -20, 20));
+        const qap_params   params = any_params(rng);
+        std::vector<float> x      = features(rng, (size_t) n * (size_t) d, scale);
+        if (between(rng, 0, 9) == 0) {
+            std::fill(x.begin(), x.end(), 0.0f);
+        }
+        if (between(rng, 0, 19) == 0) {
+            x[(size_t) between(rng, 0, n * d - 1)] = between(rng, 0, 1) != 0 ? NAN : INFINITY;
+        }
+        const std::vector<float> semantic = features(rng, (size_t) n, 1.0f);
+        std::vector<float>       e((size_t) n), r((size_t) n), q((size_t) n), p((size_t) n), s((size_t) n);
+        const bool               with = between(rng, 0, 1) != 0;
+        qap_scores               out  = { e.data(), r.data(), q.data(), p.data(), s.data(), 0.0f };
+        if (qap_score(x.data(), n, d, with ? semantic.data() : nullptr, &params, nullptr, 1, &out) != 0) {
+            CHECK(std::strlen(qap_last_error()) > 0);
+            refused++;
+            continue;
+        }
+        CHECK(std::strlen(qap_last_error()) == 0);
+        for (const float value : s) {
+            CHECK(value >= -1e-6f && value <= 1.0f + 1e-6f);
+        }
+        // selection and merging of what was scored
+        std::vector<float> cosines((size_t) n * (size_t) n);
+        CHECK(qap_cosines(x.data(), n, d, nullptr, 1, cosines.data()) == 0);
+        const int32_t        n_keep = between(rng, 1, n);
+        std::vector<int32_t> indices((size_t) n_keep);
+        CHECK(
+            qap_select(s.data(), cosines.data(), n, n_keep, any_id(rng, "select"), (uint64_t) i, indices.data()) == 0);
+        for (int32_t k = 0; k < n_keep; k++) {
+            CHECK(indices[(size_t) k] > (k > 0 ? indices[(size_t) k - 1] : -1) && indices[(size_t) k] < n);
+        }
+        std::vector<float> merged((size_t) n_keep * (size_t) d);
+        CHECK(qap_merge_average(x.data(), cosines.data(), n, d, indices.data(), n_keep, merged.data()) == 0);
+    }
+    return refused;
+}
+
+static void test_bad_arguments() {
+    std::vector<float>   x(12, 1.0f), s(3, 0.5f), nan(3, NAN);
+    std::vector<int32_t> i(3, 0);
+    qap_params           good = qap_params_default(), bad = good;
+    qap_scores           out = {};
+    CHECK(qap_score(nullptr, 3, 4, nullptr, &good, nullptr, 1, &out) == -1);
+    CHECK(qap_score(x.data(), 0, 4, nullptr, &good, nullptr, 1, &out) == -1);
+    CHECK(qap_score(x.data(), 3, -1, nullptr, &good, nullptr, 1, &out) == -1);
+    CHECK(qap_score(x.data(), 3, 4, nan.data(), &good, nullptr, 1, &out) == -1);
+    CHECK(qap_score(x.data(), 3, 4, nullptr, nullptr, nullptr, 1, &out) == -1);
+    CHECK(qap_score(x.data(), 3, 4, nullptr, &good, "no such device", 1, &out) == -1);
+    CHECK(qap_score(x.data(), 3, 4, nullptr, &good, nullptr, 1, &out) == 0); // outputs may all be missing
+    for (const int32_t id : { -1, 1, 9, 99, 100, 101, 1000000, INT32_MIN, INT32_MAX }) {
+        bad       = good;
+        bad.error = id;
+        CHECK(qap_score(x.data(), 3, 4, nullptr, &bad, nullptr, 1, &out) == -1);
+    }
+    bad            = good;
+    bad.group_size = 0;
+    CHECK(qap_params_check(&bad) == -1);
+    bad.group_size = INT32_MAX;
+    CHECK(qap_score(x.data(), 3, 4, nullptr, &bad, nullptr, 1, &out) == 0);
+    CHECK(qap_select(s.data(), nullptr, 3, 0, QAP_SELECT_TOPK, 0, i.data()) == -1);
+    CHECK(qap_select(s.data(), nullptr, 3, 4, QAP_SELECT_TOPK, 0, i.data()) == -1);
+    CHECK(qap_select(nullptr, nullptr, 3, 1, QAP_SELECT_TOPK, 0, i.data()) == -1);
+    CHECK(qap_select(s.data(), nullptr, 3, 1, QAP_SELECT_DPP, 0, i.data()) == -1);
+    CHECK(qap_select(nan.data(), nullptr, 3, 1, QAP_SELECT_TOPK, 0, i.data()) == -1);
+    CHECK(qap_select(s.data(), nullptr, 3, 1, 77, 0, i.data()) == -1);
+    i = { 2, 1, 0 };
+    CHECK(qap_merge_average(x.data(), x.data(), 3, 4, i.data(), 3, x.data()) == -1);
+    bad        = good;
+    bad.n_keep = 7;
+    CHECK(qap_params_count(&bad, 3) == -1);
+    CHECK(qap_params_count(&good, 0) == -1);
+}
+
+static void test_parameters(generator & rng) {
+    qap_params got = {}, params = qap_params_default();
+    CHECK(!qap_default_get(&got));
+    CHECK(!qap_params_active(nullptr, got));
+    for (int32_t k = 1; k <= 500; k++) {
+        params.n_keep = k;
+        CHECK(qap_override_push(k % 7 == 0 ? nullptr : &params) == 0);
+    }
+    for (int32_t k = 500; k >= 1; k--) {
+        CHECK(qap_params_active(nullptr, got) == (k % 7 != 0));
+        CHECK(k % 7 == 0 || got.n_keep == k);
+        qap_override_pop();
+    }
+    qap_override_pop(); // one more than was pushed
+    CHECK(!qap_params_active(nullptr, got));
+
+    // qap.* keys of any type with any value: parameters or an exception
+    const char * const keys[]  = { "qap.version",        "qap.keep_ratio", "qap.n_keep",     "qap.alpha",
+                                   "qap.alpha_dynamic",  "qap.error",      "qap.group_size", "qap.outlier",
+                                   "qap.outlier_weight", "qap.semantic",   "qap.select",     "qap.positions",
+                                   "qap.merge" };
+    const float        reals[] = { 0.0f, 0.5f, 1.0f, -1.0f, 1e30f, NAN, INFINITY };
+    int                found = 0, refused = 0;
+    for (int i = 0; i < 3000; i++) {
+        const gguf_context_ptr gguf(gguf_init_empty());
+        gguf_set_val_u32(gguf.get(), "qap.version", 1);
+        for (int k = between(rng, 0, 5); k > 0; k--) {
+            const char * key = keys[between(rng, 0, 12)];
+            switch (between(rng, 0, 5)) {
+                case 0: gguf_set_val_u32(gguf.get(), key, (uint32_t) between(rng, -2, 3)); break;
+                case 1: gguf_set_val_f32(gguf.get(), key, reals[between(rng, 0, 6)]); break;
+                case 2: gguf_set_val_str(gguf.get(), key, between(rng, 0, 1) != 0 ? "dpp" : "\xff\n%s%n"); break;
+                case 3: gguf_set_val_bool(gguf.get(), key, true); break;
+                case 4: gguf_set_arr_data(gguf.get(), key, GGUF_TYPE_FLOAT32, reals, 7); break;
+                default: gguf_set_val_i64(gguf.get(), key, INT64_MIN); break;
+            }
+        }
+        try {
+            const auto file = qap_params_from_gguf(gguf.get(), "a file");
+            CHECK(file && qap_params_check(file.get()) == 0);
+            found++;
+        } catch (const std::runtime_error &) {
+            refused++;
+        }
+    }
+    CHECK(found > 100 && refused > 100);
+}
+
+static void test_text(generator & rng) {
+    clip_bpe bpe;
+    bpe.bos = bpe.unknown = 5;
+    bpe.eos               = 6;
+    bpe.load({ "a", "b", "a</w>", "b</w>", "ab</w>", "<|startoftext|>", "<|endoftext|>" }, { "a b</w>" }, { 5, 6 });
+    for (int i = 0; i < 3000; i++) {
+        std::string text;
+        for (int n = between(rng, 0, 60); n > 0; n--) { // bytes of any kind, and characters at the edges of UTF-8
+            switch (between(rng, 0, 4)) {
+                case 0: text += (char) between(rng, 0, 255); break;
+                case 1: qap_utf8_append(text, (uint32_t) between(rng, 0, 0x10FFFF)); break;
+                case 2: text += between(rng, 0, 1) != 0 ? "ab" : " a'll "; break;
+                case 3: qap_utf8_append(text, 0xAC00u + (uint32_t) between(rng, 0, 12000)); break;
+                default: text += between(rng, 0, 1) != 0 ? "<|endoftext|>" : "<|endof"; break;
+            }
+        }
+        const qap_codes codes = qap_utf8_decode(text.data(), text.size());
+        CHECK(qap_lower(qap_nfc(codes)).size() <= 3 * codes.size() + 3);
+        for (const uint32_t code : codes) {
+            CHECK(
+                code <= 0x10FFFF &&
+                (int) qap_is_letter(code) + (int) qap_is_number(code) + (int) qap_is_space(code) <= 1);
+        }
+        const size_t               limit = (size_t) between(rng, 2, 20);
+        const std::vector<int32_t> ids   = bpe.tokenize(text.data(), text.size(), limit);
+        CHECK(ids.size() >= 2 && ids.size() <= limit && ids.front() == 5 && ids.back() == 6);
+    }
+    for (const auto & merges : { std::vector<std::string>{ "a c" }, { "" }, { "a" }, { " " }, { "a  b" } }) {
+        bool refused = false;
+        try {
+            clip_bpe().load({ "a", "b" }, merges, {});
+        } catch (const std::runtime_error &) {
+            refused = true;
+        }
+        CHECK(refused);
+    }
+}
+
+// Planted, for tools/sanitize.py to see that reports are made: one float too few.
+static void overrun() {
+    const std::vector<float> x(12, 1.0f);
+    std::vector<float>       s(2);
+    const qap_params         params = qap_params_default();
+    qap_scores               out    = {};
+    out.total                       = s.data();
+    qap_score(x.data(), 3, 4, nullptr, &params, nullptr, 1, &out);
+}
+
+int main(int argc, char ** argv) {
+    if (argc > 1 && std::strcmp(argv[1], "overrun") == 0) {
+        overrun();
+        return 0;
+    }
+    const int rounds = argc > 1 ? std::atoi(argv[1]) : 400;
+    generator rng(20);
+    test_bad_arguments();
+    test_parameters(rng);
+    test_text(rng);
+    const int refused = test_scores(rng, rounds);
+    CHECK(refused < rounds);
+    std::printf("%d random features (%d refused), 3000 sets of keys, 3000 texts\n", rounds, refused);
+    return 0;
+}
