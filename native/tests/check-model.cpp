@@ -190,6 +190,32 @@ ordered_json check_answers(
     };
 }
 
+ordered_json check_choice(check_state & state, const model_files & files) {
+    ordered_json out = ordered_json::array();
+    if (!is_mirror(state.device)) {
+        return out;
+    }
+    const picture         image = noise_picture(192);
+    device_model::options options;
+    options.n_threads  = state.n_threads;
+    options.by_default = true;
+    for (const char * name : { "Mirror0", "CPU", (const char *) nullptr }) {
+        state.expect("qap_device_set", qap_device_set(name) == 0);
+        device_model model(files, state.cpu, options);
+        mirror_reset();
+        model.encode(image, how::prune, make_params(CASES[0], 144));
+        const bool        seen = mirror_count().to_host > 0;
+        const std::string set  = name != nullptr ? name : "nothing";
+        out.push_back(
+            {
+                { "set",    set                      },
+                { "ran_on", seen ? "Mirror0" : "CPU" }
+        });
+        state.expect("with " + set + " set, the encoder's device", seen == (set != "CPU")); // upstream: the first GPU
+    }
+    return out;
+}
+
 ordered_json time_model(check_state & state, const model_case & model) {
     progress(model.name + ": times");
     device_model::options options;

@@ -46,6 +46,10 @@ ordered_json check_answers(
     check_state & state, const model_files & files, const std::string & sample,
     const std::vector<std::string> & questions);
 
+// Encoders whose program names no device, beside a language model on the CPU: qap_device_set() decides. Only Mirror0 tells
+// where an encoder ran.
+ordered_json check_choice(check_state & state, const model_files & files);
+
 // Milliseconds of score and selection over features that lie on the device.
 ordered_json time_scores(check_state & state, int n_tokens, int n_embd, int n_keep);
 

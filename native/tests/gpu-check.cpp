@@ -212,6 +212,7 @@ static int run(const arguments & args) {
                        check_model(state, packaged_f16) };
     out["answers"] =
         check_answers(state, packaged, args.packaged + "/sample.png", sample_questions(args.packaged + "/sample.json"));
+    out["choice"] = check_choice(state, packaged);
     if (args.times) {
         out["times"] = {
             { "scores", time_scores(state, n_tokens, language.n_embd, args.small ? 8 : 64) },

@@ -62,8 +62,8 @@ device_model::device_model(const model_files & files, ggml_backend_dev_t device,
 
     static std::vector<std::unique_ptr<node_watch>> watches; // the encoder keeps the address
     mtmd_context_params                             params = mtmd_context_params_default();
-    params.use_gpu                                         = !on_cpu;
-    params.device                                          = on_cpu ? nullptr : device;
+    params.use_gpu                                         = !on_cpu || opt.by_default;
+    params.device                                          = on_cpu || opt.by_default ? nullptr : device;
     params.print_timings                                   = false;
     params.n_threads                                       = opt.n_threads;
     params.flash_attn_type = opt.flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;

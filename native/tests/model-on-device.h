@@ -46,6 +46,7 @@ public:
         int  n_threads   = 4;
         int  n_ctx       = 1024;
         bool watch_nodes = false; // count the encoder's nodes that the device cannot run
+        bool by_default  = false; // name no device for the encoder: qap_device_set() decides
     };
 
     device_model(const model_files & files, ggml_backend_dev_t device, const options & opt);

@@ -27,6 +27,7 @@ from qap_gguf import reference
 from qap_gguf.config import PruneConfig
 from qap_gguf.convert import ConvertResult, annotate, convert
 from qap_gguf.defaults import get_default, set_default, use
+from qap_gguf.devices import set_device
 from qap_gguf.embedding import ImageEmbedding, PrunedImage
 from qap_gguf.errors import (
     ArrayError,
@@ -79,5 +80,6 @@ __all__ = [
     "score",
     "select",
     "set_default",
+    "set_device",
     "use",
 ]
