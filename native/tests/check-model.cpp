@@ -115,9 +115,11 @@ static ordered_json check_logits(
     const double error = nmse(cpu.logits, device.logits);
     state.expect_at_most(model.name + ": logits, " + name, error, model.logits_limit);
     const auto best = [](const std::vector<float> & v) { return std::max_element(v.begin(), v.end()) - v.begin(); };
+    state.expect(model.name + ": logits that say something", rms(cpu.logits) > 1e-3);
     return {
         { "name",             name                                    },
         { "nmse",             error                                   },
+        { "rms",              rms(cpu.logits)                         },
         { "same_first_token", best(cpu.logits) == best(device.logits) }
     };
 }
@@ -138,6 +140,7 @@ ordered_json check_model(check_state & state, const model_case & model) {
         { "name", model.name },
         { "limit", model.encoder_limit },
         { "n_tokens", want.n_total },
+        { "features_rms", rms(want.rows) },
         { "features_nmse", nmse(want.rows, got.rows) },
     };
     state.expect_at_most(model.name + ": features", nmse(want.rows, got.rows), model.encoder_limit);

@@ -25,6 +25,14 @@ inline double nmse(const std::vector<float> & want, const std::vector<float> & g
     return power > 0.0 ? error / power : INFINITY; // NaN stays NaN: no comparison with a limit holds for it
 }
 
+inline double rms(const std::vector<float> & values) {
+    double power = 0.0;
+    for (const float value : values) {
+        power += (double) value * value;
+    }
+    return values.empty() ? 0.0 : std::sqrt(power / (double) values.size());
+}
+
 inline double largest_difference(const std::vector<float> & a, const std::vector<float> & b) {
     double largest = 0.0;
     for (size_t i = 0; i < a.size() && i < b.size(); i++) {
