@@ -16,6 +16,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 import llama_cpp
 
 import qap_gguf as qap
+from qap_gguf import _core
 from qap_gguf import devices as module
 from qap_gguf import model as model_module
 from qap_gguf.devices import Device, aliases, device_name, find_device, language_devices, language_settings
@@ -206,3 +207,18 @@ def test_info_lists_devices_and_their_memory() -> None:
     for row in rows:
         assert device_name(row["name"].lower()) == row["name"]
         assert all(device_name(alias.upper()) == row["name"] for alias in row["aliases"])
+
+
+def test_the_device_of_encoders_that_name_none() -> None:
+    """That it decides is shown by gpu-check, which has a second device; here is one."""
+    try:
+        for name in ("CPU", "cpu"):
+            qap.set_device(name)
+            with qap.VisionModel(n_ctx=512) as vlm:
+                assert vlm.encode(qap.packaged_model().sample).n_tokens == 144
+        with pytest.raises(ConfigError, match=r"^device: expected one of CPU"):
+            qap.set_device("quantum0")
+    finally:
+        qap.set_device(None)
+    with pytest.raises(ValueError, match="expected one of CPU"):
+        _core.set_device("quantum0")

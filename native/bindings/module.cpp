@@ -41,6 +41,10 @@ PYBIND11_MODULE(_core, m) {
     m.def("system_info", [] { return std::string(llama_print_system_info()); });
     m.def("devices", &list_devices);
     m.def("quiet_install", &quiet_install);
+    m.def(
+        "set_device",
+        [](const std::optional<std::string> & name) { check(qap_device_set(name ? name->c_str() : nullptr)); },
+        py::arg("name").none(true));
     m.def("avoid_amx", &qap_avoid_amx);
     register_params(m);
     register_score(m);

@@ -136,6 +136,9 @@ QAP_API bool qap_default_get(struct qap_params * params);
 QAP_API int  qap_override_push(const struct qap_params * params);
 QAP_API void qap_override_pop(void);
 
+/* The device of encoders whose program names none: a ggml device name, NULL for upstream's choice (the first GPU). */
+QAP_API int qap_device_set(const char * device);
+
 /* --- scores and selection over features --- */
 
 /* x: [n_tokens, n_embd]; semantic: [n_tokens] raw relevance or NULL; device: a ggml device name or NULL (CPU);

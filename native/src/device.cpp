@@ -5,8 +5,10 @@
 #include "ggml-backend.h"
 #include "graph-ops.h"
 #include "qap-error.h"
+#include "qap-hooks.h"
 #include "qap.h"
 
+#include <atomic>
 #include <cmath>
 #include <string>
 
@@ -24,6 +26,27 @@ static std::string device_names() {
         names += (i > 0 ? ", " : "") + std::string(ggml_backend_dev_name(ggml_backend_dev_get(i)));
     }
     return names;
+}
+
+static std::atomic<ggml_backend_dev_t> encoder_device{ nullptr };
+
+int qap_device_set(const char * device) {
+    ggml_backend_dev_t dev = device != nullptr ? ggml_backend_dev_by_name(device) : nullptr;
+    if (device != nullptr && dev == nullptr) {
+        return qap_fail("device: expected one of %s, got '%s'", device_names().c_str(), device);
+    }
+    encoder_device = dev;
+    qap_clear_error();
+    return 0;
+}
+
+void qap_hook_device(bool & use_gpu, ggml_backend_dev_t & device) {
+    ggml_backend_dev_t dev = encoder_device;
+    if (dev == nullptr || device != nullptr || !use_gpu || qap_disabled()) {
+        return;
+    }
+    use_gpu = ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_CPU;
+    device  = use_gpu ? dev : nullptr;
 }
 
 static void set_n_threads(ggml_backend_t backend, int32_t n_threads) {

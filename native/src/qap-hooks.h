@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+struct ggml_backend_device;
 struct clip_model;
 struct clip_image_f32_batch;
 struct mtmd_context;
@@ -43,6 +44,10 @@ qap_graph qap_hook_build(const clip_model & model, const clip_image_f32_batch & 
 // clip.cpp, clip_encode(): after the graph ran, when qap_hook_build() added nodes; its result is clip_encode()'s.
 // Reads the scores, selects, and writes the kept rows to `out`, [n_keep, n_embd].
 bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out);
+
+// mtmd.cpp, mtmd_context's constructor, before the encoder is loaded. Where the program names no device and does not
+// forbid GPUs, the one of qap_device_set() is taken.
+void qap_hook_device(bool & use_gpu, ggml_backend_device *& device);
 
 // mtmd.cpp, end of mtmd_context's constructor. The qap.* keys of the file or null; throws for invalid ones.
 std::unique_ptr<qap_params> qap_hook_load(const char * mmproj);

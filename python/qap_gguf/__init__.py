@@ -28,6 +28,7 @@ from qap_gguf.chat import ChatHandler, SourceRules
 from qap_gguf.config import PruneConfig
 from qap_gguf.convert import CheckReport, ConvertResult, annotate, check_files, convert
 from qap_gguf.defaults import get_default, set_default, use
+from qap_gguf.devices import set_device
 from qap_gguf.embedding import ImageEmbedding, PrunedImage
 from qap_gguf.embedding_cache import CacheStats, EmbeddingCache
 from qap_gguf.errors import (
@@ -87,5 +88,6 @@ __all__ = [
     "score",
     "select",
     "set_default",
+    "set_device",
     "use",
 ]

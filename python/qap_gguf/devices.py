@@ -115,6 +115,26 @@ def device_name(name: object, what: str = "device") -> str | None:
     return None if device is None else device.name
 
 
+def set_device(name: str | None) -> None:
+    """Load image encoders onto this device from now on, where their program names none; None takes that back.
+
+    llama-cpp-python's own chat handlers are such programs: they take the first GPU otherwise. Where they forbid GPUs
+    (``use_gpu=False``), nothing changes. An encoder that is loaded already stays where it is.
+
+    Args:
+        name: a device or an alias, in any case (``qap-gguf info`` lists them).
+
+    Raises:
+        ConfigError: there is no such device.
+
+    Example:
+        >>> import qap_gguf as qap
+        >>> qap.set_device("cpu")  # handler = Llava15ChatHandler(clip_model_path="mmproj-f16.gguf")
+        >>> qap.set_device(None)
+    """
+    _core.set_device(device_name(name))
+
+
 def language_devices(devices: Sequence[Device]) -> list[Device]:
     """The devices that libllama may put a model on, in the order that its `main_gpu` counts in."""
     remote = [device for device in devices if device.kind == "gpu" and device.backend == "RPC"]

@@ -133,6 +133,20 @@ def test_every_exception_is_needed_still(cases: list[Case], tables: Tables, back
     assert name in missing(cases, tables, backend), "the table has it now: remove the exception"
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_docs_name_the_backend_and_its_exceptions(backend: str) -> None:
+    lines = (ROOT / "docs" / "backends.md").read_text(encoding="utf-8").splitlines()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(f"| {backend} |")
+    ]
+    ((_, devices, on_cpu, run, prepared),) = rows  # one row, five columns
+    assert "`" in devices
+    assert run
+    assert prepared
+    errors = {error for error in ERRORS if f"`{error}`" in on_cpu}
+    assert errors == {error for gpu, name in CPU_ONLY if gpu == backend for error in ERRORS if error in name}
+
+
 def test_the_cpu_needs_no_exception() -> None:
     assert not [name for backend, name in KNOWN if backend == "CPU"]
 
