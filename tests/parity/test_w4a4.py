@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="the regime runs in torch")
-pytest.importorskip("transformers", reason="the checkpoint is read by transformers")
-
 import qap_gguf as qap
 import qap_gguf.eval as qe
-import w4a4
+
+torch: Any = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+w4a4: Any = pytest.importorskip("w4a4")
 
 pytestmark = pytest.mark.parity
 QUESTIONS = ("How many objects are there?", "What is in row 1, column 2?", "Where is the house?")
