@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+import qap_gguf as qap
 from qap_gguf.cli import main
 
 Said = pytest.CaptureFixture[str]
-QUICK = ["--rounds", "1", "--decode", "2", "--threads", "1"]
+QUICK = ["--rounds", "1", "--decode", "2", "--threads", "1", "--no-memory"]
 
 
 def test_cells_and_tokens_are_exact_and_json_comes_last(capsys: Said) -> None:
@@ -38,6 +39,14 @@ def test_json_is_one_line_and_a_quantized_cache_is_smaller(capsys: Said) -> None
         (line,) = capsys.readouterr().out.splitlines()
         sizes[kv] = json.loads(line)["rows"][0]["kv_bytes"]
     assert 3 < sizes["f16"] / sizes["q4_0"] < 4  # 16 bits against 4.5
+
+
+def test_peak_memory_is_that_of_a_process_with_the_model_in_it(capsys: Said) -> None:
+    assert main(["bench", *QUICK, "--memory", "--n-keep", "18", "--json"]) == 0
+    dense, pruned = json.loads(capsys.readouterr().out)["rows"]
+    size = sum(path.stat().st_size for path in (qap.packaged_model().model, qap.packaged_model().mmproj))
+    assert dense["peak_bytes"] > size
+    assert pruned["peak_bytes"] == pytest.approx(dense["peak_bytes"], rel=0.2)
 
 
 @pytest.mark.parametrize(

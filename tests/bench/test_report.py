@@ -12,11 +12,9 @@ from qap_gguf.bench.report import summarise
 
 DENSE = Pass(
     n_tokens=90, n_kept=90, n_text=10, encode_s=2.0, score_s=0.0, select_s=0.0, prefill_s=10.0, first_s=12.0,
-    decode_s=0.5, n_kv=100, kv_bytes=1000, peak_bytes=5_000_000,
+    decode_s=0.5, n_kv=100, kv_bytes=1000,
 )  # fmt: skip
-PRUNED = dataclasses.replace(
-    DENSE, n_kept=10, score_s=0.1, prefill_s=2.5, first_s=4.8, n_kv=20, kv_bytes=200, peak_bytes=4_000_000
-)
+PRUNED = dataclasses.replace(DENSE, n_kept=10, score_s=0.1, prefill_s=2.5, first_s=4.8, n_kv=20, kv_bytes=200)
 
 
 def slow(one: Pass, factor: float) -> Pass:
@@ -47,16 +45,16 @@ def test_a_slow_round_changes_no_ratio() -> None:
     assert pruned.first_ms == 4800
 
 
-def test_rows_fall_in_k_and_peaks_are_the_largest() -> None:
-    wide = dataclasses.replace(PRUNED, n_kept=45, peak_bytes=6_000_000)
-    report = summarise([[DENSE, PRUNED, wide], [DENSE, PRUNED, dataclasses.replace(wide, peak_bytes=7_000_000)]])
+def test_rows_fall_in_k_and_each_has_its_own_peak() -> None:
+    wide = dataclasses.replace(PRUNED, n_kept=45)
+    report = summarise([[DENSE, PRUNED, wide]] * 2, [9_000_000, 6_000_000, 7_000_000])
     assert [row.n_kept for row in report.rows] == [90, 45, 10]
-    assert report.rows[1].peak_bytes == 7_000_000
+    assert [row.peak_bytes for row in report.rows] == [9_000_000, 7_000_000, 6_000_000]
     assert (report.n_tokens, report.n_text, report.rounds) == (90, 10, 2)
 
 
 def test_table_has_a_cell_for_each_column_and_says_where_nothing_is_known() -> None:
-    unknown = dataclasses.replace(PRUNED, peak_bytes=None, decode_s=None)
+    unknown = dataclasses.replace(PRUNED, decode_s=None)
     report = summarise([[DENSE, unknown]])
     header, rows = report.table()
     assert all(len(row) == len(header) for row in rows)

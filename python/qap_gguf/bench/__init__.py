@@ -7,6 +7,7 @@ and ``random_files`` make models of true sizes with random weights, for machines
 from __future__ import annotations
 
 from qap_gguf.bench.measure import Pass, Plan, run_passes
+from qap_gguf.bench.memory import peak_bytes
 from qap_gguf.bench.random_files import RandomModel, cache_folder, make_random_model
 from qap_gguf.bench.report import BenchReport, summarise
 from qap_gguf.bench.shapes import SHAPES, Shape, find_shape
@@ -21,6 +22,7 @@ __all__ = [
     "cache_folder",
     "find_shape",
     "make_random_model",
+    "peak_bytes",
     "run_passes",
     "summarise",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from qap_gguf.bench.memory import kv_bytes, peak_bytes, reset_peak
+from qap_gguf.bench.memory import kv_bytes
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError
 from qap_gguf.images import ImageSource
@@ -55,7 +55,6 @@ class Pass:
         decode_s: for each further token, mean; None where the answer ended at once.
         n_kv: cells of the KV cache after the prefill.
         kv_bytes: their size.
-        peak_bytes: peak of resident memory during the pass; None where the system cannot say.
     """
 
     n_tokens: int
@@ -69,7 +68,6 @@ class Pass:
     decode_s: float | None
     n_kv: int
     kv_bytes: int
-    peak_bytes: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -79,7 +77,6 @@ class Pass:
 def run_pass(vlm: VisionModel, image: ImageSource, text: str, config: PruneConfig | None, n_decode: int) -> Pass:
     """Encode, prune (`config` None: keep all), prefill, and answer with `n_decode` tokens."""
     vlm.forget()  # each pass does all the work
-    can_tell = reset_peak()
     started = time.perf_counter()
     embedding = vlm.encode(image)
     answer = vlm.generate([embedding, text], prune=config, max_tokens=n_decode, stream=True)
@@ -101,7 +98,6 @@ def run_pass(vlm: VisionModel, image: ImageSource, text: str, config: PruneConfi
         decode_s=stats.decode_s / stats.n_generated if stats.n_generated else None,
         n_kv=n_kv,
         kv_bytes=size,
-        peak_bytes=peak_bytes() if can_tell else None,
     )
 
 

@@ -31,7 +31,7 @@ class Row:
         encode_ms, score_ms, select_ms, prefill_ms, first_ms: medians over the rounds.
         decode_ms: for a token, median; None where no answer had any.
         n_kv, kv_bytes: cells of the KV cache after the prefill, and their size.
-        peak_bytes: largest peak of resident memory of the passes; None where the system cannot say.
+        peak_bytes: peak of the resident memory of a fresh process that answers so once; None where not measured.
         prefill_speedup, first_speedup: dense / pruned, median of the ratios of each round.
         first_speedup_range: lowest and highest ratio of a round.
         bound_ms, bound_speedup: see above; medians.
@@ -109,7 +109,7 @@ def _bound_s(dense: Pass, one: Pass) -> float:
     return dense.encode_s + (one.n_text + one.n_kept) * per_token
 
 
-def _row(passes: Sequence[Pass], denses: Sequence[Pass], is_dense: bool) -> Row:
+def _row(passes: Sequence[Pass], denses: Sequence[Pass], is_dense: bool, peak: int | None) -> Row:
     def median_ms(name: str) -> float:
         return 1000 * float(statistics.median(getattr(one, name) for one in passes))
 
@@ -117,7 +117,6 @@ def _row(passes: Sequence[Pass], denses: Sequence[Pass], is_dense: bool) -> Row:
     first = [dense.first_s / one.first_s for dense, one in pairs]
     bounds = [(dense.encode_s + dense.prefill_s) / _bound_s(dense, one) for dense, one in pairs]
     decodes = [one.decode_s for one in passes if one.decode_s is not None]
-    peaks = [one.peak_bytes for one in passes if one.peak_bytes is not None]
     return Row(
         n_kept=passes[0].n_kept,
         is_dense=is_dense,
@@ -129,7 +128,7 @@ def _row(passes: Sequence[Pass], denses: Sequence[Pass], is_dense: bool) -> Row:
         decode_ms=1000 * statistics.median(decodes) if decodes else None,
         n_kv=passes[0].n_kv,
         kv_bytes=passes[0].kv_bytes,
-        peak_bytes=max(peaks) if peaks else None,
+        peak_bytes=peak,
         prefill_speedup=statistics.median(dense.prefill_s / one.prefill_s for dense, one in pairs),
         first_speedup=statistics.median(first),
         first_speedup_range=(min(first), max(first)),
@@ -139,10 +138,16 @@ def _row(passes: Sequence[Pass], denses: Sequence[Pass], is_dense: bool) -> Row:
     )
 
 
-def summarise(rounds: Sequence[Sequence[Pass]]) -> BenchReport:
-    """Summarise what :func:`qap_gguf.bench.run_passes` returned: at least one round, the dense pass first in each."""
+def summarise(rounds: Sequence[Sequence[Pass]], peaks: Sequence[int | None] | None = None) -> BenchReport:
+    """Summarise what :func:`qap_gguf.bench.run_passes` returned.
+
+    Args:
+        rounds: at least one; the dense pass first in each.
+        peaks: peak memory in bytes of each pass of a round, see :func:`qap_gguf.bench.peak_bytes`.
+    """
     columns = list(zip(*rounds, strict=True))
     denses = columns[0]
-    rows = [_row(column, denses, column is denses) for column in columns]
+    known = [None] * len(columns) if peaks is None else list(peaks)
+    rows = [_row(column, denses, column is denses, peak) for column, peak in zip(columns, known, strict=True)]
     rows[1:] = sorted(rows[1:], key=lambda row: -row.n_kept)
     return BenchReport(rows, denses[0].n_tokens, denses[0].n_text, len(rounds))

@@ -88,6 +88,9 @@ def _rounded(value: Any) -> Any:
 )
 @click.option("--decode", type=click.IntRange(min=1), default=8, show_default=True, help="Tokens of the answer.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Passes behind each median.")
+@click.option(
+    "--memory/--no-memory", default=True, show_default=True, help="Measure peak memory, in a process for each row."
+)
 @kv_option
 @prune_options(without=("n_keep", "keep_ratio", "dense"))
 @output_options
@@ -105,6 +108,7 @@ def bench(
     text_tokens: int,
     decode: int,
     rounds: int,
+    memory: bool,
     kv: str | None,
     as_json: bool,
     **prune: Any,
@@ -126,7 +130,7 @@ def bench(
     configs = _configs(n_keep, keep_ratio, prune)
 
     import qap_gguf as qap
-    from qap_gguf.bench import Plan, find_shape, make_random_model, run_passes, summarise
+    from qap_gguf.bench import Plan, find_shape, make_random_model, peak_bytes, run_passes, summarise
     from qap_gguf.images import load_image
     from qap_gguf.opening import open_model
     from qap_gguf.score import n_threads_default
@@ -139,9 +143,14 @@ def bench(
         packaged = qap.packaged_model()
         model, mmproj = packaged.model, packaged.mmproj
     pixels: Any = load_image(image) if image is not None else _noise()
-    with open_model(
-        mmproj, model, kv=kv, device=device, model_device=model_device, n_ctx=ctx, n_threads=threads, verbose=is_debug()
-    ) as vlm:
+    settings: dict[str, Any] = {
+        "kv": kv,
+        "device": device,
+        "model_device": model_device,
+        "n_ctx": ctx,
+        "n_threads": threads,
+    }
+    with open_model(mmproj, model, **settings, verbose=is_debug()) as vlm:
         why_not = vlm.why_not_prunable
         if why_not is not None:
             if n_keep or keep_ratio:
@@ -150,7 +159,15 @@ def bench(
             configs = ()
         with counter_bar("passes") as report:
             passes = run_passes(vlm, Plan(pixels, configs, text_tokens, decode, rounds), report)
-    result = summarise(passes)
+    peaks: list[int] | None = None
+    if memory:
+        with counter_bar("processes") as report:
+            peaks = []
+            for config in (None, *configs):
+                peaks.append(peak_bytes(mmproj, model, settings, pixels, "a" * text_tokens, config))
+                if report is not None:
+                    report(len(peaks), 1 + len(configs))
+    result = summarise(passes, peaks)
     if result.n_text != text_tokens:
         note(f"the prompt has {result.n_text} text tokens, not {text_tokens}: the template and one word take that many")
     line = {

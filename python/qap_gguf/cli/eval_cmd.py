@@ -27,7 +27,7 @@ from qap_gguf.opening import KV_TYPES
 
 if TYPE_CHECKING:
     from qap_gguf.config import PruneConfig
-    from qap_gguf.eval import Budget, Evaluation, Setup, Variant
+    from qap_gguf.eval import Budget, Setup, Variant
 
 _METHODS = "dense,qap,semantic,numeric,dpp,dpp-semantic,dpp-numeric,divprune,random,uniform,pool"
 _SCORINGS = ("auto", "exact", "choice", "vqa", "f1", "yesno")
@@ -71,33 +71,6 @@ def _setups(models: Sequence[Path], kvs: Sequence[str]) -> dict[Setup, tuple[Pat
         for name, path in zip(names, models, strict=True)
         for kv in dict.fromkeys(kvs or ("",))
     }
-
-
-def _write(out: Path, result: Evaluation, plain: dict[str, Any]) -> None:
-    """results.csv, results.json, results.md and accuracy.png in `out`, each whole or not at all."""
-    import json
-
-    from qap_gguf.errors import UnsupportedError
-    from qap_gguf.eval import markdown
-    from qap_gguf.eval.curve import draw
-
-    tables = [result.main_table(), result.kind_table(), result.yes_no_table()]
-    text = [markdown(table) for table in tables if table[1]]
-    text.insert(1, result.note)
-    texts = {
-        "results.csv": result.csv(),
-        "results.json": json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n",
-        "results.md": "\n\n".join(text) + "\n",
-    }
-    for name, content in texts.items():
-        temporary = out / f".{name}.tmp"
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(out / name)
-    if any(summary.variant.budget is not None for summary in result.summaries):
-        try:
-            draw(result, out / "accuracy.png")
-        except UnsupportedError as err:
-            note(f"no accuracy.png: {err}")
 
 
 @click.command("eval", short_help="Count right answers, dense and pruned.")
@@ -247,7 +220,11 @@ def eval_command(
     result = Evaluation(summarise(outcomes, base.seed), len(questions), pictures, base.seed)
     plain = {"data": data, "models": [str(path) for path in model], "mmproj": mmproj, **result.to_dict()}
     if out is not None:
-        _write(out, result, plain)
+        from qap_gguf.eval.output import write_results
+
+        missing = write_results(out, result, plain)
+        if missing is not None:
+            note(missing)
     if as_json:
         print_json(plain)
         return

@@ -1,0 +1,222 @@
+#!/usr/bin/env python3
+"""The regime that QAPruner was made for, on the packaged model's checkpoint: 4-bit weights and 4-bit activations.
+
+    python benchmarks/w4a4.py CHECKPOINT scenes/questions.jsonl --n-keep 72 --n-keep 18 --out results-w4a4
+
+ggml multiplies 4-bit weights by 8-bit or float activations; the paper (arXiv 2604.02816, sections 3 and 4) quantizes
+both in groups of 128. So its claim is tested where it was made: the language model runs in torch with every matrix
+of its layers rounded to 4 bits (W4), and the input of each as well (A4), symmetric, scale = max / 7 for each group of
+128 channels of a row or token. Embeddings, the output matrix, norms, attention products and the KV cache stay in
+float32, the image encoder is that of the packaged mmproj file. Image tokens are scored and selected by the package
+itself. A token of this model has 256 channels: two groups, where LLaVA-1.5-7B has 32.
+
+Resumable and printed as `qap-gguf eval` does it. Needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import qap_gguf as qap
+from qap_gguf.eval import (
+    METHODS,
+    Budget,
+    Evaluation,
+    Journal,
+    Outcome,
+    Question,
+    Setup,
+    Variant,
+    fingerprint,
+    load_questions,
+    markdown,
+    summarise,
+    variants,
+)
+from qap_gguf.eval.output import write_results
+from qap_gguf.eval.pool import pool, pooled_grid
+
+GROUP, LEVELS, MAX_TOKENS = 128, 7, 12
+#: Regime -> bits of weights and of activations; 0 leaves them float32.
+REGIMES = {"W32A32": (0, 0), "W4A32": (4, 0), "W4A4": (4, 4)}
+
+
+def round_groups(x: torch.Tensor, group: int = GROUP) -> torch.Tensor:
+    """Round the last dimension to 4 bits, symmetric, one scale for each `group` values; the last group may be shorter.
+
+    Example:
+        >>> round_groups(torch.tensor([7.0, 3.4, -6.6])).tolist()
+        [7.0, 3.0, -7.0]
+    """
+    n = x.shape[-1]
+    padded = nn.functional.pad(x, (0, -n % group)).unflatten(-1, (-1, group))
+    scale = padded.abs().amax(-1, keepdim=True) / LEVELS
+    return (torch.round(padded / (scale + 1e-8)) * scale).flatten(-2)[..., :n]
+
+
+class RoundedLinear(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
+    """A matrix of 4-bit weights, whose input may be rounded too."""
+
+    def __init__(self, linear: Any, activations: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(round_groups(linear.weight.detach()), requires_grad=False)
+        self.bias, self.activations = linear.bias, activations
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., n_in) -> (..., n_out)."""
+        return nn.functional.linear(round_groups(x) if self.activations else x, self.weight, self.bias)
+
+
+def round_layers(layers: Any, activations: bool) -> int:
+    """Replace every matrix below `layers`; return how many."""
+    linears = [(module, name) for module in layers.modules() for name, child in module.named_children()
+               if isinstance(child, nn.Linear)]  # fmt: skip
+    for module, name in linears:
+        setattr(module, name, RoundedLinear(getattr(module, name), activations))
+    return len(linears)
+
+
+class TorchModel:
+    """The checkpoint's language model in one regime."""
+
+    def __init__(self, checkpoint: Path, regime: str) -> None:
+        import transformers
+
+        hf: Any = transformers.LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(checkpoint)
+        self.body, self.head = hf.model.language_model, hf.lm_head
+        # transformers 5.24 renamed the argument and warns at each use of the old name
+        self._cache = "cache" if "cache" in inspect.signature(self.body.forward).parameters else "past_key_values"
+        self.embed, self.end_id = hf.get_input_embeddings(), int(self.tokenizer.eos_token_id)
+        self._new_cache: Any = transformers.DynamicCache
+        weights, activations = REGIMES[regime]
+        if weights:
+            round_layers(self.body.layers, bool(activations))
+
+    def prompt(self, question: str) -> tuple[list[int], list[int]]:
+        """Tokens before and behind the image: the form that the checkpoint was trained on."""
+        parts = "<|im_start|>user\n", f"\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        before, behind = (list(self.tokenizer(part, add_special_tokens=False).input_ids) for part in parts)
+        return before, behind
+
+    def answer(self, question: str, images: Sequence[np.ndarray[Any, Any]]) -> list[str]:
+        """Greedy answers to one question about images of the same number of tokens, each (k, n_embd)."""
+        with torch.inference_mode():
+            return self._answer(question, images)
+
+    def _answer(self, question: str, images: Sequence[np.ndarray[Any, Any]]) -> list[str]:
+        before, behind = (self.embed(torch.tensor(part)) for part in self.prompt(question))
+        rows = [torch.cat([before, torch.from_numpy(image), behind]) for image in images]
+        cache = {self._cache: self._new_cache(config=self.body.config), "use_cache": True}
+        out = self.body(inputs_embeds=torch.stack(rows), **cache)
+        said: list[list[int]] = [[] for _ in images]
+        ended = torch.zeros(len(images), dtype=torch.bool)
+        for step in range(MAX_TOKENS):
+            token = self.head(out.last_hidden_state[:, -1]).argmax(-1)
+            ended |= token == self.end_id
+            for i in torch.nonzero(~ended).flatten().tolist():
+                said[i].append(int(token[i]))
+            if bool(ended.all()) or step == MAX_TOKENS - 1:
+                break
+            out = self.body(inputs_embeds=self.embed(token[:, None]), **cache)
+        return [str(self.tokenizer.decode(tokens)) for tokens in said]
+
+
+def rows_for(vlm: Any, image: Any, variant: Variant) -> list[np.ndarray[Any, Any]]:
+    """The tokens that the language model reads, (k, n_embd), in each repetition of a variant."""
+    out = []
+    for config in variant.configs:
+        if config is None:
+            out.append(image.features)
+        elif variant.method == "pool":
+            out.append(pool(image.features, image.grid, pooled_grid(config.count(image.n_tokens), image.grid)))
+        else:
+            out.append(vlm.prune(image, config).features)
+    return out
+
+
+def ask(model: TorchModel, question: Question, rows: dict[Variant, list[Any]], setup: Setup) -> list[Outcome]:
+    """All variants, those of the same number of tokens in one batch."""
+    sizes: dict[int, list[tuple[Variant, int]]] = {}
+    for variant, images in rows.items():
+        for i, image in enumerate(images):
+            sizes.setdefault(len(image), []).append((variant, i))
+    said: dict[tuple[Variant, int], str] = {}
+    for keys in sizes.values():
+        said |= zip(keys, model.answer(question.text, [rows[variant][i] for variant, i in keys]), strict=True)
+    return [
+        Outcome(question, variant, tuple(said[variant, i] for i in range(len(images))), len(images[0]),
+                (0.0,) * len(images), setup)
+        for variant, images in rows.items()
+    ]  # fmt: skip
+
+
+def run(
+    place: tuple[Path, str], vlm: Any, questions: Sequence[Question], compared: Sequence[Variant], journal: Journal
+) -> list[Outcome]:
+    """Every question under every variant, by the checkpoint and in the regime of `place`."""
+    checkpoint, regime = place
+    setup, outcomes, model = Setup(regime), [], None
+    image, path = None, None
+    rows: dict[Variant, list[Any]] = {}
+    for number, question in enumerate(questions):
+        known = [journal.get(setup, variant, number, question) for variant in compared]
+        if None in known:
+            model = TorchModel(checkpoint, regime) if model is None else model
+            if question.image != path:
+                image, path = vlm.encode(question.image), question.image
+                rows = {variant: rows_for(vlm, image, variant) for variant in compared}
+            asked = ask(model, question, rows, setup)
+            for outcome in asked:
+                journal.add(outcome, number)
+            known = list(asked)
+        outcomes += [outcome for outcome in known if outcome is not None]
+        if number % 100 == 99:
+            print(f"{regime}: {number + 1} of {len(questions)} questions", file=sys.stderr, flush=True)
+    return outcomes
+
+
+def main() -> int:
+    """Run the tool."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="the folder of tiny-llava")
+    parser.add_argument("data", type=Path, help="questions, as `qap-gguf eval` reads them")
+    parser.add_argument("--n-keep", type=int, action="append", help="image tokens to keep; repeatable (default: 18)")
+    parser.add_argument("--methods", default=",".join(METHODS), help="as for `qap-gguf eval`")
+    parser.add_argument("--regimes", default=",".join(REGIMES), help=f"of {', '.join(REGIMES)} (default: all)")
+    parser.add_argument("--limit", type=int, help="ask the first N questions only")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results and the journal")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    questions = load_questions(args.data, args.limit)
+    compared = variants(args.methods.split(","), [Budget(n_keep=k) for k in args.n_keep or [18]])
+    header = {
+        "data": fingerprint(args.data), "checkpoint": fingerprint(args.checkpoint / "model.safetensors"),
+        "group": GROUP, "max_tokens": MAX_TOKENS,
+    }  # fmt: skip
+    outcomes: list[Outcome] = []
+    with Journal(args.out / "journal.jsonl", header) as journal, qap.VisionModel(n_threads=args.threads) as vlm:
+        for regime in args.regimes.split(","):
+            outcomes += run((args.checkpoint, regime), vlm, questions, compared, journal)
+    result = Evaluation(summarise(outcomes), len(questions), len({question.image for question in questions}))
+    plain = {"data": args.data, "checkpoint": args.checkpoint, "group": GROUP, **result.to_dict()}
+    missing = write_results(args.out, result, plain)
+    if missing is not None:
+        print(missing, file=sys.stderr)
+    print(markdown(result.main_table()))
+    print(f"\n{result.note}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
