@@ -46,4 +46,5 @@ PYBIND11_MODULE(_core, m) {
     register_gguf(m);
     register_graph(m);
     register_clip_text(m);
+    register_interrupt(m);
 }

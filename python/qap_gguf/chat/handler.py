@@ -21,7 +21,7 @@ from llama_cpp.llama_grammar import LlamaGrammar
 
 from qap_gguf import _core, defaults
 from qap_gguf.arguments import check_threads
-from qap_gguf.chat.completion import check_settings, merge_bias, only_text_drafts
+from qap_gguf.chat.completion import HeldSignals, check_settings, merge_bias, only_text_drafts
 from qap_gguf.chat.messages import Turn, images_of, question_of, read_messages
 from qap_gguf.chat.sources import SourceRules
 from qap_gguf.chat.templates import ChatTemplate, Prompt, named_template
@@ -229,24 +229,33 @@ class ChatHandler:
         grammar = (tool[1] if tool is not None else None) or response_grammar(response_format) or grammar
         if grammar is not None:
             check_grammar(llama, grammar)
-        with self._lock:
-            vlm, template = self._prepare(llama)
+        vlm, template = self._prepare(llama)
+        with vlm.answers.turn():
             prompt = template.render(turns, **for_template, **template_variables)
             number, stats = self._prefill(vlm, turns, prompt, prune)
             self.stats = stats
             only_text_drafts(llama)
-            completion: Any = llama.create_completion(
-                prompt=llama.input_ids[: llama.n_tokens].tolist(),
-                stop=[*stops, *prompt.stop],
-                stream=stream,
-                model=model,
-                grammar=grammar,
-                logits_processor=merge_bias(llama, logits_processor, logit_bias),
-                logprobs=(top_logprobs or 0) if logprobs else None,
-                **sampling,
-            )
+            processors, signals = merge_bias(llama, logits_processor, logit_bias), HeldSignals()
+
+            @contextlib.contextmanager
+            def step() -> Iterator[None]:
+                with vlm.answers.step(), signals.hold() if processors else contextlib.nullcontext():
+                    yield
+
+            with step():
+                completion: Any = llama.create_completion(
+                    prompt=llama.input_ids[: llama.n_tokens].tolist(),
+                    stop=[*stops, *prompt.stop],
+                    stream=stream,
+                    model=model,
+                    grammar=grammar,
+                    logits_processor=processors,
+                    stopping_criteria=llama_cpp.StoppingCriteriaList([signals]) if processors else None,
+                    logprobs=(top_logprobs or 0) if logprobs else None,
+                    **sampling,
+                )
             if stream:
-                completion = vlm.answers.turns.steps(number, completion)
+                completion = vlm.answers.turns.stream(number, completion, step)
         if tool is not None:
             return llama_chat_format._convert_completion_to_chat_function(tool[0], completion, stream)
         return llama_chat_format._convert_completion_to_chat(completion, stream=stream)
@@ -271,6 +280,10 @@ class ChatHandler:
 
     def _prepare(self, llama: llama_cpp.Llama) -> tuple[VisionModel, ChatTemplate]:
         """The vision model around `llama`, made at its first call, and its chat template."""
+        with self._lock:
+            return self._prepare_locked(llama)
+
+    def _prepare_locked(self, llama: llama_cpp.Llama) -> tuple[VisionModel, ChatTemplate]:
         if self._closed:
             raise QapError("this ChatHandler is closed; make a new one")
         if self._vlm is not None and self._template is not None and self._llama is not None and self._llama() is llama:
