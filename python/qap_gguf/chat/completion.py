@@ -11,7 +11,7 @@ import contextlib
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -19,7 +19,9 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from qap_gguf.answering import Answers
 from qap_gguf.arguments import check_integer, check_number
+from qap_gguf.chat.grammars import watched
 from qap_gguf.errors import ConfigError
 
 _FRACTIONS = ("top_p", "min_p", "typical_p")
@@ -120,6 +122,24 @@ class HeldSignals:
                 number, frame = self._noted[0]
                 self._noted.clear()
                 handler(number, frame)
+
+
+def steps_of(
+    answers: Answers, llama: llama_cpp.Llama, *, grammar: bool, signals: HeldSignals | None
+) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """What surrounds each step of a completion: Ctrl-C that works, grammars that raise, signals that are not lost."""
+
+    @contextlib.contextmanager
+    def step() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(answers.step())
+            if grammar:
+                stack.enter_context(watched(llama))
+            if signals is not None:
+                stack.enter_context(signals.hold())
+            yield
+
+    return step
 
 
 class _TextDrafts:
