@@ -93,7 +93,10 @@ public:
         }
         const auto * lm = reinterpret_cast<const llama_model *>(model);
         n_embd          = llama_model_n_embd_inp(lm);
-        ctx.reset(mtmd_init_from_file(mmproj.c_str(), lm, params));
+        {
+            const py::gil_scoped_release nogil;
+            ctx.reset(mtmd_init_from_file(mmproj.c_str(), lm, params));
+        }
         if (!ctx) {
             fail("the mmproj could not be loaded", quiet);
         }
@@ -204,6 +207,7 @@ public:
     }
 
     void close() {
+        const py::gil_scoped_release      nogil; // who holds the mutex may want the GIL (bind-interrupt.cpp)
         const std::lock_guard<std::mutex> lock(mutex);
         ctx.reset();
     }

@@ -53,4 +53,6 @@ PYBIND11_MODULE(_core, m) {
     register_inspect(m);
     register_graph(m);
     register_clip_text(m);
+    register_interrupt(m);
+    register_sampler(m);
 }

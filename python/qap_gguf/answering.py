@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from qap_gguf.embedding import ImageEmbedding, PrunedImage
 from qap_gguf.encoder import ImageEncoder
@@ -15,6 +17,7 @@ from qap_gguf.errors import ConfigError, NativeError
 from qap_gguf.generation import AnswerSettings, GenerationStats
 from qap_gguf.language import LanguageModel, TextStream
 from qap_gguf.prefill import ImageRows, fill
+from qap_gguf.turns import Stream
 
 
 def rows_of(image: ImageEmbedding, cut: PrunedImage | None) -> list[ImageRows]:
@@ -94,35 +97,42 @@ class Answers:
                 )
             number = self.turns.begin()
             started = time.perf_counter()
-            stats.n_reused = fill(self._language, self._encoder, chunks, rows, self._n_batch)
-            self._language.synchronize()
+            with self._language.interruptible():
+                stats.n_reused = fill(self._language, self._encoder, chunks, rows, self._n_batch)
+                self._language.synchronize()
             stats.prefill_s = time.perf_counter() - started
             stats.n_kv = self._language.n_kv
             return number
 
-    def decode(
-        self, number: int, text: TextStream, stats: GenerationStats, chosen: AnswerSettings
-    ) -> Generator[str, None, None]:
+    def turn(self) -> AbstractContextManager[None]:
+        """Hold the model for a whole answer, or for the beginning of one that is streamed."""
+        return self.turns.turn()
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """What one step of an answer needs, beside its turn."""
+        self._check_open()
+        with self._language.interruptible():
+            yield
+
+    def decode(self, number: int, text: TextStream, stats: GenerationStats, chosen: AnswerSettings) -> Stream[str]:
         """The pieces of the answer `number`."""
-        with self.turns.lock:
-            self._check_open()
-            sampler = self._language.new_sampler(chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p)
-        while stats.n_generated < chosen.max_tokens and not text.stopped:
-            with self.turns.lock:
-                self._check_open()
-                self.turns.check(number)
-                if self._language.n_past >= self._language.n_ctx:
-                    break
-                started = time.perf_counter()
-                token = self._language.sample(sampler)
-                if self._language.is_end(token):
-                    stats.decode_s += time.perf_counter() - started
-                    break
-                self._language.prefill([token])
-                self._language.synchronize()
+        return self.turns.stream(number, self._pieces(text, stats, chosen), self.step)
+
+    def _pieces(self, text: TextStream, stats: GenerationStats, chosen: AnswerSettings) -> Generator[str, None, None]:
+        language = self._language
+        sampler = language.new_sampler(chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p)
+        while stats.n_generated < chosen.max_tokens and not text.stopped and language.n_past < language.n_ctx:
+            started = time.perf_counter()
+            token = language.sample(sampler)
+            if language.is_end(token):
                 stats.decode_s += time.perf_counter() - started
-                stats.n_generated += 1
-                stats.n_kv = self._language.n_kv
+                break
+            language.prefill([token])
+            language.synchronize()
+            stats.decode_s += time.perf_counter() - started
+            stats.n_generated += 1
+            stats.n_kv = language.n_kv
             piece = text.push(token)
             if piece:
                 yield piece

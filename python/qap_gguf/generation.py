@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
 from qap_gguf.arguments import check_sampling
 from qap_gguf.config import PruneConfig
 from qap_gguf.defaults import check_config
+from qap_gguf.turns import Stream
 
 
 class ChatSettings(TypedDict, total=False):
@@ -107,7 +108,7 @@ class Generation(Iterator[str]):
         ('four', 144)
     """
 
-    def __init__(self, pieces: Generator[str, None, None], stats: GenerationStats) -> None:
+    def __init__(self, pieces: Stream[str], stats: GenerationStats) -> None:
         self._pieces = pieces
         self.stats = stats
 

@@ -116,12 +116,14 @@ def _check_file(path: str | os.PathLike[str]) -> None:
     _check_bytes(found.st_size, _shown(path))
 
 
-def _decode(data: str | os.PathLike[str] | io.BytesIO, name: str, max_pixels: int | None) -> Pixels:
+def _decode(
+    data: str | os.PathLike[str] | io.BytesIO, name: str, max_pixels: int | None, formats: list[str] | None = None
+) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage that Pillow works around; what it cannot is an exception
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(data, formats=_kinds()) as image:
+            with Image.open(data, formats=formats or _kinds()) as image:
                 return _to_pixels(image, max_pixels)
     except ImageError:
         raise
@@ -135,12 +137,13 @@ def _decode(data: str | os.PathLike[str] | io.BytesIO, name: str, max_pixels: in
         raise ImageError(f"image: {name} cannot be decoded ({' '.join(str(err).split())}); is it damaged?") from err
 
 
-def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Pixels:
+def load_image(source: ImageSource, *, max_pixels: int | None = None, formats: list[str] | None = None) -> Pixels:
     """The picture as uint8 RGB, shape (height, width, 3), C order.
 
     Args:
         source: a path, the bytes of an image file, a Pillow image, or a uint8 array (height, width, 3).
         max_pixels: a limit below Pillow's own, checked before the picture is decoded.
+        formats: Pillow's names of the file formats that are tried, among those that it has; None is all of them.
 
     Raises:
         ImageError: no such file, not a picture, damaged, too large, or an array of another shape or dtype.
@@ -167,8 +170,8 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Pixels:
             raise ImageError(f"image: the Pillow image cannot be decoded ({' '.join(str(err).split())})") from err
     if isinstance(source, bytes):
         _check_bytes(len(source), "bytes")
-        return _decode(io.BytesIO(source), f"{len(source)} bytes", max_pixels)
+        return _decode(io.BytesIO(source), f"{len(source)} bytes", max_pixels, formats)
     if isinstance(source, (str, os.PathLike)):
         _check_file(source)
-        return _decode(source, _shown(source), max_pixels)
+        return _decode(source, _shown(source), max_pixels, formats)
     raise ImageError(f"image: expected a path, bytes, a Pillow image or an array, got {type(source).__name__}")

@@ -6,9 +6,10 @@ All reliance on names of llama-cpp-python that are not public stands here; the p
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
+from qap_gguf import _core
 from qap_gguf.errors import ConfigError, ModelFileError, NativeError
 from qap_gguf.interrupts import held_back
 from qap_gguf.prefill import IdArray, KvRecord
@@ -123,6 +125,27 @@ class LanguageModel:
         self.n_past = n_past
         return True
 
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within the block Ctrl-C stops a native computation on the CPU too, not only what comes after it."""
+        if self._shared.interruptible:
+            yield
+            return
+        guard = _core.Interrupt(self.context_address)
+        guard.watch()
+        self._shared.interruptible = True
+        try:
+            yield
+        except BaseException as err:
+            stopped = guard.error()
+            if stopped is not None:
+                raise stopped from err
+            raise
+        finally:
+            self._shared.interruptible = False
+            if self.is_open:
+                guard.release()
+
     def reset(self) -> None:
         """Empty the KV cache."""
         self.llama.reset()  # type: ignore[no-untyped-call]
@@ -202,6 +225,7 @@ class _Shared:
 
     turns: Turns
     record: KvRecord
+    interruptible: bool = False
 
 
 def _share(llama: llama_cpp.Llama) -> _Shared:

@@ -308,11 +308,11 @@ class VisionModel:
         for image in images:
             check_embedding(image, self._encoder.n_embd)
         stats = GenerationStats()
-        # Prefill at once: errors belong to this call, not to the first piece.
-        number = self._prefill(flat, images, chosen.prune, question_of(messages), stats)
-        pieces = self.answers.decode(number, text, stats, chosen)
-        generation = Generation(pieces, stats)
-        return generation if stream else "".join(generation)
+        with self.answers.turn():
+            # Prefill at once: errors belong to this call, not to the first piece.
+            number = self._prefill(flat, images, chosen.prune, question_of(messages), stats)
+            generation = Generation(self.answers.decode(number, text, stats, chosen), stats)
+            return generation if stream else "".join(generation)
 
     def last_logits(self) -> FloatArray:
         """Logits after the last evaluated token, float32 (n_vocab,): of the first answer token after a prefill."""
@@ -328,10 +328,9 @@ class VisionModel:
         question: str,
         stats: GenerationStats,
     ) -> int:
-        with self._lock:
-            prompt, add_special = render(self._language, flat)
-            pairs = [(image, None if prune is None else self.prune(image, prune, question)) for image in images]
-            return self.answers.place(prompt, pairs, stats, add_special=add_special)
+        prompt, add_special = render(self._language, flat)
+        pairs = [(image, None if prune is None else self.prune(image, prune, question)) for image in images]
+        return self.answers.place(prompt, pairs, stats, add_special=add_special)
 
     # --- life ---
 

@@ -111,6 +111,10 @@ def test_a_text_prompt_after_an_image_reuses_nothing_of_it(
     assert llama.create_completion(words, temperature=0, max_tokens=4)["choices"][0]["text"] == expected  # type: ignore[index]
 
 
+def gbnf(text: str) -> LlamaGrammar:
+    return LlamaGrammar.from_string(text, verbose=False)
+
+
 BAD: dict[str, tuple[dict[str, Any], type[QapError], str]] = {
     "no messages": ({"messages": []}, ConfigError, "messages"),
     "a text": ({"messages": "hello"}, ConfigError, "messages"),
@@ -132,7 +136,10 @@ BAD: dict[str, tuple[dict[str, Any], type[QapError], str]] = {
     "seed": ({"seed": 2**40}, ConfigError, "seed"),
     "stop": ({"stop": [""]}, ConfigError, "stop"),
     "bias": ({"logit_bias": {"99999999": 1.0}}, ConfigError, "logit_bias"),
-    "grammar": ({"grammar": LlamaGrammar.from_string("root ::= (", verbose=False)}, ConfigError, "GBNF"),
+    "grammar": ({"grammar": gbnf("root ::= (")}, ConfigError, "GBNF"),
+    "deep grammar": ({"grammar": gbnf("root ::= " + "(" * 5000 + '"a"' + ")" * 5000)}, ConfigError, "nested"),
+    "long grammar": ({"grammar": gbnf('root ::= "' + "a" * 300_000 + '"')}, ConfigError, "characters"),
+    "a grammar that ends nowhere": ({"grammar": gbnf('root ::= "\\x00"'), "max_tokens": 5}, ConfigError, "no token"),
     "no grammar": ({"grammar": 'root ::= "a"'}, ConfigError, "LlamaGrammar"),
     "schema": ({"response_format": {"type": "json_object", "schema": {"$ref": "#/no"}}}, ConfigError, "schema"),
     "format": ({"response_format": {"type": "xml"}}, ConfigError, "response_format"),
@@ -157,6 +164,13 @@ def test_bad_input_is_one_line(
     with pytest.raises(kind, match=words) as caught:
         handler(llama=llama, **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_grammar_with_brackets_in_its_strings(handler: qap.ChatHandler, llama: llama_cpp.Llama, uri: str) -> None:
+    many = "(" * 300
+    grammar = gbnf(f'root ::= "{many}" [{many}] # {many}')
+    answer = handler(llama=llama, messages=user(image_url(uri), QUESTION), grammar=grammar, temperature=0.5, seed=1)
+    assert content(answer) == many + "("
 
 
 def test_a_handler_without_its_file(packaged: qap.PackagedModel) -> None:

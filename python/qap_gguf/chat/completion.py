@@ -7,15 +7,21 @@ model copies ids out of ``input_ids``, which for images are negative (:mod:`qap_
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from qap_gguf.answering import Answers
 from qap_gguf.arguments import check_integer, check_number
+from qap_gguf.chat.grammars import watched
 from qap_gguf.errors import ConfigError
 
 _FRACTIONS = ("top_p", "min_p", "typical_p")
@@ -84,6 +90,56 @@ def merge_bias(llama: llama_cpp.Llama, processors: Any, bias: Mapping[Any, float
         return out
 
     return llama_cpp.LogitsProcessorList([*(processors or ()), apply])
+
+
+class HeldSignals:
+    """Keeps Ctrl-C out of native callbacks, where an exception is printed and lost.
+
+    Logits processors are Python that native code calls. While one may run, a signal is only noted; the next token ends
+    the completion (this is its stopping criterion), and the signal's own handler is called behind it.
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[tuple[int, FrameType | None]] = []
+
+    def __call__(self, _ids: npt.NDArray[np.intc], _logits: npt.NDArray[np.single]) -> bool:
+        """Whether to stop, as a member of a ``StoppingCriteriaList``."""
+        return bool(self._noted)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Note signals within the block, and raise behind it what they raise."""
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler) or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signal.signal(signal.SIGINT, lambda number, frame: self._noted.append((number, frame)))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            if self._noted:
+                number, frame = self._noted[0]
+                self._noted.clear()
+                handler(number, frame)
+
+
+def steps_of(
+    answers: Answers, llama: llama_cpp.Llama, *, grammar: bool, signals: HeldSignals | None
+) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """What surrounds each step of a completion: Ctrl-C that works, grammars that raise, signals that are not lost."""
+
+    @contextlib.contextmanager
+    def step() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(answers.step())
+            if grammar:
+                stack.enter_context(watched(llama))
+            if signals is not None:
+                stack.enter_context(signals.hold())
+            yield
+
+    return step
 
 
 class _TextDrafts:

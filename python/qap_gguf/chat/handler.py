@@ -21,11 +21,12 @@ from llama_cpp.llama_grammar import LlamaGrammar
 
 from qap_gguf import _core, defaults
 from qap_gguf.arguments import check_threads
-from qap_gguf.chat.completion import check_settings, merge_bias, only_text_drafts
-from qap_gguf.chat.messages import Turn, images_of, question_of, read_messages
-from qap_gguf.chat.sources import SourceRules
+from qap_gguf.chat.completion import HeldSignals, check_settings, merge_bias, only_text_drafts, steps_of
+from qap_gguf.chat.grammars import check_grammar
+from qap_gguf.chat.messages import ImagePart, images_of, question_of, read_messages
+from qap_gguf.chat.sources import ChatImage, SourceRules
 from qap_gguf.chat.templates import ChatTemplate, Prompt, named_template
-from qap_gguf.chat.tools import check_grammar, forced_tool, modern_tools, response_grammar
+from qap_gguf.chat.tools import forced_tool, modern_tools, response_grammar
 from qap_gguf.config import PruneConfig
 from qap_gguf.embedding import ImageEmbedding
 from qap_gguf.embedding_cache import EmbeddingCache
@@ -229,40 +230,70 @@ class ChatHandler:
         grammar = (tool[1] if tool is not None else None) or response_grammar(response_format) or grammar
         if grammar is not None:
             check_grammar(llama, grammar)
-        with self._lock:
-            vlm, template = self._prepare(llama)
+        vlm, template = self._prepare(llama)
+        images = [self._encode(vlm, source) for source in self._few(images_of(turns))]
+        with vlm.answers.turn():
             prompt = template.render(turns, **for_template, **template_variables)
-            number, stats = self._prefill(vlm, turns, prompt, prune)
+            number, stats = self._prefill(vlm, images, question_of(turns), prompt, prune)
             self.stats = stats
             only_text_drafts(llama)
-            completion: Any = llama.create_completion(
-                prompt=llama.input_ids[: llama.n_tokens].tolist(),
-                stop=[*stops, *prompt.stop],
-                stream=stream,
-                model=model,
-                grammar=grammar,
-                logits_processor=merge_bias(llama, logits_processor, logit_bias),
-                logprobs=(top_logprobs or 0) if logprobs else None,
-                **sampling,
-            )
+            processors = merge_bias(llama, logits_processor, logit_bias)
+            signals = HeldSignals() if processors else None
+            step = steps_of(vlm.answers, llama, grammar=grammar is not None, signals=signals)
+            with step():
+                completion: Any = llama.create_completion(
+                    prompt=llama.input_ids[: llama.n_tokens].tolist(),
+                    stop=[*stops, *prompt.stop],
+                    stream=stream,
+                    model=model,
+                    grammar=grammar,
+                    logits_processor=processors,
+                    stopping_criteria=llama_cpp.StoppingCriteriaList([signals]) if signals is not None else None,
+                    logprobs=(top_logprobs or 0) if logprobs else None,
+                    **sampling,
+                )
             if stream:
-                completion = vlm.answers.turns.steps(number, completion)
+                completion = vlm.answers.turns.stream(number, completion, step)
         if tool is not None:
             return llama_chat_format._convert_completion_to_chat_function(tool[0], completion, stream)
         return llama_chat_format._convert_completion_to_chat(completion, stream=stream)
 
-    def _prefill(
-        self, vlm: VisionModel, turns: Sequence[Turn], prompt: Prompt, prune: PruneConfig | _Unset | None
-    ) -> tuple[int, GenerationStats]:
-        sources, question = images_of(turns), question_of(turns)
+    def encode_images(self, llama: llama_cpp.Llama, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The same messages with each image encoded: a call with them waits for no disk, network or decoder.
+
+        Raises:
+            ConfigError, ImageError, UnsupportedError: see the call itself.
+        """
+        turns = read_messages(messages)
+        self._few(images_of(turns))
+        vlm, _ = self._prepare(llama)
+
+        def encoded(part: str | ImagePart) -> str | ImageEmbedding:
+            return part if isinstance(part, str) else self._encode(vlm, part.source)
+
+        return [
+            {**turn.fields, "content": None if turn.parts is None else [encoded(part) for part in turn.parts]}
+            for turn in turns
+        ]
+
+    def _few(self, sources: list[ChatImage]) -> list[ChatImage]:
         if len(sources) > self.sources.max_images:
             raise ConfigError(
                 f"messages: expected at most {self.sources.max_images} images, got {len(sources)}; send fewer"
             )
-        images = [
-            source if isinstance(source, ImageEmbedding) else vlm.encode(self.sources.load(source))
-            for source in sources
-        ]
+        return sources
+
+    def _encode(self, vlm: VisionModel, source: ChatImage) -> ImageEmbedding:
+        return source if isinstance(source, ImageEmbedding) else vlm.encode(self.sources.load(source))
+
+    def _prefill(
+        self,
+        vlm: VisionModel,
+        images: Sequence[ImageEmbedding],
+        question: str,
+        prompt: Prompt,
+        prune: PruneConfig | _Unset | None,
+    ) -> tuple[int, GenerationStats]:
         stats, chosen = GenerationStats(), self._choose(prune, vlm)
         pairs = [(image, None if chosen is None else vlm.prune(image, chosen, question)) for image in images]
         return vlm.answers.place(prompt.text, pairs, stats, add_special=not prompt.writes_bos), stats
@@ -271,6 +302,10 @@ class ChatHandler:
 
     def _prepare(self, llama: llama_cpp.Llama) -> tuple[VisionModel, ChatTemplate]:
         """The vision model around `llama`, made at its first call, and its chat template."""
+        with self._lock:
+            return self._prepare_locked(llama)
+
+    def _prepare_locked(self, llama: llama_cpp.Llama) -> tuple[VisionModel, ChatTemplate]:
         if self._closed:
             raise QapError("this ChatHandler is closed; make a new one")
         if self._vlm is not None and self._template is not None and self._llama is not None and self._llama() is llama:

@@ -27,7 +27,15 @@ from qap_gguf.images import ImageSource, Pixels, load_image
 #: An image of a message: encoded already, or something that :meth:`SourceRules.load` turns into pixels.
 ChatImage: TypeAlias = "ImageSource | ImageEmbedding"
 
+#: Formats that browsers show, and the old ones of Windows.
+WEB_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "AVIF")
+
 _KINDS = (bytes, bytearray, os.PathLike, Image.Image, np.ndarray, ImageEmbedding)
+
+
+def _known(formats: tuple[str, ...]) -> list[str]:
+    Image.init()
+    return [name for name in formats if name in Image.OPEN]
 
 
 def is_image(part: object) -> bool:
@@ -46,6 +54,8 @@ class SourceRules:
         max_bytes: largest image file, from wherever it comes.
         max_pixels: largest picture; Pillow's own limit holds as well.
         max_images: most images of one call.
+        formats: Pillow's names of the file formats that are read. Some of its readers start other programs, or are
+            hardly used by anyone; such files are refused.
         timeout_s: longest time for fetching one URL.
 
     Raises:
@@ -63,6 +73,7 @@ class SourceRules:
     max_bytes: int = 64 * 2**20
     max_pixels: int = 50_000_000
     max_images: int = 64
+    formats: tuple[str, ...] = (*WEB_FORMATS, "TIFF", "PPM")
     timeout_s: float = 20.0
 
     def __post_init__(self) -> None:
@@ -88,7 +99,7 @@ class SourceRules:
             source = self._from_file(Path(source))
         if isinstance(source, bytes):
             self._check_bytes(len(source))
-        return load_image(source, max_pixels=self.max_pixels)
+        return load_image(source, max_pixels=self.max_pixels, formats=_known(self.formats))
 
     def _check_bytes(self, n_bytes: int) -> None:
         if n_bytes > self.max_bytes:

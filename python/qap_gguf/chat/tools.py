@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import llama_cpp
 from llama_cpp import llama_grammar
 from llama_cpp.llama_grammar import LlamaGrammar
 
@@ -91,18 +90,3 @@ def forced_tool(tools: Any, tool_choice: Any) -> tuple[str, LlamaGrammar] | None
     if name not in names:
         raise ConfigError(f"tool_choice: expected one of {', '.join(names) or 'no tools'}, got {name!r}; add the tool")
     return name, _grammar(known[names.index(name)]["function"].get("parameters", {"type": "object"}))
-
-
-def check_grammar(llama: llama_cpp.Llama, grammar: Any) -> None:
-    """The grammar parses: libllama gives no sampler for one that does not, and using that ends the process.
-
-    Raises:
-        ConfigError: it does not, or is no LlamaGrammar.
-    """
-    if not isinstance(grammar, LlamaGrammar):
-        raise ConfigError(f"grammar: expected a llama_cpp.LlamaGrammar, got {type(grammar).__name__}; make one")
-    vocab = llama._model.vocab
-    sampler = llama_cpp.llama_sampler_init_grammar(vocab, grammar._grammar.encode(), grammar._root.encode())
-    if not sampler:
-        raise ConfigError("grammar: expected GBNF with a rule named root, got one that does not parse; check it")
-    llama_cpp.llama_sampler_free(sampler)
