@@ -115,7 +115,7 @@ class TorchModel:
 
     def _answer(self, question: str, images: Sequence[np.ndarray[Any, Any]]) -> list[str]:
         before, behind = (self.embed(torch.tensor(part)) for part in self.prompt(question))
-        rows = [torch.cat([before, torch.from_numpy(image), behind]) for image in images]
+        rows = [torch.cat([before, torch.from_numpy(image.copy()), behind]) for image in images]
         cache = {self._cache: self._new_cache(config=self.body.config), "use_cache": True}
         out = self.body(inputs_embeds=torch.stack(rows), **cache)
         said: list[list[int]] = [[] for _ in images]

@@ -21,6 +21,7 @@ from qap_gguf import devices as module
 from qap_gguf import model as model_module
 from qap_gguf.devices import Device, aliases, device_name, find_device, language_devices, language_settings
 from qap_gguf.errors import ConfigError, QapError
+from qap_gguf.turns import Turns
 
 GIB = 1 << 30
 ALONE = int(llama_cpp.LLAMA_SPLIT_MODE_NONE)
@@ -133,6 +134,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     class Llama:
         n_batch = 1
+        turns = Turns()
 
         def close(self) -> None:
             seen["closed"] = True

@@ -199,6 +199,8 @@ public:
         return text != nullptr ? std::optional<std::string>(text) : std::nullopt;
     }
 
+    bool packs_tiles() { return qap_context_packs_tiles(open()); }
+
     bool mrope() { return mtmd_decode_use_mrope(open()); }
 
     std::optional<qap_params> file_params() {
@@ -272,6 +274,7 @@ void register_encoder(py::module_ & m) {
             py::arg("indices").noconvert().none(true), py::arg("positions"), py::arg("n_past"), py::arg("n_batch"))
         .def("why_not", &encoder::why_not)
         .def("mrope", &encoder::mrope)
+        .def("packs_tiles", &encoder::packs_tiles)
         .def("file_params", &encoder::file_params)
         .def("close", &encoder::close);
 }

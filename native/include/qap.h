@@ -215,6 +215,8 @@ QAP_API void qap_watch_graphs(qap_node_callback callback, void * user);
 QAP_API bool qap_context_file_params(const struct mtmd_context * ctx, struct qap_params * params);
 /* NULL when images of this model can be pruned, else one line that says why not */
 QAP_API const char * qap_context_why_not(const struct mtmd_context * ctx);
+/* false for LLaVA: the tiles of LLaVA-NeXT are not packed as it was trained (docs/upstream.md) */
+QAP_API bool qap_context_packs_tiles(const struct mtmd_context * ctx);
 
 /* What libmtmd makes of an mmproj file's header; the weights are not read. */
 struct qap_mmproj_info {

@@ -158,13 +158,25 @@ def check_embedding(image: ImageEmbedding, n_embd: int) -> None:
 
     Raises:
         ArrayError: its features are not float32 (n_rows, n_embd) in C order.
-        ImageError: it was encoded by another model.
+        ImageError: it was encoded by another model, or has other rows than its pieces.
     """
     check_array("features", image.features, 2)
     if image.features.shape[1] != n_embd:
         raise ImageError(
             f"image: expected {n_embd} numbers a token, got {image.features.shape[1]}; encode it with this VisionModel"
         )
+    check_rows(image)
+
+
+def check_rows(image: ImageEmbedding) -> None:
+    """`image` has the rows that its pieces speak of.
+
+    Raises:
+        ImageError: it has other rows.
+    """
+    expected = sum(piece.n_rows for piece in image.pieces)
+    if image.n_rows != expected:
+        raise ImageError(f"image: expected {expected} rows, got {image.n_rows}; replace features and pieces together")
 
 
 def _spans(pieces: Sequence[Piece], signals: Signals) -> list[Signals]:

@@ -18,7 +18,7 @@ from qap_gguf.arguments import one_line
 from qap_gguf.config import PruneConfig
 from qap_gguf.defaults import from_params, use
 from qap_gguf.embedding import ImageEmbedding, embedding_of
-from qap_gguf.errors import ImageError, ModelFileError, NativeError
+from qap_gguf.errors import ImageError, ModelFileError, NativeError, UnsupportedError
 from qap_gguf.images import Pixels
 from qap_gguf.language import LanguageModel
 from qap_gguf.score import FloatArray, IndexArray
@@ -98,11 +98,17 @@ class ImageEncoder:
         """All tokens of a picture, of every tile that it is cut into; with `hidden` the projector's input as well.
 
         Raises:
+            UnsupportedError: the tiles of a LLaVA-NeXT.
             NativeError: the encoder failed, or gave features that are not finite.
         """
         started = time.perf_counter()
         chunks = self.tokenize(_core.media_marker(), [pixels], add_special=False)
         tiles = [chunk for chunk in chunks if chunk.is_image]
+        if len(tiles) > 1 and not self._native.packs_tiles():
+            raise UnsupportedError(
+                f"image: cut into {len(tiles)} tiles, which for LLaVA-NeXT are not packed as trained yet "
+                "(docs/upstream.md); scale it down to the size of one tile"
+            )
         try:
             self.n_encodes += 1
             features = [self._native.encode(tile, True, hidden) for tile in tiles]

@@ -23,6 +23,7 @@ from qap_gguf.embedding import (
     ImageEmbedding,
     PrunedImage,
     check_embedding,
+    check_rows,
     prune_image,
     score_image,
 )
@@ -221,6 +222,7 @@ class VisionModel:
         self._check_open()
         if not isinstance(image, ImageEmbedding):
             raise ImageError(f"expected an ImageEmbedding, got {type(image).__name__}; call encode(image) first")
+        check_rows(image)
         return Signals(
             image.tokens, image.attention, image.received, image.hidden, prompt, self._tower, self._language.embedder
         )

@@ -75,6 +75,7 @@ def test_fewer_tokens_than_slices_are_refused(tiled: qap.VisionModel) -> None:
         slices(tiled, PruneConfig(n_keep=4))
 
 
-def test_vision_model_says_that_it_cannot_join_slices(tiled: qap.VisionModel) -> None:
-    with pytest.raises(qap.UnsupportedError, match="cuts it into 5"):
+def test_vision_model_does_not_take_tiles_that_are_packed_as_never_trained(tiled: qap.VisionModel) -> None:
+    with pytest.raises(qap.UnsupportedError, match=r"cut into 5 tiles.*not packed as trained.*scale it down"):
         tiled.encode(picture())
+    assert tiled.encode(picture(192, 192)).n_tokens == N

@@ -122,6 +122,18 @@ def policies(case: Case) -> list[str]:
     return ["compact", "keep"] if case.vlm._encoder.mrope else ["compact"]
 
 
+def test_attention_is_that_of_the_last_layer_over_the_patches_of_a_token(case: Case) -> None:
+    normal = ((case.pixels.astype("f4") / 255 - case.family.mean) / case.family.std).astype("f4")
+    of_class, received = truth.attention(case.name, case.hf, torch.tensor(normal.transpose(2, 0, 1).copy()))
+    image = case.vlm.encode(case.pixels)
+    n = image.pieces[0].n_tokens
+    assert image.received is not None
+    assert (image.attention is None) == (of_class is None)
+    assert nmse(image.received[:n], received) <= FEATURES
+    if of_class is not None and image.attention is not None:
+        assert nmse(image.attention[:n], of_class) <= FEATURES
+
+
 @pytest.mark.parametrize("part", [1, 2, 8], ids=["dense", "half", "eighth"])
 def test_first_answer_token_equals_transformers(case: Case, part: int) -> None:
     image = case.vlm.encode(case.pixels)

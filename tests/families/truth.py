@@ -112,3 +112,83 @@ def logits(
         else:
             out = model(inputs_embeds=embeds, **more).logits
     return np.asarray(out[0, -1].numpy())
+
+
+def attention(name: str, model: Any, pixels: Any) -> tuple[Array | None, Array]:
+    """Attention at the last layer of the encoder: of the class token (or None), and received, each (n_tok,).
+
+    Weights come from transformers' eager attention, which is watched while it runs; means over heads (and queries),
+    then over the patches of a token.
+    """
+    import sys
+
+    tower = model.vision_model if name == "llama-4" else getattr(model.model, "visual", None)
+    if tower is None:
+        tower = getattr(model.model, "vision_tower", None) or model.model.vision_model
+    own = {type(m).__module__ for m in tower.modules() if type(m).__module__.startswith("transformers.models")}
+    seen: list[Any] = []
+    undo = []
+    names = ("vision_eager_attention_forward", "eager_attention_forward")
+    for module, function in ((sys.modules[found], word) for found in own for word in names):
+        real = getattr(module, function, None)
+        if real is None:
+            continue
+
+        def watched(*args: Any, _real: Any = real, **kwargs: Any) -> Any:
+            out = _real(*args, **kwargs)
+            seen.append(out[1])
+            return out
+
+        undo.append((module, function, real))
+        setattr(module, function, watched)
+    before = tower.config._attn_implementation
+    tower.set_attn_implementation("eager")
+    try:
+        features(name, model, pixels)
+    finally:
+        tower.set_attn_implementation(before)
+        for module, function, real in undo:
+            setattr(module, function, real)
+    weights = seen[-1][0].mean(0).numpy()  # (queries, keys)
+    cls = {"internvl": 0, "llama-4": len(weights) - 1}.get(name)
+    patches = np.delete(np.arange(len(weights)), cls) if cls is not None else np.arange(len(weights))
+    of_class = None if cls is None else pool(name, model, pixels, weights[cls][patches])
+    return of_class, pool(name, model, pixels, weights.mean(0)[patches])
+
+
+def pool(name: str, model: Any, pixels: Any, values: Array) -> Array:
+    """Means over the patches of each token. values: (n_patches,) in the order of the attention."""
+    size = model.config.vision_config.patch_size
+    size = size[0] if isinstance(size, (list, tuple)) else size
+    _, height, width = pixels.shape
+    rows, columns = height // size, width // size
+    if name.startswith("qwen"):
+        means = values.reshape(-1, 4).mean(1)
+        if name == "qwen2.5-vl":
+            means = means[np.argsort(window_order(rows // 2, columns // 2))]
+        return np.asarray(means)
+    merge = int(np.sqrt(len(values) // MERGED[name](rows, columns)))
+    blocks = values.reshape(rows // merge, merge, columns // merge, merge)
+    return np.asarray(blocks.mean((1, 3)).reshape(-1))
+
+
+def window_order(lines: int, columns: int, side: int = 4) -> Array:
+    """Numbers of the tokens in the order of Qwen2.5-VL's windows of side x side tokens, lines and columns first."""
+    grid = np.arange(lines * columns).reshape(lines, columns)
+    windows = [
+        grid[top : top + side, left : left + side].reshape(-1)
+        for top in range(0, lines, side)
+        for left in range(0, columns, side)
+    ]
+    return np.concatenate(windows)
+
+
+def _tokens(side: int) -> Any:
+    return lambda rows, columns: rows * columns // side**2
+
+
+#: family -> tokens of a picture of rows x columns patches
+MERGED = {
+    "smolvlm": _tokens(2), "gemma-3": _tokens(2), "internvl": _tokens(2), "pixtral": _tokens(1),
+    "mistral-3": _tokens(2), "llama-4": _tokens(2), "lfm2-vl": _tokens(2),
+}  # fmt: skip

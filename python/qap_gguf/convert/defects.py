@@ -103,7 +103,10 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
     ),
     (
         _with_class(_of("internvl")),
-        Defect("the class token is put behind the patches: every patch gets its predecessor's position"),
+        Defect(
+            "the class token is put behind the patches: every patch gets its predecessor's position",
+            patch="003-internvl-class-token.patch",
+        ),
     ),
     (
         _with_class(_of("cogvlm")),
@@ -111,11 +114,17 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
     ),
     (
         _of("llama4"),
-        Defect("the grid of patches is transposed, and the converter writes ln2 under another name"),
+        Defect(
+            "the grid of patches is transposed, and the converter writes ln2 under another name",
+            patch="004-llama4-encoder.patch",
+        ),
     ),
     (
         _of("pixtral"),
-        Defect("rows of [IMG_BREAK] are made from memory that was never set: some images give NaN"),
+        Defect(
+            "rows of [IMG_BREAK] are made from memory that was never set: some images give NaN",
+            patch="005-pixtral-breaks.patch",
+        ),
     ),
     (
         _of(*_LETTERBOXED),
