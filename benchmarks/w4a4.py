@@ -42,8 +42,9 @@ from qap_gguf.eval import (
     summarise,
     variants,
 )
+from qap_gguf.eval.methods import REPLACED
 from qap_gguf.eval.output import write_results
-from qap_gguf.eval.pool import pool, pooled_grid
+from qap_gguf.eval.replaced import replacement
 
 GROUP, LEVELS, MAX_TOKENS = 128, 7, 12
 #: Regime -> bits of weights and of activations; 0 leaves them float32.
@@ -137,8 +138,8 @@ def rows_for(vlm: Any, image: Any, variant: Variant) -> list[np.ndarray[Any, Any
     for config in variant.configs:
         if config is None:
             out.append(image.features)
-        elif variant.method == "pool":
-            out.append(pool(image.features, image.grid, pooled_grid(config.count(image.n_tokens), image.grid)))
+        elif variant.method in REPLACED:
+            out.append(replacement(variant.method, image, config.count(image.n_tokens)))
         else:
             out.append(vlm.prune(image, config).features)
     return out

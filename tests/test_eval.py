@@ -55,7 +55,7 @@ class ScriptedModel:
 
     def encode(self, image: Any) -> Any:
         self.encoded.append(image)
-        return Embedding(N_TOKENS, (12, 12), np.zeros((N_TOKENS, 2), np.float32), self.attention)
+        return Embedding(N_TOKENS, (12, 12), np.eye(N_TOKENS, dtype=np.float32), self.attention)
 
     def prune(self, image: Any, config: PruneConfig) -> Any:
         return SimpleNamespace(indices=np.arange(config.count(N_TOKENS), dtype=np.int32))
@@ -213,8 +213,8 @@ def test_each_picture_is_encoded_once_and_each_question_asked_in_every_way(quest
     compared = qe.variants(qe.METHODS, [qe.Budget(n_keep=18), qe.Budget(n_keep=4)])
     outcomes = qe.evaluate(model, questions, compared, progress=lambda done, total: ticks.append((done, total)))
     assert model.encoded == sorted({q.image for q in questions})
-    assert len(model.asked) == len(questions) * (1 + 2 * (9 + 3))
-    assert len(outcomes) == len(questions) * (1 + 2 * 10)
+    assert len(model.asked) == len(questions) * (1 + 2 * (10 + 3))
+    assert len(outcomes) == len(questions) * (1 + 2 * 11)
     assert ticks == [(i + 1, 12) for i in range(12)]
     shares = {(o.variant.method, o.variant.budget): o.share_right for o in outcomes}
     assert shares["dense", None] == 1

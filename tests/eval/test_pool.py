@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import qap_gguf as qap
 import qap_gguf.eval as qe
 from qap_gguf.errors import ConfigError
-from qap_gguf.eval.pool import pool, pooled_grid, pooled_image
+from qap_gguf.eval.pool import pool, pooled_grid
+from qap_gguf.eval.replaced import replaced_image, replacement
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.data())
@@ -58,12 +59,20 @@ def test_the_model_reads_the_pooled_tokens_and_nothing_else() -> None:
     with qap.VisionModel(n_threads=1) as vlm:
         image = vlm.encode(qap.packaged_model().sample)
         config = qap.PruneConfig(n_keep=18, select="uniform")
-        shown = pooled_image(image, 18, vlm.prune(image, config).indices)
+        shown = replaced_image(image, replacement("pool", image, 18), vlm.prune(image, config).indices)
         kept = vlm.prune(shown, config)
         smaller = pooled_grid(18, image.grid)
         assert np.array_equal(kept.features, pool(image.features, image.grid, smaller))
         with pytest.raises(ConfigError, match="expected a grid"):
-            pooled_image(dataclasses.replace(image, grid=(2, 3)), 18, kept.indices)
+            replacement("pool", dataclasses.replace(image, grid=(2, 3)), 18)
+
+
+def test_equal_scores_leave_the_choice_to_the_process() -> None:
+    with qap.VisionModel(n_threads=1) as vlm:
+        image = vlm.encode(qap.packaged_model().sample)
+    flat = replacement("dpp-flat", image, 18)
+    equal = qap.reference.select(np.full(144, 0.3), 18, "dpp", features=image.features)
+    assert np.array_equal(flat, image.features[equal])
 
 
 def test_a_pool_row_keeps_what_its_grid_has(tmp_path: pytest.TempPathFactory) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qap_gguf.config import PruneConfig
     from qap_gguf.eval import Budget, Setup, Variant
 
-_METHODS = "dense,qap,semantic,numeric,dpp,dpp-semantic,dpp-numeric,divprune,random,uniform,pool"
+_METHODS = "dense,qap,semantic,numeric,dpp,dpp-semantic,dpp-numeric,dpp-flat,divprune,random,uniform,pool"
 _SCORINGS = ("auto", "exact", "choice", "vqa", "f1", "yesno")
 
 
@@ -159,7 +159,8 @@ def eval_command(
       qap           semantic score and sensitivity to quantization, fused (--alpha), best tokens
       semantic      semantic score alone
       numeric       sensitivity to quantization alone
-      dpp           the fused score, good and different tokens; dpp-semantic, dpp-numeric likewise
+      dpp           the fused score, good and different tokens; dpp-semantic, dpp-numeric likewise,
+                    dpp-flat with equal scores
       divprune      different tokens, without scores
       random        random tokens, mean of three seeds
       uniform       tokens at an even stride

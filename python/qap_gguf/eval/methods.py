@@ -22,6 +22,7 @@ METHODS: Final[Mapping[str, str]] = {
     "dpp": "the fused score, as the relevance of a determinantal point process",
     "dpp-semantic": "the same with the semantic score alone",
     "dpp-numeric": "the same with the sensitivity to quantization alone",
+    "dpp-flat": "the same with equal scores: what the process does by itself",
     "divprune": "diversity alone, without scores",
     "random": "random tokens, mean of 3 seeds",
     "uniform": "tokens at an even stride",
@@ -33,13 +34,16 @@ BASELINES: Final[Mapping[str, tuple[str, ...]]] = {
     "qap": ("semantic", "random"),
     "numeric": ("semantic", "random"),
     "semantic": ("random",),
-    "dpp": ("dpp-semantic", "random"),
-    "dpp-numeric": ("dpp-semantic", "random"),
-    "dpp-semantic": ("random",),
+    "dpp": ("dpp-semantic", "dpp-flat", "random"),
+    "dpp-numeric": ("dpp-semantic", "dpp-flat", "random"),
+    "dpp-semantic": ("dpp-flat", "random"),
+    "dpp-flat": ("random",),
     "divprune": ("random",),
     "uniform": ("random",),
     "pool": ("random",),
 }
+#: Methods that no config can say: they put tokens of their own into rows that are then kept (see replaced.py).
+REPLACED: Final = ("dpp-flat", "pool")
 _FUSED: Final = ("qap", "dpp")
 _NUMERIC: Final = ("numeric", "dpp-numeric")
 
@@ -116,7 +120,7 @@ def _configs(method: str, budget: Budget, base: PruneConfig) -> tuple[PruneConfi
         return (budget.apply(base, select=select, alpha=1.0, semantic=semantic),)
     if method in _NUMERIC:
         return (budget.apply(base, select=select, alpha=0.0, semantic="none"),)
-    if method == "pool":
+    if method in REPLACED:
         return (budget.apply(base, select="uniform", merge="none"),)
     if method in ("divprune", "uniform"):
         return (budget.apply(base, select=method),)

@@ -7,7 +7,6 @@ to h x w cells with h * w = K. (Averages of the projector's output, as of patche
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -64,24 +63,3 @@ def pool(features: npt.NDArray[np.float32], grid: tuple[int, int], smaller: tupl
     cube = features.reshape(rows, columns, -1)
     out = np.einsum("hr,wc,rcd->hwd", _cells(rows, h), _cells(columns, w), cube, optimize=True)
     return np.ascontiguousarray(out.reshape(h * w, -1), dtype=np.float32)
-
-
-def pooled_image(image: Any, n_keep: int, indices: npt.NDArray[np.int32]) -> Any:
-    """An embedding whose rows at `indices` are the pooled tokens, in reading order.
-
-    Keeping exactly these rows (select="uniform" does) makes the language model read the smaller grid and nothing else.
-
-    Args:
-        image: an ImageEmbedding whose grid has as many cells as it has tokens.
-        n_keep: number of `indices`.
-        indices: ascending, (h * w,).
-
-    Raises:
-        ConfigError: the tokens form no grid.
-    """
-    rows, columns = image.grid
-    if rows * columns != image.n_tokens:
-        raise ConfigError(f"pool: expected a grid of {image.n_tokens} tokens, got {rows} x {columns}; leave pool out")
-    features = image.features.copy()
-    features[indices] = pool(image.features, image.grid, pooled_grid(n_keep, image.grid))
-    return dataclasses.replace(image, features=features)

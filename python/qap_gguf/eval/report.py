@@ -11,7 +11,7 @@ from typing import Any, Final
 from qap_gguf.eval.stats import RESAMPLES, Accuracy, Difference, Summary
 
 #: Baselines in the order of the columns; a column stands in a table where some row has it.
-_VERSUS: Final = ("dense", "semantic", "dpp-semantic", "random")
+_VERSUS: Final = ("dense", "semantic", "dpp-semantic", "dpp-flat", "random")
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 

@@ -13,8 +13,8 @@ from typing import Any, Final, Protocol
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, NativeError, UnsupportedError
 from qap_gguf.eval.data import Question
-from qap_gguf.eval.methods import Variant
-from qap_gguf.eval.pool import pooled_grid, pooled_image
+from qap_gguf.eval.methods import REPLACED, Variant
+from qap_gguf.eval.replaced import replaced_image, replacement
 
 MAX_TOKENS: Final = 12  #: "row 2, column 3" has seven tokens
 
@@ -100,10 +100,11 @@ def _answer(model: Any, image: Any, question: Question, config: PruneConfig | No
     return question.choices[found.index(max(found))], generation.stats
 
 
-def _pooled(model: Model, image: Any, config: PruneConfig) -> tuple[Any, PruneConfig]:
-    h, w = pooled_grid(config.count(image.n_tokens), image.grid)
-    kept = config.replace(n_keep=h * w)
-    return pooled_image(image, h * w, model.prune(image, kept).indices), kept
+def _replaced(model: Model, image: Any, variant: Variant, config: PruneConfig) -> tuple[Any, PruneConfig]:
+    """(image, config) such that keeping what the config says makes the language model read the variant's tokens."""
+    tokens = replacement(variant.method, image, config.count(image.n_tokens))
+    kept = config.replace(n_keep=len(tokens))
+    return replaced_image(image, tokens, model.prune(image, kept).indices), kept
 
 
 def _ask(
@@ -112,9 +113,9 @@ def _ask(
     said, prefill, kept = [], [], 0
     for config in variant.configs:
         shown, used = image, config
-        if variant.method == "pool" and config is not None:
+        if variant.method in REPLACED and config is not None:
             if variant.key not in seen:
-                seen[variant.key] = _pooled(model, image, config)
+                seen[variant.key] = _replaced(model, image, variant, config)
             shown, used = seen[variant.key]
         expected = image.n_tokens if used is None else used.count(image.n_tokens)
         text, stats = _answer(model, shown, question, used, max_tokens)
