@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qap_gguf.errors import ConvertError
+from qap_gguf.errors import ConvertError, ModelFileError
 
 from . import clip_text as text_tower
 from . import language, mmproj, tokenizer
@@ -106,8 +106,22 @@ def convert(
             quantize_file(plain, model, kind, count.quantized)
             plain.unlink()
         count.finish()
+        _check_made(encoder, model)
         folder.commit((model, result.model), (encoder, result.mmproj))
     return result
+
+
+def _check_made(encoder: Path, model: Path) -> None:
+    """What is written must be what whoever loads it lets pass; the room that it needs is another machine's affair."""
+    from qap_gguf.files import check_pair
+
+    try:
+        check_pair(encoder, model, memory=False)
+    except ModelFileError as err:
+        reason = str(err).removeprefix(f"{encoder}: ").removeprefix(f"{model}: ").rpartition(";")[0]
+        raise ConvertError(
+            f"expected a checkpoint that makes a usable model, got one that does not ({reason}); fetch it again"
+        ) from err
 
 
 @contextlib.contextmanager

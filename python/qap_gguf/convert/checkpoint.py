@@ -67,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConvertError(f"expected a file {path}, found none; give a complete Hugging Face checkpoint") from None
-    except (OSError, ValueError) as err:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except (OSError, ValueError, RecursionError) as err:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise ConvertError(f"cannot read {path} as JSON ({_line(err)}); fetch the checkpoint again") from err
     if not isinstance(value, dict):
         raise ConvertError(f"expected a JSON object in {path}, got {type(value).__name__}; fetch the checkpoint again")
@@ -188,7 +188,7 @@ def _header(path: Path) -> dict[str, TensorRef]:
         return {name: _entry(name, path, entry, 8 + length, size) for name, entry in entries.items()}
     except ConvertError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as err:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as err:
         raise ConvertError(f"cannot read the header of {path} ({_line(err)}); fetch the checkpoint again") from err
 
 
