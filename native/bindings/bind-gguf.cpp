@@ -57,22 +57,22 @@ static std::optional<int64_t> checked(int status, int64_t n_embd) {
     return n_embd > 0 ? std::optional<int64_t>(n_embd) : std::nullopt;
 }
 
-static std::optional<int64_t> check_mmproj(const std::string & path) {
+static std::optional<int64_t> check_mmproj(const std::string & path, bool memory) {
     const quiet_scope quiet(false);
     int64_t           n_embd = 0;
-    const int         status = qap_check_mmproj(path.c_str(), &n_embd);
+    const int         status = qap_check_mmproj(path.c_str(), memory, &n_embd);
     return checked(status, n_embd);
 }
 
-static std::optional<int64_t> check_language(const std::string & path, int64_t n_ctx) {
+static std::optional<int64_t> check_language(const std::string & path, bool memory, int64_t n_ctx) {
     const quiet_scope quiet(false);
     int64_t           n_embd = 0;
-    const int         status = qap_check_language(path.c_str(), n_ctx, &n_embd);
+    const int         status = qap_check_language(path.c_str(), memory, n_ctx, &n_embd);
     return checked(status, n_embd);
 }
 
 void register_gguf(py::module_ & m) {
-    m.def("check_mmproj", &check_mmproj, py::arg("path"));
-    m.def("check_language", &check_language, py::arg("path"), py::arg("n_ctx"));
+    m.def("check_mmproj", &check_mmproj, py::arg("path"), py::arg("memory"));
+    m.def("check_language", &check_language, py::arg("path"), py::arg("memory"), py::arg("n_ctx"));
     m.def("gguf_info", &gguf_info, py::arg("path"));
 }

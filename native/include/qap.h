@@ -113,10 +113,11 @@ QAP_API const char * qap_upstream_version(void); /* the llama-cpp-python version
 
 /* --- files of strangers: what upstream's loaders would end the process for is an error here --- */
 
-/* Each returns 0 when the file can be handed to upstream. n_ctx: cells of the KV cache to come, 0: the model's own.
- * n_embd: width of a token, 0 where the kind of model is not known here; may be NULL. qap_hook_load calls the first. */
-QAP_API int qap_check_mmproj(const char * path, int64_t * n_embd);
-QAP_API int qap_check_language(const char * path, int64_t n_ctx, int64_t * n_embd);
+/* Each returns 0 when the file can be handed to upstream. memory: must it fit this machine's memory? n_ctx: cells of
+ * the KV cache to come, 0: the model's own. n_embd: width of a token, 0 where the kind of model is not known here; may
+ * be NULL. mtmd_init_from_file() asks the first by itself. */
+QAP_API int qap_check_mmproj(const char * path, bool memory, int64_t * n_embd);
+QAP_API int qap_check_language(const char * path, bool memory, int64_t n_ctx, int64_t * n_embd);
 
 /* --- parameters --- */
 

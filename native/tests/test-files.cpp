@@ -19,7 +19,7 @@ int main(int argc, char ** argv) {
     for (const std::string & path : paths) {
         int64_t n_embd = 0;
         for (const int status :
-             { qap_check_mmproj(path.c_str(), &n_embd), qap_check_language(path.c_str(), 64, nullptr) }) {
+             { qap_check_mmproj(path.c_str(), true, &n_embd), qap_check_language(path.c_str(), true, 64, nullptr) }) {
             (status == 0 ? passed : refused)++;
         }
         qap_clip_text * tower = qap_clip_text_open(path.c_str(), nullptr, 1);

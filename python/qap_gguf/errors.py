@@ -21,6 +21,9 @@ __all__ = [
 ]
 
 
+_LONGEST = 1500  # characters of a message
+
+
 class QapError(Exception):
     """Base class of everything below.
 
@@ -30,7 +33,16 @@ class QapError(Exception):
         ... except QapError as err:
         ...     print(err)
         alpha must be 0..1, got 2; choose a value in that range
+
+    What a stranger's file says may be quoted in a message: line breaks become spaces, and what is very long is cut in
+    the middle.
     """
+
+    def __init__(self, message: object = "") -> None:
+        text = " ".join(str(message).splitlines())
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST - 300]} ... {text[-300:]}"
+        super().__init__(text)
 
 
 class ConfigError(QapError, ValueError):

@@ -73,8 +73,12 @@ def _gate(path: str | os.PathLike[str], check: Callable[[str], int | None]) -> i
         raise ModelFileError(f"{path}: {one_line(err)}") from err
 
 
-def check_mmproj(path: str | os.PathLike[str]) -> int | None:
+def check_mmproj(path: str | os.PathLike[str], *, memory: bool = True) -> int | None:
     """Check an mmproj file: whole, a vision encoder, and free of contradictions on which upstream would abort.
+
+    Args:
+        path: the file.
+        memory: refuse what this machine has no room for.
 
     Returns:
         The width of its tokens, None for kinds of projector that get the general checks only.
@@ -89,11 +93,16 @@ def check_mmproj(path: str | os.PathLike[str]) -> int | None:
         256
     """
     check_vision(read_gguf(path))
-    return _gate(path, _core.check_mmproj)
+    return _gate(path, lambda name: _core.check_mmproj(name, memory))
 
 
-def check_language(path: str | os.PathLike[str], n_ctx: int = 0) -> int | None:
-    """Check a language model's file in the same way; ``n_ctx`` cells of KV cache must fit the memory (0: the model's).
+def check_language(path: str | os.PathLike[str], n_ctx: int = 0, *, memory: bool = True) -> int | None:
+    """Check a language model's file in the same way.
+
+    Args:
+        path: the file.
+        n_ctx: cells of the KV cache that is to fit the memory; 0 is the model's own context.
+        memory: refuse what this machine has no room for.
 
     Returns:
         The width of its tokens.
@@ -109,19 +118,21 @@ def check_language(path: str | os.PathLike[str], n_ctx: int = 0) -> int | None:
     """
     if read_gguf(path).metadata.get("general.architecture") == "clip":
         raise ModelFileError(f"expected a language model, got an mmproj at {path}; pass the model's .gguf file")
-    return _gate(path, lambda name: _core.check_language(name, n_ctx))
+    return _gate(path, lambda name: _core.check_language(name, memory, n_ctx))
 
 
-def check_pair(mmproj: str | os.PathLike[str], model: str | os.PathLike[str] | None, n_ctx: int = 0) -> None:
+def check_pair(
+    mmproj: str | os.PathLike[str], model: str | os.PathLike[str] | None, n_ctx: int = 0, *, memory: bool = True
+) -> None:
     """Check `mmproj` and `model` (None: not a file) and that the tokens of the one fit the other.
 
     Raises:
         ModelFileError: one of them cannot be used, or they do not belong together.
     """
-    width = check_mmproj(mmproj)
+    width = check_mmproj(mmproj, memory=memory)
     if model is None:
         return
-    wanted = check_language(model, n_ctx)
+    wanted = check_language(model, n_ctx, memory=memory)
     if width is not None and wanted is not None and width != wanted:
         raise ModelFileError(
             f"expected tokens of {wanted} numbers ({model}), got {width} ({mmproj}); pass the mmproj of this model"

@@ -247,3 +247,31 @@ def test_the_stock_handler_meets_the_gate(make: Callable[..., Path], packaged: q
         assert lib.mtmd_init_from_file(str(bad).encode(), llama.model, params) is None
     finally:
         llama.close()
+
+
+LIMITS: list[tuple[str, str, int, int]] = [
+    # which file, key, the last number that the check of numbers lets pass, the first that it does not
+    ("mmproj", V + "block_count", 1024, 1025),
+    ("mmproj", V + "image_size", 8192, 8193),
+    ("mmproj", V + "patch_size", 1024, 1025),
+    ("mmproj", V + "attention.head_count", 4096, 4097),
+    ("model", L + "block_count", 512, 513),
+    ("model", L + "context_length", 2**28, 2**28 + 1),
+    ("model", L + "expert_count", 1024, 1025),
+]
+
+
+@pytest.mark.parametrize(("which", "key", "last", "first"), LIMITS)
+def test_numbers_on_both_sides_of_their_limits(
+    make: Callable[..., Path], which: str, key: str, last: int, first: int
+) -> None:
+    """The last number within is refused for something else, if at all: this file has not the tensors for it."""
+    check = check_mmproj if which == "mmproj" else check_language
+    with pytest.raises(ModelFileError, match=rf"expected {key} in \d+\.\.{last}, got {first}"):
+        check(make(which, {key: value(U32, first)}), memory=False)
+    said = ""
+    try:
+        check(make(which, {key: value(U32, last)}), memory=False)
+    except ModelFileError as err:
+        said = str(err)
+    assert f"expected {key} in" not in said

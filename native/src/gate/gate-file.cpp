@@ -128,7 +128,7 @@ void file::real(const std::string & key, double low, double high, bool required)
     const float value = gguf_get_val_f32(gguf.get(), find_key(key));
     if (!(value >= low && value <= high)) {
         char line[128];
-        std::snprintf(line, sizeof(line), " in %g..%g, got %g", low, high, (double) value);
+        std::snprintf(line, sizeof(line), " in %g..%g, got %.9g", low, high, (double) value);
         refuse("expected " + key + line);
     }
 }

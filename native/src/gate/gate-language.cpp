@@ -208,7 +208,7 @@ static uint64_t check_parts(const file & f, const std::string & path, bool known
 
 } // namespace qap_gate
 
-int64_t qap_gate_language(const std::string & path, int64_t n_ctx) {
+int64_t qap_gate_language(const std::string & path, bool memory, int64_t n_ctx) {
     using namespace qap_gate;
     const file        f(path);
     const std::string arch = f.text("general.architecture");
@@ -224,6 +224,8 @@ int64_t qap_gate_language(const std::string & path, int64_t n_ctx) {
     }
     check_types(f, known != nullptr);
     const double mapped = (double) f.n_bytes + (double) check_parts(f, path, known != nullptr);
-    check_memory(f, mapped, working_memory(s, n_ctx, n_vocab));
+    if (memory) {
+        check_memory(f, mapped, working_memory(s, n_ctx, n_vocab));
+    }
     return s.n_embd;
 }

@@ -219,7 +219,7 @@ static void check_room(const file & f, const tower & t) {
 
 } // namespace qap_gate
 
-int64_t qap_gate_mmproj(const std::string & path) {
+int64_t qap_gate_mmproj(const std::string & path, bool memory) {
     using namespace qap_gate;
     const file f(path);
     if (f.text("general.architecture") != "clip") {
@@ -232,12 +232,13 @@ int64_t qap_gate_mmproj(const std::string & path) {
         }
     }
     if (!f.flag("clip.has_vision_encoder", false)) {
-        check_memory(f, 0.0, (double) f.n_bytes);
         return 0; // audio alone: this project does not load it
     }
     tower t = read_tower(f);
     check_picture_sizes(f, t);
     const int64_t width = check_projector(f, t);
-    check_room(f, t);
+    if (memory) {
+        check_room(f, t);
+    }
     return width;
 }

@@ -19,10 +19,10 @@ template <typename check> static int guarded(const check & run, int64_t * n_embd
     }
 }
 
-int qap_check_mmproj(const char * path, int64_t * n_embd) {
-    return guarded([&] { return qap_gate_mmproj(path); }, n_embd);
+int qap_check_mmproj(const char * path, bool memory, int64_t * n_embd) {
+    return guarded([&] { return qap_gate_mmproj(path, memory); }, n_embd);
 }
 
-int qap_check_language(const char * path, int64_t n_ctx, int64_t * n_embd) {
-    return guarded([&] { return qap_gate_language(path, n_ctx); }, n_embd);
+int qap_check_language(const char * path, bool memory, int64_t n_ctx, int64_t * n_embd) {
+    return guarded([&] { return qap_gate_language(path, memory, n_ctx); }, n_embd);
 }

@@ -6,8 +6,9 @@
 #include <string>
 
 // An mmproj file, before clip_init() (tools/mtmd/clip.cpp) reads it. Returns the width of its tokens, 0 if unknown.
-int64_t qap_gate_mmproj(const std::string & path);
+// memory: refuse what this machine has no room for.
+int64_t qap_gate_mmproj(const std::string & path, bool memory);
 
 // A language model, before llama_model_load() reads it; n_ctx: of the context that will be made, 0 for the model's
 // own. Returns the width of its tokens, 0 if unknown.
-int64_t qap_gate_language(const std::string & path, int64_t n_ctx);
+int64_t qap_gate_language(const std::string & path, bool memory, int64_t n_ctx);

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qap_gguf.errors import ConvertError
+from qap_gguf.errors import ConvertError, ModelFileError
 
 from . import clip_text as text_tower
 from . import language, mmproj, tokenizer
@@ -146,6 +146,7 @@ def convert(
             quantize_file(plain, model, kind, count.quantized, importance)
             plain.unlink()
         count.finish()
+        _check_made(encoder, model)
         folder.commit((model, result.model), (encoder, result.mmproj))
     return result
 
@@ -164,6 +165,19 @@ def _require_space(folder: Path, kind: str, vision: list[TensorPlan], text: list
     """The float files take what their tensors take; the quantized one, beside its float file, at least that much."""
     quantized = 0 if kind in FLOAT_TYPES else least_bytes(kind, sum(math.prod(plan.shape) for plan in text))
     require_space(folder, sum(plan.nbytes for plan in vision + text) + quantized)
+
+
+def _check_made(encoder: Path, model: Path) -> None:
+    """What is written must be what whoever loads it lets pass; the room that it needs is another machine's affair."""
+    from qap_gguf.files import check_pair
+
+    try:
+        check_pair(encoder, model, memory=False)
+    except ModelFileError as err:
+        reason = str(err).removeprefix(f"{encoder}: ").removeprefix(f"{model}: ").rpartition(";")[0]
+        raise ConvertError(
+            f"expected a checkpoint that makes a usable model, got one that does not ({reason}); fetch it again"
+        ) from err
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConvertError(f"expected a file {path}, found none; give a complete Hugging Face checkpoint") from None
-    except (OSError, ValueError) as err:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except (OSError, ValueError, RecursionError) as err:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise ConvertError(f"cannot read {path} as JSON ({one_line(err)}); fetch the checkpoint again") from err
     if not isinstance(value, dict):
         raise ConvertError(f"expected a JSON object in {path}, got {type(value).__name__}; fetch the checkpoint again")

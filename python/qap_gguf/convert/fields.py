@@ -9,6 +9,9 @@ from qap_gguf.errors import ConvertError
 
 __all__ = ["Fields", "section"]
 
+_MAX_LAYERS = 512  # of llama.cpp (LLAMA_MAX_LAYERS)
+_MAX_INTEGER = 2**31 - 1  # of a GGUF key that llama.cpp reads as an int
+
 
 def section(config: dict[str, Any], key: str) -> dict[str, Any]:
     """The object `key` of a parsed config.json, {} where there is none. Raises ConvertError for anything else."""
@@ -38,6 +41,11 @@ class Fields:
             raise ConvertError(
                 f"expected a positive whole number as {self.where}.{key} in config.json, got {value!r}; "
                 "correct config.json"
+            )
+        most = _MAX_LAYERS if key == "num_hidden_layers" else _MAX_INTEGER
+        if value > most:
+            raise ConvertError(
+                f"expected at most {most} as {self.where}.{key} in config.json, got {value}; correct config.json"
             )
         return value
 

@@ -112,7 +112,7 @@ def safetensors_header(path: Path) -> dict[str, TensorRef]:
         return {name: _entry(name, path, entry, 8 + length, size) for name, entry in entries.items()}
     except ConvertError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as err:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as err:
         raise ConvertError(f"cannot read the header of {path} ({one_line(err)}); fetch the checkpoint again") from err
 
 

@@ -45,6 +45,7 @@ Type = gguf.GGUFValueType
 # key -> (value, GGUF type, GGUF type of a list's members)
 Metadata = dict[str, tuple[Any, Type, Type | None]]
 
+_F32_MAX = float(np.finfo(np.float32).max)
 _TYPES: dict[str, tuple[gguf.GGMLQuantizationType, np.dtype[Any]]] = {
     "F32": (gguf.GGMLQuantizationType.F32, np.dtype("<f4")),
     "F16": (gguf.GGMLQuantizationType.F16, np.dtype("<f2")),
@@ -63,18 +64,27 @@ def value(v: str | bool | int | float) -> tuple[Any, Type, Type | None]:
     if isinstance(v, (int, np.integer)):
         return int(v), Type.UINT32, None
     if isinstance(v, (float, np.floating)):
-        return float(v), Type.FLOAT32, None
+        return f32(float(v))
     raise ConvertError(
         f"expected a str, bool, int or float for the metadata, got {type(v).__name__}; this is a bug, please report it"
     )
 
 
 def f32(v: float) -> tuple[Any, Type, Type | None]:
-    return float(v), Type.FLOAT32, None
+    return _fits_f32(v), Type.FLOAT32, None
 
 
 def f32_list(v: list[float]) -> tuple[Any, Type, Type | None]:
-    return [float(x) for x in v], Type.ARRAY, Type.FLOAT32
+    return [_fits_f32(x) for x in v], Type.ARRAY, Type.FLOAT32
+
+
+def _fits_f32(v: float) -> float:
+    number = float(v)
+    if not abs(number) <= _F32_MAX:
+        raise ConvertError(
+            f"expected numbers that fit 32 bits in the checkpoint's configs, got {number}; fetch the checkpoint again"
+        )
+    return number
 
 
 def i32_list(v: list[int]) -> tuple[Any, Type, Type | None]:

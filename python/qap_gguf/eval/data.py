@@ -78,7 +78,11 @@ def _question(row: Any, folder: Path, where: str, scoring: str) -> Question:
     if not isinstance(kind, str):
         raise DataError(f"{where}: kind must be a text, got {kind!r}; correct the line")
     image = folder / row["image"]
-    if not image.is_file():
+    try:
+        is_there = image.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        is_there = False
+    if not is_there:
         raise DataError(f"{where}: no picture at {image}; paths are relative to the file of questions")
     answer = row["answer"]
     if choices and not any(is_right(answer, choice) for choice in choices):
@@ -119,7 +123,7 @@ def load_questions(path: str | Path, limit: int | None = None, scoring: str = "a
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             raise DataError(f"{where}: expected a JSON object, got {line[:40]!r}; correct the line") from err
         questions.append(_question(row, path.parent, where, scoring))
     if not questions:
