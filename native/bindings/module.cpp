@@ -45,6 +45,12 @@ PYBIND11_MODULE(_core, m) {
         "set_device",
         [](const std::optional<std::string> & name) { check(qap_device_set(name ? name->c_str() : nullptr)); },
         py::arg("name").none(true));
+    m.def(
+        "set_resize",
+        [](const std::string & name) {
+            check(qap_resize_set(name == "auto" ? 0 : name == "stretch" ? 1 : name == "pad" ? 2 : -1));
+        },
+        py::arg("name"));
     m.def("avoid_amx", &qap_avoid_amx);
     register_params(m);
     register_score(m);

@@ -140,6 +140,12 @@ QAP_API void qap_override_pop(void);
 /* The device of encoders whose program names none: a ggml device name, NULL for upstream's choice (the first GPU). */
 QAP_API int qap_device_set(const char * device);
 
+/* How pictures come to the size that an encoder takes: as its model was trained, stretched, or letterboxed with the
+ * model's colour. For every mmproj that is loaded from now on, in all threads. */
+enum qap_resize { QAP_RESIZE_AUTO = 0, QAP_RESIZE_STRETCH = 1, QAP_RESIZE_PAD = 2 };
+QAP_API int     qap_resize_set(int32_t mode);
+QAP_API int32_t qap_resize_get(void);
+
 /* --- scores and selection over features --- */
 
 /* x: [n_tokens, n_embd]; semantic: [n_tokens] raw relevance or NULL; device: a ggml device name or NULL (CPU);

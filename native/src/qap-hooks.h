@@ -12,6 +12,7 @@
 #include <vector>
 
 struct ggml_backend_device;
+struct clip_hparams;
 struct clip_model;
 struct clip_image_f32_batch;
 struct mtmd_context;
@@ -58,6 +59,9 @@ void qap_hook_picture(uint32_t width, uint32_t height);
 // mtmd.cpp, mtmd_tokenizer::add_media(): after the chunks of one image were added. Plans them.
 // Throws std::runtime_error with one line when the image cannot be pruned as asked.
 void qap_hook_plan(const mtmd_context * ctx, mtmd_input_chunks & chunks);
+
+// clip.cpp, at loading, behind the parameters of each projector (enum projector_type): 006-resize.patch
+void qap_hook_resize(int projector, clip_hparams & hparams);
 
 // mtmd.cpp, mtmd_image_tokens::n_tokens()
 uint32_t qap_hook_n_tokens(const qap_plan & plan);

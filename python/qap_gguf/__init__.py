@@ -47,6 +47,7 @@ from qap_gguf.generation import Generation, GenerationStats
 from qap_gguf.model import VisionModel
 from qap_gguf.packaged import PackagedModel, packaged_model
 from qap_gguf.plot import plot
+from qap_gguf.resizing import set_resize
 from qap_gguf.score import Scores, score, select
 from qap_gguf.system import info
 
@@ -89,5 +90,6 @@ __all__ = [
     "select",
     "set_default",
     "set_device",
+    "set_resize",
     "use",
 ]

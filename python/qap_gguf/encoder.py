@@ -21,6 +21,7 @@ from qap_gguf.embedding import ImageEmbedding, embedding_of
 from qap_gguf.errors import ImageError, ModelFileError, NativeError, UnsupportedError
 from qap_gguf.images import Pixels
 from qap_gguf.language import LanguageModel
+from qap_gguf.resizing import default_resize, loading
 from qap_gguf.score import FloatArray, IndexArray
 
 
@@ -40,6 +41,7 @@ class ImageEncoder:
         n_threads: int,
         flash_attn: bool | None,
         verbose: bool,
+        resize: str | None = None,
     ) -> None:
         self._language = language
         #: How often the encoder has run.
@@ -47,15 +49,17 @@ class ImageEncoder:
         #: The file, and what else the output depends on; part of the key under which embeddings are kept.
         self.path = Path(mmproj)
         self.settings: dict[str, Any] = {"device": device, "flash_attn": flash_attn, "n_threads": n_threads}
+        self.settings["resize"] = default_resize() if resize is None else resize
         try:
-            self._native = _core.Encoder(
-                mmproj=str(mmproj),
-                model=language.model_address,
-                device=device,
-                n_threads=n_threads,
-                flash_attn=flash_attn,
-                verbose=verbose,
-            )
+            with loading(resize):
+                self._native = _core.Encoder(
+                    mmproj=str(mmproj),
+                    model=language.model_address,
+                    device=device,
+                    n_threads=n_threads,
+                    flash_attn=flash_attn,
+                    verbose=verbose,
+                )
         except RuntimeError as err:
             raise ModelFileError(f"{mmproj}: {one_line(err)}") from err
 

@@ -37,6 +37,7 @@ from qap_gguf.language import LanguageModel, TextStream, open_llama
 from qap_gguf.packaged import packaged_model
 from qap_gguf.prompts import flatten, question_of, render
 from qap_gguf.relevance import Signals
+from qap_gguf.resizing import check_resize
 from qap_gguf.score import FloatArray, Scores, n_threads_default
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class VisionModel:
         n_batch: tokens of a prefill batch.
         seed: of sampling.
         flash_attn: flash attention in the encoder; None is upstream's choice (on where the device has it).
+        resize: how pictures come to the encoder's size, "auto" (as the model was trained), "stretch" or "pad"; None is
+            that of :func:`~qap_gguf.set_resize`.
         cache: where encoded images are kept, so that each is encoded once; None is a cache of its own, in memory.
         verbose: let upstream write its log to stderr.
 
@@ -88,6 +91,7 @@ class VisionModel:
         n_batch: int = 512,
         seed: int = 0,
         flash_attn: bool | None = None,
+        resize: str | None = None,
         cache: EmbeddingCache | None = None,
         verbose: bool = False,
     ) -> None:
@@ -98,6 +102,7 @@ class VisionModel:
         check_threads(n_threads)
         if flash_attn is not None and not isinstance(flash_attn, bool):
             raise ConfigError(f"flash_attn: expected True, False or None, got {flash_attn!r}; choose one of these")
+        resize = None if resize is None else check_resize(resize)
         if mmproj is None or model is None:
             packaged = packaged_model()
             mmproj, model = packaged.mmproj, packaged.model
@@ -138,6 +143,7 @@ class VisionModel:
                 n_threads=self._threads,
                 flash_attn=flash_attn,
                 verbose=verbose,
+                resize=resize,
             )
             self.cache = EmbeddingCache() if cache is None else cache
             self._tower = ClipTextTower.open(mmproj, device=encoder_device, n_threads=self._threads)

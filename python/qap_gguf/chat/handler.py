@@ -35,6 +35,7 @@ from qap_gguf.files import check_pair
 from qap_gguf.generation import GenerationStats
 from qap_gguf.language import LanguageModel
 from qap_gguf.model import VisionModel
+from qap_gguf.resizing import check_resize
 
 
 class _Unset:
@@ -64,6 +65,7 @@ class ChatHandler:
         device: ggml device of the encoder; None takes a GPU if there is one.
         n_threads: CPU threads of the encoder; None is what the language model uses.
         flash_attn: flash attention in the encoder; None is upstream's choice.
+        resize: how pictures come to the encoder's size, see :class:`~qap_gguf.VisionModel`.
         cache: where encoded images are kept, so that each is encoded once; None is a cache of its own, in memory.
         verbose: let upstream write its log to stderr.
 
@@ -104,6 +106,7 @@ class ChatHandler:
         device: str | None = None,
         n_threads: int | None = None,
         flash_attn: bool | None = None,
+        resize: str | None = None,
         cache: EmbeddingCache | None = None,
         verbose: bool = False,
     ) -> None:
@@ -124,6 +127,7 @@ class ChatHandler:
         self.cache = EmbeddingCache() if cache is None else cache
         self._chat_format, self._chat_template = chat_format, chat_template
         self._encoder_settings: dict[str, Any] = {"device": device, "flash_attn": flash_attn, "verbose": verbose}
+        self._encoder_settings["resize"] = None if resize is None else check_resize(resize)
         self._n_threads = n_threads
         self._lock = threading.RLock()
         self._vlm: VisionModel | None = None

@@ -18,6 +18,7 @@ import click
 from qap_gguf.config import ERRORS, MERGES, OUTLIERS, POSITIONS, SELECTORS, SEMANTICS, PruneConfig
 from qap_gguf.errors import ConfigError
 from qap_gguf.opening import KV_TYPES
+from qap_gguf.resizing import RESIZES, set_resize
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -172,6 +173,13 @@ def sampler_seed(seed: int) -> int:
     return seed % 2**31
 
 
+def _apply_resize(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    """For whatever this run of the command loads."""
+    if value is not None:
+        set_resize(value)
+        ctx.call_on_close(lambda: set_resize("auto"))
+
+
 def _model_options(multiple: bool) -> list[Callable[[Any], Any]]:
     more = " Repeatable: all of one image encoder." if multiple else ""
     return [
@@ -199,6 +207,14 @@ def _model_options(multiple: bool) -> list[Callable[[Any], Any]]:
             "--model-device",
             metavar="NAME",
             help="Another device for the language model; `all` spreads it over all GPUs. [default: that of --device]",
+        ),
+        click.option(
+            "--resize",
+            type=click.Choice(RESIZES),
+            expose_value=False,
+            callback=_apply_resize,
+            help="How pictures come to the encoder's size: as the model was trained (auto), stretched, or letterboxed "
+            "(pad). [default: auto]",
         ),
         click.option(
             "--ctx", type=click.IntRange(min=1), default=2048, show_default=True, help="Tokens that fit the KV cache."

@@ -1,0 +1,55 @@
+// resize.cpp: how pictures come to the size that an encoder takes (006-resize.patch).
+//
+// Facts: the image processors of transformers 5.24. Qwen-VL, Gemma 3 and Pixtral resize without regard to the aspect
+// ratio; InternVL's tiles are cut out of a stretched picture; Pixtral rounds sides up to whole patches.
+#include "clip-impl.h"
+#include "clip-model.h"
+#include "qap-error.h"
+#include "qap-hooks.h"
+#include "qap.h"
+
+#include <atomic>
+
+static std::atomic<int32_t> resize_mode{ QAP_RESIZE_AUTO };
+
+int qap_resize_set(int32_t mode) {
+    if (mode != QAP_RESIZE_AUTO && mode != QAP_RESIZE_STRETCH && mode != QAP_RESIZE_PAD) {
+        return qap_fail("resize: unknown id %d", (int) mode);
+    }
+    resize_mode = mode;
+    qap_clear_error();
+    return 0;
+}
+
+int32_t qap_resize_get(void) {
+    return resize_mode;
+}
+
+static bool trained_on_stretched(projector_type projector) {
+    switch (projector) {
+        case PROJECTOR_TYPE_QWEN2VL:
+        case PROJECTOR_TYPE_QWEN25VL:
+        case PROJECTOR_TYPE_QWEN3VL:
+        case PROJECTOR_TYPE_GEMMA3:
+        case PROJECTOR_TYPE_PIXTRAL:
+        case PROJECTOR_TYPE_INTERNVL: return true;
+        default: return false;
+    }
+}
+
+void qap_hook_resize(int projector, clip_hparams & hparams) {
+    const auto    type = (projector_type) projector;
+    const int32_t mode = resize_mode;
+    if (qap_stock_encoder()) {
+        return;
+    }
+    hparams.image_round_up = type == PROJECTOR_TYPE_PIXTRAL;
+    if (mode == QAP_RESIZE_STRETCH || (mode == QAP_RESIZE_AUTO && trained_on_stretched(type))) {
+        hparams.image_resize_pad = PAD_NONE;
+        hparams.image_pad_rf     = PAD_NONE;
+    } else if (mode == QAP_RESIZE_PAD) {
+        hparams.image_resize_pad = PAD_CEIL;
+        hparams.image_pad_rf     = PAD_CEIL;
+        hparams.image_pad_ov     = PAD_CEIL;
+    }
+}
