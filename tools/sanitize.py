@@ -3,10 +3,11 @@
 
     python tools/sanitize.py                 # AddressSanitizer with UndefinedBehaviorSanitizer, then ThreadSanitizer
     python tools/sanitize.py --only address --mutations 2000
+    python tools/sanitize.py --hooks         # and libmtmd with the hooks
 
-Instrumented is our own C++ (native/src without the hooks, which live in libmtmd); ggml and llama are the installed
-ones. The damaged files that the tests read are made by tools/gguf_mutations.py. Exit 1 for a report of a sanitizer,
-or a test that fails.
+Instrumented is our own C++ (native/src; the hooks, which live in libmtmd, with --hooks); ggml and llama are the
+installed ones. The damaged files that the tests read are made by tools/gguf_mutations.py. Exit 1 for a report of a
+sanitizer, or a test that fails.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MODELS = ROOT / "python" / "qap_gguf" / "models" / "tiny_llava"
 SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 
 
-def build(name: str, folder: Path) -> None:
+def build(name: str, folder: Path, hooks: bool) -> None:
     """Configure and compile; only what changed, the second time."""
     pin = fetch_upstream.read_pin(ROOT / "native" / "upstream" / "PIN")
     site = sysconfig.get_path("platlib")
@@ -45,7 +46,13 @@ def build(name: str, folder: Path) -> None:
         "QAP_UPSTREAM_VERSION": pin.version,
         "CMAKE_PREFIX_PATH": site,
         "CMAKE_BUILD_RPATH": str(Path(site) / "llama_cpp" / "lib"),
+        "QAP_UPSTREAM": "",
     }
+    if hooks:
+        tree = folder / "upstream"
+        if fetch_upstream.main(["--apply", str(tree)]) != 0:
+            raise SystemExit("sanitize: the upstream sources could not be prepared; the reason is the line above")
+        settings["QAP_UPSTREAM"] = str(tree)
     words = [f"-D{key}={value}" for key, value in settings.items()]
     if shutil.which("ninja", path=f"{here}{os.pathsep}{os.environ.get('PATH', '')}"):
         words += ["-G", "Ninja"]
@@ -99,19 +106,24 @@ def main() -> int:
     parser.add_argument("--only", choices=list(SANITIZERS))
     parser.add_argument("--mutations", type=int, default=280, help="damaged files (default 280)")
     parser.add_argument("--rounds", type=int, default=300, help="random features (default 300)")
+    parser.add_argument("--hooks", action="store_true", help="libmtmd with the hooks too; compiles for minutes")
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="where the build folders stand")
     args = parser.parse_args()
     failed = 0
     for name in [args.only] if args.only else list(SANITIZERS):
         started = time.perf_counter()
         place = args.build / f"sanitize-{name}"
-        build(name, place)
+        hooks = args.hooks and name == "address"
+        build(name, place, hooks)
         built = time.perf_counter() - started
         with tempfile.TemporaryDirectory() as folder:
             files = Path(folder)
             if name == "address":
                 damaged_files(files, args.mutations)
                 programs = [("test-plain", [str(args.rounds)]), ("test-files", [folder])]
+                if hooks:
+                    pair = [str(MODELS / "mmproj-f16.gguf"), str(MODELS / "tiny-llava-Q4_0.gguf")]
+                    programs.append(("test-hooks", [*pair, "40"]))
                 planted, report = ("test-plain", "overrun"), "AddressSanitizer: heap-buffer-overflow"
             else:
                 (files / "tower.gguf").write_bytes(tiny_tower())

@@ -24,6 +24,7 @@ import qap_gguf as qap
 from dropin.children import environment
 from faults import DONE, REFUSED, Conversion, hashes, in_child, strike
 from qap_gguf.convert.leftovers import shared, temporary_name
+from qap_gguf.files import check_pair
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks and signals")
 
@@ -84,6 +85,29 @@ def test_two_at_once(conversion: Conversion, tmp_path: Path) -> None:
         ends = sorted(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids)
         assert ends in ([[DONE, DONE]] if force else [[DONE, REFUSED]]), (number, ends)
         assert hashes(out) == conversion.want
+
+
+def test_two_processes_that_share_a_cache(tmp_path: Path) -> None:
+    """`bench --shape` keeps its files in a cache: whoever comes second takes what is there, also in the same moment."""
+
+    def make(folder: Path) -> None:
+        from bench.test_shapes import tiny
+        from qap_gguf.bench.random_files import make_random_model
+
+        made = make_random_model(tiny("llava-1.5-7b"), folder)
+        check_pair(made.mmproj, made.model, 64)
+
+    for number in range(4):
+        folder = tmp_path / str(number)
+        pids = []
+        for _ in range(3):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(in_child(make, folder))
+            pids.append(pid)
+        assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [DONE] * 3
+        assert len(hashes(folder)) == 2
+        assert not any(name.startswith(".") for name in hashes(folder))
 
 
 def test_a_folder_that_nobody_writes_to_is_cleaned_once(tmp_path: Path) -> None:

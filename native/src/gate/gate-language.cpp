@@ -212,8 +212,11 @@ int64_t qap_gate_language(const std::string & path, bool memory, int64_t n_ctx) 
     using namespace qap_gate;
     const file        f(path);
     const std::string arch = f.text("general.architecture");
-    if (arch.empty() || arch == "clip") {
-        return 0; // upstream refuses both with an error of its own
+    if (arch == "clip") {
+        f.refuse("expected a language model, got an mmproj", "pass the model's .gguf file");
+    }
+    if (arch.empty()) {
+        f.refuse("expected the key general.architecture, found none");
     }
     const known_arch * known   = find_arch(arch);
     sizes              s       = check_counts(f, arch);

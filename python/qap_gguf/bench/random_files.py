@@ -189,6 +189,9 @@ def make_random_model(shape: Shape, folder: Path | None = None, progress: Progre
                     f"expected to write to {folder}, got a refusal ({err.strerror or err}); "
                     "free some space or set QAP_CACHE"
                 ) from err
-            if not path.is_file():  # another process may have been faster: its file is the same
+            try:
                 out.commit((temporary, path))
+            except ConvertError:
+                if not path.is_file():  # not just another process that was faster: its file is the same
+                    raise
     return made

@@ -174,7 +174,7 @@ def _check_made(encoder: Path, model: Path) -> None:
     try:
         check_pair(encoder, model, memory=False)
     except ModelFileError as err:
-        reason = str(err).removeprefix(f"{encoder}: ").removeprefix(f"{model}: ").rpartition(";")[0]
+        reason = str(err).partition(";")[0]
         raise ConvertError(
             f"expected a checkpoint that makes a usable model, got one that does not ({reason}); fetch it again"
         ) from err
