@@ -42,6 +42,20 @@ def check_sampling(max_tokens: object, temperature: object, top_k: object, top_p
     check_number("min_p", min_p, 1.0)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: Python's str may hold lone surrogates, which JSON can bring in.
+
+    Example:
+        >>> is_unicode("text"), is_unicode(chr(0xD800))
+        (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def one_line(err: BaseException) -> str:
     """Upstream's words without its function names in front of ours."""
     text = " ".join(str(err).split())

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qap_gguf.answering import Answers
-from qap_gguf.arguments import check_integer, check_number
+from qap_gguf.arguments import check_integer, check_number, is_unicode
 from qap_gguf.chat.grammars import watched
 from qap_gguf.errors import ConfigError
 
@@ -59,8 +59,8 @@ def check_settings(
     if logprobs and not llama._logits_all:
         raise ConfigError("logprobs: expected a Llama made with logits_all=True, got one without; make another")
     stops = [stop] if isinstance(stop, str) else list(stop or ())
-    if not all(isinstance(text, str) and text for text in stops):
-        raise ConfigError(f"stop: expected texts that are not empty, got {stop!r}; leave it out")
+    if not all(isinstance(text, str) and text and is_unicode(text) for text in stops):
+        raise ConfigError(f"stop: expected Unicode texts that are not empty, got {stop!r}; leave it out")
     return stops
 
 

@@ -17,6 +17,7 @@ import llama_cpp
 from llama_cpp.llama_grammar import LlamaGrammar
 
 from qap_gguf import _core
+from qap_gguf.arguments import is_unicode
 from qap_gguf.errors import ConfigError
 
 _MAX_CHARACTERS = 1 << 18
@@ -41,11 +42,9 @@ def check_grammar(llama: llama_cpp.Llama, grammar: Any) -> None:
         deepest = max(deepest, depth)
     if deepest > _MAX_DEPTH:
         raise ConfigError(f"grammar: expected at most {_MAX_DEPTH} nested parentheses, got {deepest}; use rules")
-    try:
-        encoded = text.encode()
-    except UnicodeEncodeError as err:
-        raise ConfigError("grammar: expected Unicode text, got a lone surrogate; take it out") from err
-    sampler = llama_cpp.llama_sampler_init_grammar(llama._model.vocab, encoded, grammar._root.encode())
+    if not is_unicode(text):
+        raise ConfigError("grammar: expected Unicode text, got a lone surrogate; take it out")
+    sampler = llama_cpp.llama_sampler_init_grammar(llama._model.vocab, text.encode(), grammar._root.encode())
     if not sampler:
         raise ConfigError("grammar: expected GBNF with a rule named root, got one that does not parse; check it")
     llama_cpp.llama_sampler_free(sampler)

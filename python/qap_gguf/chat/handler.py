@@ -304,6 +304,10 @@ class ChatHandler:
 
     # --- the model underneath ---
 
+    def vision_model(self, llama: llama_cpp.Llama) -> VisionModel:
+        """The vision model around `llama`, which shares its KV cache, encoded images and turns with this handler."""
+        return self._prepare(llama)[0]
+
     def _prepare(self, llama: llama_cpp.Llama) -> tuple[VisionModel, ChatTemplate]:
         """The vision model around `llama`, made at its first call, and its chat template."""
         with self._lock:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qap_gguf import _core
+from qap_gguf.arguments import is_unicode
 from qap_gguf.chat.sources import ChatImage, is_image
 from qap_gguf.errors import ConfigError
 
@@ -55,10 +56,8 @@ def _check_text(text: str) -> str:
         raise ConfigError(f"messages: expected text without the reserved marker {_core.media_marker()}; take it out")
     if "\x00" in text:
         raise ConfigError("messages: expected text, got a null character in it; take it out")
-    try:
-        text.encode()
-    except UnicodeEncodeError as err:
-        raise ConfigError("messages: expected Unicode text, got a lone surrogate; take it out") from err
+    if not is_unicode(text):
+        raise ConfigError("messages: expected Unicode text, got a lone surrogate; take it out")
     return text
 
 

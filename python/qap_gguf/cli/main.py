@@ -20,6 +20,7 @@ from qap_gguf.cli.eval_cmd import eval_command
 from qap_gguf.cli.info import info
 from qap_gguf.cli.run import run
 from qap_gguf.cli.score import score
+from qap_gguf.cli.serve import serve
 from qap_gguf.errors import QapError
 
 _FAILED, _INTERRUPTED = 1, 130
@@ -58,7 +59,7 @@ def cli() -> None:
     """
 
 
-for _command in (run, score, convert, eval_command, bench, info):
+for _command in (run, score, convert, eval_command, bench, serve, info):
     cli.add_command(_command)
 
 

@@ -1,0 +1,100 @@
+"""What stands in front of all routes: the key, and the size of a request's body.
+
+The body is read here, before anything looks at it, so that its size is bounded whether or not the client announces it.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING
+
+import anyio
+from fastapi.responses import JSONResponse
+
+from qap_gguf.serve.metrics import Metrics
+from qap_gguf.serve.problems import RefusedError, describe
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_BODY_SECONDS = 60.0
+_OPEN = ("/health",)
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: what stands behind it.
+        metrics: counts the requests by status.
+        api_key: bearer token that clients must send; None lets everyone in.
+        max_body_bytes: largest body.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, api_key: str | None, max_body_bytes: int) -> None:
+        self._app, self._metrics, self._max_bytes = app, metrics, max_body_bytes
+        self._token = None if api_key is None else f"Bearer {api_key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.add("requests_total", 1, f'status="{message["status"]}"')
+            await send(message)
+
+        try:
+            self._check_key(scope)
+            body = await self._read(scope, receive)
+        except RefusedError as err:
+            status, content = describe(err)
+            await JSONResponse(content, status_code=status)(scope, receive, counted)
+            return
+        given = False
+
+        async def replay() -> Message:
+            nonlocal given
+            if given:
+                return await receive()  # what comes now is the client's leaving
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, replay, counted)
+
+    def _check_key(self, scope: Scope) -> None:
+        if self._token is None or scope["path"] in _OPEN or scope["method"] == "OPTIONS":
+            return
+        sent = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        if not hmac.compare_digest(sent, self._token):
+            raise RefusedError(401, "expected the server's API key as bearer token; send Authorization: Bearer KEY")
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        body, n_bytes = bytearray(), 0
+        # A client that is cut off while it still sends may not see why; a little too much is read and dropped.
+        most = 4 * self._max_bytes
+        too_large = RefusedError(413, f"body: expected at most {self._max_bytes} bytes; send smaller or fewer images")
+        if announced.isdigit() and int(announced) > most:
+            raise too_large
+        try:
+            with anyio.fail_after(_BODY_SECONDS):
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        raise RefusedError(400, "body: the client went away")
+                    n_bytes += len(message.get("body", b""))
+                    if n_bytes <= self._max_bytes:
+                        body += message.get("body", b"")
+                    elif n_bytes > most:
+                        raise too_large
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError as err:
+            raise RefusedError(
+                408, f"body: expected all of it within {_BODY_SECONDS:g} seconds; send it faster"
+            ) from err
+        if n_bytes > self._max_bytes:
+            raise too_large
+        return bytes(body)

@@ -1,0 +1,114 @@
+"""Eight clients at once, good and hostile requests mixed: right answers or a reason, and the memory comes back."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve.conftest import QUESTION, URI, Served, ask, serving
+from serve.test_requests import HOSTILE
+
+N_THREADS, N_REQUESTS = 8, 50
+#: question, prune -> the answer that the packaged model gives
+GOOD: list[tuple[str, Any]] = [
+    (QUESTION, {"n_keep": 72}),
+    (QUESTION, {"n_keep": 18, "select": "dpp"}),
+    ("How many objects are there?", None),
+    ("What is in row 1, column 1?", {"keep_ratio": 0.5, "alpha": 0.3}),
+]
+
+
+def streamed(server: Served, body: dict[str, Any]) -> str:
+    """The text of a streamed answer."""
+    data = json.dumps({**body, "stream": True}).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(server.url + "/v1/chat/completions", data, headers, method="POST")
+    text = ""
+    with urllib.request.urlopen(request, timeout=60) as response:
+        for line in response:
+            if line.startswith(b"data: {"):
+                text += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
+    return text
+
+
+class Client(threading.Thread):
+    """Sends requests and notes each answer that is neither right nor a reason."""
+
+    def __init__(self, server: Served, right: list[str], seed: int, n_requests: int) -> None:
+        super().__init__()
+        self.server, self.right, self.random, self.n_requests = server, right, random.Random(seed), n_requests
+        self.wrong: list[str] = []
+        self.n_right = self.n_refused = 0
+
+    def run(self) -> None:
+        for _ in range(self.n_requests):
+            try:
+                self.once()
+            except Exception as err:
+                self.wrong.append(repr(err))
+
+    def once(self) -> None:
+        if self.random.random() < 0.5:
+            name = self.random.choice(list(HOSTILE))
+            body, expected, words = HOSTILE[name]
+            status, answer = self.server.post(body)
+            if (status, words in answer["error"]["message"]) != (expected, True):
+                self.wrong.append(f"{name}: {status} {answer}")
+            self.n_refused += 1
+            return
+        number = self.random.randrange(len(GOOD))
+        question, prune = GOOD[number]
+        body = ask(URI, question=question, prune=prune)
+        if self.random.random() < 0.5:
+            text = streamed(self.server, body)
+        else:
+            status, answer = self.server.post(body)
+            text = answer["choices"][0]["message"]["content"] if status == 200 else str(answer)
+        if text != self.right[number]:
+            self.wrong.append(f"{question}: {text}")
+        self.n_right += 1
+
+
+def crowd(server: Served, right: list[str], n_requests: int) -> list[Client]:
+    clients = [Client(server, right, seed, n_requests) for seed in range(N_THREADS)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join(300)
+        assert not client.is_alive()
+    return clients
+
+
+def calm(server: Served, resident: float) -> bool:
+    """No request is left, and the memory is at most 5 % above `resident`."""
+    return server.get("/health")[1]["requests"] == 0 and server.resident() <= 1.05 * resident
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
+def test_a_crowd() -> None:
+    # each thread's arena of glibc keeps some of what was freed in it, and the level wanders by some percent
+    one_arena = {"MALLOC_ARENA_MAX": "1"}
+    with serving("--ctx", "512", "--max-image-mb", "1", "--max-body-mb", "2", env=one_arena) as server:
+        right = [
+            server.post(ask(URI, question=question, prune=prune))[1]["choices"][0]["message"]["content"]
+            for question, prune in GOOD
+        ]
+        crowd(server, right, 25)  # warms up: allocators, thread pools, one of each hostile request
+        before = np.median([server.resident() for _ in range(3)])
+        clients = crowd(server, right, N_REQUESTS)
+        assert [client.wrong for client in clients] == [[]] * N_THREADS
+        assert sum(client.n_right for client in clients) > 100
+        assert sum(client.n_refused for client in clients) > 100
+        until = time.monotonic() + 10
+        while not calm(server, before) and time.monotonic() < until:
+            time.sleep(0.2)
+        assert calm(server, before), (server.resident(), before, server.get("/health"))
+        print(f"{before / 2**20:.1f} MiB after warm-up, {server.resident() / 2**20:.1f} MiB after the crowd")
