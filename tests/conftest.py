@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# A shell that starts tests in the background has them ignore Ctrl-C, and so would all children: tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # A little of everything that tokenizers treat differently.
 PIECES = [
     "Hello world", " leading space", "trailing space ", "two  spaces", "   three", "\n", "\n\n", " \n ", "\t\tx",

@@ -152,7 +152,8 @@ def outcomes(
                 finally:
                     os._exit(status)  # no clean-up of what belongs to the parent
             running[pid] = (case, damaged, log)
-        pid, status = os.wait()
+        pid = next(iter(running))
+        _, status = os.waitpid(pid, 0)  # not wait(): the caller may have other children
         case, damaged, log = running.pop(pid)
         said = log.read_text(errors="replace") if log.exists() else ""
         damaged.unlink()

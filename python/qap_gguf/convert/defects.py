@@ -128,6 +128,9 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
     ),
     (
         _of(*_LETTERBOXED),
-        Defect("images are padded with black to the model's shape, where training stretched them"),
+        Defect(
+            "images are padded with black to the model's shape, where training stretched them",
+            patch="006-resize.patch",
+        ),
     ),
 )
