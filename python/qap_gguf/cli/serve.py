@@ -56,7 +56,7 @@ def _address(sock: socket.socket) -> str:
 
 
 @click.command(short_help="Answer OpenAI-style requests.")
-@model_options
+@model_options()
 @kv_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
