@@ -6,12 +6,13 @@ notes to stderr.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import click
 
@@ -170,8 +171,27 @@ def sampler_seed(seed: int) -> int:
     return seed % 2**31
 
 
+def _with_hub(function: F) -> F:
+    """Let a command take --hf: what it names becomes its `model` and `mmproj`."""
+
+    @functools.wraps(function)
+    def command(*args: Any, hf: str | None, **settings: Any) -> Any:
+        if hf is not None:
+            if settings["model"] is not None or settings["mmproj"] is not None:
+                raise click.UsageError("--hf brings the model and its mmproj; drop -m/--model and --mmproj")
+            from qap_gguf.hub import fetch_pair, split_id
+
+            repo, quant = split_id(hf)
+            found = fetch_pair(repo, quant=quant)
+            settings |= {"model": found.model, "mmproj": found.mmproj}
+        return function(*args, **settings)
+
+    return cast("F", command)
+
+
 def model_options(function: F) -> F:
-    """Add -m, --mmproj, --threads, --device, --model-device and --ctx."""
+    """Add -m, --mmproj, --hf, --threads, --device, --model-device and --ctx."""
+    function = _with_hub(function)
     options = [
         click.option(
             "-m",
@@ -185,6 +205,11 @@ def model_options(function: F) -> F:
             type=click.Path(path_type=Path),
             metavar="GGUF",
             help="Image encoder and projector that belong to the model. [default: the packaged one]",
+        ),
+        click.option(
+            "--hf",
+            metavar="REPO[:QUANT]",
+            help="Take both from this repository of the Hugging Face hub.  [default quantization: Q4_K_M]",
         ),
         click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. [default: all cores]"),
         click.option(
