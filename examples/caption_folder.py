@@ -25,10 +25,11 @@ def main() -> int:
     parser.add_argument("--mmproj", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--n-keep", type=int, default=36)
+    parser.add_argument("--threads", type=int)
     args = parser.parse_args()
 
     failed = 0
-    with qap.VisionModel(args.mmproj, args.model) as vlm:
+    with qap.VisionModel(args.mmproj, args.model, n_threads=args.threads) as vlm:
         for path in sorted(args.folder.iterdir()):
             if path.suffix.lower() not in SUFFIXES:
                 continue

@@ -20,10 +20,11 @@ def main() -> int:
     parser.add_argument("--mmproj", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--select", default="dpp")
+    parser.add_argument("--threads", type=int)
     args = parser.parse_args()
 
     print("    K  prefill ms  answer")
-    with qap.VisionModel(args.mmproj, args.model) as vlm:
+    with qap.VisionModel(args.mmproj, args.model, n_threads=args.threads) as vlm:
         image = vlm.encode(args.image)  # once, for all K
         for part in (1, 2, 4, 8, 16):
             cfg = qap.PruneConfig(keep_ratio=1 / part, select=args.select)

@@ -26,10 +26,18 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=files.model)
     parser.add_argument("--question", default="How many objects are there?")
     parser.add_argument("--n-keep", type=int, default=72)
+    parser.add_argument("--threads", type=int)
     args = parser.parse_args()
 
     handler = Llava15ChatHandler(clip_model_path=str(args.mmproj), verbose=False)
-    llm = llama_cpp.Llama(str(args.model), chat_handler=handler, n_ctx=2048, verbose=False)
+    llm = llama_cpp.Llama(
+        str(args.model),
+        chat_handler=handler,
+        n_ctx=2048,
+        n_threads=args.threads,
+        n_threads_batch=args.threads,
+        verbose=False,
+    )
     url = "data:image/png;base64," + base64.b64encode(args.image.read_bytes()).decode()
     parts: list[Any] = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": args.question}]
     for cfg in (None, qap.PruneConfig(n_keep=args.n_keep)):

@@ -14,6 +14,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 
 import qap_gguf as qap
 
+ONE = ("--threads", "1")
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -36,13 +37,13 @@ def test_caption_folder(tmp_path: Path) -> None:
     shutil.copy(qap.packaged_model().sample, tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     (tmp_path / "c.txt").write_text("text")
-    out, err = run("caption_folder.py", tmp_path, "--n-keep", "144", code=1)
+    out, err = run("caption_folder.py", tmp_path, *ONE, "--n-keep", "144", code=1)
     assert out == "a.png\tfour\n"
     assert err.startswith("b.png: image: ")
 
 
 def test_ten_questions() -> None:
-    out, _ = run("ten_questions.py", "--n-keep", "72", "--threads", "1")
+    out, _ = run("ten_questions.py", *ONE, "--n-keep", "72")
     lines = out.splitlines()
     assert len(lines) == 12
     assert re.fullmatch(r"What is in row 1, column 2\? +[\d.]+ +[\d.]+  house", lines[2])
@@ -51,14 +52,14 @@ def test_ten_questions() -> None:
 
 
 def test_compare_k() -> None:
-    out, _ = run("compare_k.py")
+    out, _ = run("compare_k.py", *ONE)
     rows = [line.split(maxsplit=2) for line in out.splitlines()[1:]]
     assert [row[0] for row in rows] == ["144", "72", "36", "18", "9"]
     assert rows[0][2] == "house"
 
 
 def test_plain_llama_cpp_python() -> None:
-    out, _ = run("plain_llama_cpp_python.py", "--n-keep", "72")
+    out, _ = run("plain_llama_cpp_python.py", *ONE, "--n-keep", "72")
     dense, pruned = (int(line.split()[0]) for line in out.splitlines())
     assert dense - pruned == 72
 

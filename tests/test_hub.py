@@ -110,7 +110,9 @@ def test_a_handler_out_of_another_cache(tmp_path: Path, monkeypatch: pytest.Monk
     add_to_cache(tmp_path, "someone/tiny")
     with qap.ChatHandler.from_pretrained("someone/tiny", cache_dir=tmp_path) as handler:
         files = qap.packaged_model()
-        llm = llama_cpp.Llama(str(files.model), chat_handler=handler, n_ctx=448, n_threads=1, verbose=False)
+        llm = llama_cpp.Llama(
+            str(files.model), chat_handler=handler, n_ctx=448, n_threads=1, n_threads_batch=1, verbose=False
+        )
         messages: Any = [{"role": "user", "content": [files.sample, "What is in row 1, column 2?"]}]
         answer: Any = llm.create_chat_completion(messages, temperature=0)
         assert answer["choices"][0]["message"]["content"] == "house"
