@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 400
-FOLDERS = ("native", "python", "tools", "tests", ".github", ".ci", "benchmarks")
+FOLDERS = ("native", "python", "tools", "tests", ".github", ".ci", "benchmarks", "examples")
 TOP = ("CMakeLists.txt", "Makefile", "pyproject.toml")
 SUFFIXES = {".py", ".pyi", ".cpp", ".c", ".h", ".inc", ".cmake", ".txt", ".toml", ".yml", ".yaml", ".sh", ""}
 ADDRESS = re.compile(r"\bhttps?://(?!example\b)[\w.]|\b[\w-]+\.(?:pythonhosted|huggingface|pytorch)\.\w+")

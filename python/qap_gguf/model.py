@@ -153,6 +153,41 @@ class VisionModel:
             self.close()
             raise
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: str | None = None,
+        mmproj: str | None = None,
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        **settings: Any,
+    ) -> VisionModel:
+        """A model from the Hugging Face hub (extra ``hub``); its files go to the hub's cache.
+
+        Args:
+            repo_id: ``owner/name``, or ``owner/name:QUANT`` without `filename`.
+            filename: the language model's file or a pattern such as ``*Q4_K_M.gguf``; None takes Q4_K_M, or what comes
+                close to it.
+            mmproj: the same for the mmproj; None takes the one in f16.
+            revision: a branch, a tag or a commit.
+            cache_dir: another cache than the hub's own.
+            settings: those of the constructor.
+
+        Raises:
+            ModelFileError: no such repository or file, or no network and no copy in the cache.
+            ConfigError: no repository id, or huggingface_hub is not installed.
+        """
+        from qap_gguf.hub import fetch_pair, split_id
+
+        repo, quant = split_id(repo_id)
+        if quant is not None and filename is not None:
+            raise ConfigError(f"filename: expected none beside the quantization in {repo_id!r}; give one of the two")
+        folder = None if cache_dir is None else os.fspath(cache_dir)
+        found = fetch_pair(repo, quant=quant, filename=filename, mmproj=mmproj, revision=revision, cache_dir=folder)
+        return cls(found.mmproj, found.model, **settings)
+
     # --- image to tokens ---
 
     @property

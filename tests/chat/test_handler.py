@@ -215,7 +215,13 @@ def test_a_draft_model_gets_no_image_ids(packaged: qap.PackagedModel, uri: str) 
     for draft in (None, LlamaPromptLookupDecoding(num_pred_tokens=8, max_ngram_size=1)):
         with qap.ChatHandler(packaged.mmproj) as handler:
             llm = llama_cpp.Llama(
-                str(packaged.model), chat_handler=handler, n_ctx=448, n_threads=1, draft_model=draft, verbose=False
+                str(packaged.model),
+                chat_handler=handler,
+                n_ctx=448,
+                n_threads=1,
+                n_threads_batch=1,
+                draft_model=draft,
+                verbose=False,
             )
             messages: Any = user(text("house is here: "), image_url(uri), text("house is here: house is here:"))
             texts.append(content(llm.create_chat_completion(messages, temperature=0, max_tokens=6)))
@@ -226,7 +232,9 @@ def test_a_draft_model_gets_no_image_ids(packaged: qap.PackagedModel, uri: str) 
 def test_a_handler_serves_one_model_after_another(packaged: qap.PackagedModel, uri: str) -> None:
     with qap.ChatHandler(packaged.mmproj) as handler:
         for _ in range(2):
-            llm = llama_cpp.Llama(str(packaged.model), chat_handler=handler, n_ctx=448, n_threads=1, verbose=False)
+            llm = llama_cpp.Llama(
+                str(packaged.model), chat_handler=handler, n_ctx=448, n_threads=1, n_threads_batch=1, verbose=False
+            )
             messages: Any = user(image_url(uri), QUESTION)
             assert content(llm.create_chat_completion(messages, temperature=0)) == "house"
             gone = weakref.ref(llm)

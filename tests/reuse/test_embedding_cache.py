@@ -115,7 +115,9 @@ def test_ten_questions_one_encoder_pass() -> None:
     files = qap.packaged_model()
     uri = "data:image/png;base64," + base64.b64encode(SAMPLE.read_bytes()).decode()
     with qap.ChatHandler(files.mmproj, qap.PruneConfig(n_keep=36)) as handler:
-        llm = llama_cpp.Llama(str(files.model), chat_handler=handler, n_ctx=448, n_threads=1, verbose=False)
+        llm = llama_cpp.Llama(
+            str(files.model), chat_handler=handler, n_ctx=448, n_threads=1, n_threads_batch=1, verbose=False
+        )
         for number in range(10):
             question = f"What is in row {number // 4 + 1}, column {number % 4 + 1}?"
             parts: Any = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": question}]

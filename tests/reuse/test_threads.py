@@ -154,7 +154,9 @@ def test_a_stream_that_nobody_reads_keeps_nobody_for_ever(
 
 def test_closing_the_language_model_in_the_middle_of_a_stream() -> None:
     with qap.ChatHandler(FILES.mmproj) as handler:
-        llm = llama_cpp.Llama(str(FILES.model), chat_handler=handler, n_ctx=448, n_threads=1, verbose=False)
+        llm = llama_cpp.Llama(
+            str(FILES.model), chat_handler=handler, n_ctx=448, n_threads=1, n_threads_batch=1, verbose=False
+        )
         messages: Any = [{"role": "user", "content": [FILES.sample, LIST]}]
         stream: Any = llm.create_chat_completion(messages, stream=True, max_tokens=20)
         next(stream)
@@ -290,7 +292,9 @@ def test_images_leave_nothing_behind() -> None:
 def test_models_leave_nothing_behind() -> None:
     def use() -> int:
         with qap.ChatHandler(FILES.mmproj) as handler:
-            llm = llama_cpp.Llama(str(FILES.model), chat_handler=handler, n_ctx=448, n_threads=1, verbose=False)
+            llm = llama_cpp.Llama(
+                str(FILES.model), chat_handler=handler, n_ctx=448, n_threads=1, n_threads_batch=1, verbose=False
+            )
             messages: Any = [{"role": "user", "content": [FILES.sample, QUESTIONS[0]]}]
             llm.create_chat_completion(messages, max_tokens=1)
             llm.close()

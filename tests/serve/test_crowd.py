@@ -101,7 +101,7 @@ def test_a_crowd() -> None:
             server.post(ask(URI, question=question, prune=prune))[1]["choices"][0]["message"]["content"]
             for question, prune in GOOD
         ]
-        crowd(server, right, 25)  # warms up: allocators, thread pools, one of each hostile request
+        crowd(server, right, N_REQUESTS)  # warms up: allocators, thread pools, one of each hostile request
         before = np.median([server.resident() for _ in range(3)])
         clients = crowd(server, right, N_REQUESTS)
         assert [client.wrong for client in clients] == [[]] * N_THREADS

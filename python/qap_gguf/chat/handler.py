@@ -135,6 +135,34 @@ class ChatHandler:
         self._template: ChatTemplate | None = None
         self._closed = False
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: str | None = None,
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        **settings: Any,
+    ) -> ChatHandler:
+        """A handler whose mmproj comes from the Hugging Face hub (extra ``hub``), as llama-cpp-python's have it.
+
+        Args:
+            repo_id: ``owner/name``.
+            filename: the mmproj's name, or a pattern that leaves one file; None takes the one in f16.
+            revision: a branch, a tag or a commit.
+            cache_dir: another cache than the hub's own.
+            settings: those of the constructor.
+
+        Raises:
+            ModelFileError: no such repository or file, or no network and no copy in the cache.
+            ConfigError: no repository id, or huggingface_hub is not installed.
+        """
+        from qap_gguf.hub import fetch_mmproj
+
+        folder = None if cache_dir is None else os.fspath(cache_dir)
+        return cls(fetch_mmproj(repo_id, filename, revision=revision, cache_dir=folder), **settings)
+
     # --- which pruning ---
 
     @contextlib.contextmanager

@@ -6,12 +6,13 @@ notes to stderr.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import click
 
@@ -180,6 +181,24 @@ def _apply_resize(ctx: click.Context, _param: click.Parameter, value: str | None
         ctx.call_on_close(lambda: set_resize("auto"))
 
 
+def _with_hub(function: F, multiple: bool) -> F:
+    """Let a command take --hf: what it names becomes its `model` and `mmproj`."""
+
+    @functools.wraps(function)
+    def command(*args: Any, hf: str | None, **settings: Any) -> Any:
+        if hf is not None:
+            if settings["model"] or settings["mmproj"]:
+                raise click.UsageError("--hf brings the model and its mmproj; drop -m/--model and --mmproj")
+            from qap_gguf.hub import fetch_pair, split_id
+
+            repo, quant = split_id(hf)
+            found = fetch_pair(repo, quant=quant)
+            settings |= {"model": (found.model,) if multiple else found.model, "mmproj": found.mmproj}
+        return function(*args, **settings)
+
+    return cast("F", command)
+
+
 def _model_options(multiple: bool) -> list[Callable[[Any], Any]]:
     more = " Repeatable: all of one image encoder." if multiple else ""
     return [
@@ -196,6 +215,11 @@ def _model_options(multiple: bool) -> list[Callable[[Any], Any]]:
             type=click.Path(path_type=Path),
             metavar="GGUF",
             help="Image encoder and projector that belong to the model. [default: the packaged one]",
+        ),
+        click.option(
+            "--hf",
+            metavar="REPO[:QUANT]",
+            help="Take both from this repository of the Hugging Face hub.  [default quantization: Q4_K_M]",
         ),
         click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. [default: all cores]"),
         click.option(
@@ -223,9 +247,10 @@ def _model_options(multiple: bool) -> list[Callable[[Any], Any]]:
 
 
 def model_options(*, multiple: bool = False) -> Callable[[F], F]:
-    """Add -m (with `multiple`, repeatable), --mmproj, --threads, --device, --model-device and --ctx."""
+    """Add -m (with `multiple`, repeatable), --mmproj, --hf, --threads, --device, --model-device and --ctx."""
 
     def decorate(function: F) -> F:
+        function = _with_hub(function, multiple)
         for option in reversed(_model_options(multiple)):
             function = option(function)
         return function

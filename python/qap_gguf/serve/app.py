@@ -68,7 +68,7 @@ def create_app(llama: llama_cpp.Llama, handler: ChatHandler, settings: ServeSett
 
     Args:
         llama: the language model; it stays the caller's to close.
-        handler: its chat handler; requests bring images as `settings.sources` allows.
+        handler: its chat handler; its `sources` become `settings.sources`.
         settings: limits and names.
 
     Example:

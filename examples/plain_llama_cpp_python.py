@@ -1,0 +1,53 @@
+"""llama-cpp-python as it is, with pruning: its own chat handler, and one line of ours.
+
+python examples/plain_llama_cpp_python.py --image photo.jpg --mmproj mmproj-f16.gguf --model model-Q4_K_M.gguf
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import sys
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+from llama_cpp.llama_chat_format import Llava15ChatHandler
+
+import qap_gguf as qap
+
+
+def main() -> int:
+    """Ask once with all tokens and once with K, and print how many the prompt had."""
+    files = qap.packaged_model()
+    parser = argparse.ArgumentParser(description="llama-cpp-python's own handler, with pruning.")
+    parser.add_argument("--image", type=Path, default=files.sample)
+    parser.add_argument("--mmproj", type=Path, default=files.mmproj)
+    parser.add_argument("--model", type=Path, default=files.model)
+    parser.add_argument("--question", default="How many objects are there?")
+    parser.add_argument("--n-keep", type=int, default=72)
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+
+    handler = Llava15ChatHandler(clip_model_path=str(args.mmproj), verbose=False)
+    llm = llama_cpp.Llama(
+        str(args.model),
+        chat_handler=handler,
+        n_ctx=2048,
+        n_threads=args.threads,
+        n_threads_batch=args.threads,
+        verbose=False,
+    )
+    url = "data:image/png;base64," + base64.b64encode(args.image.read_bytes()).decode()
+    parts: list[Any] = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": args.question}]
+    for cfg in (None, qap.PruneConfig(n_keep=args.n_keep)):
+        qap.set_default(cfg)
+        completion: Any = llm.create_chat_completion([{"role": "user", "content": parts}], temperature=0, max_tokens=24)
+        words = " ".join(completion["choices"][0]["message"]["content"].split())
+        print(f"{completion['usage']['prompt_tokens']} tokens in the prompt: {words}")
+    llm.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Ten questions about one picture: it is encoded once, and later answers begin sooner.
+
+    python examples/ten_questions.py --image photo.jpg --mmproj mmproj-f16.gguf --model model-Q4_K_M.gguf --n-keep 64
+
+Asks through ``qap.ChatHandler`` and, in the same process, through llama-cpp-python's own ``Llava15ChatHandler``, which
+encodes the picture and evaluates all its tokens for each question. Prints one line for each question: the time to the
+first word with ours and with the stock handler, and the answer; then the medians and the encoder's passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+from llama_cpp.llama_chat_format import Llava15ChatHandler
+
+import qap_gguf as qap
+
+QUESTIONS = [f"What is in row {row}, column {column}?" for row in (1, 2, 3) for column in (1, 2, 3)]
+QUESTIONS.append("How many objects are there?")
+
+
+def ask(llm: llama_cpp.Llama, image: str, question: str) -> tuple[float, str]:
+    """Seconds to the first word, and the answer."""
+    parts: list[Any] = [
+        {"type": "image_url", "image_url": {"url": image}},
+        {"type": "text", "text": question},
+    ]
+    started, first, words = time.perf_counter(), None, ""
+    chunks: Any = llm.create_chat_completion(
+        [{"role": "user", "content": parts}], temperature=0, max_tokens=24, stream=True
+    )
+    for chunk in chunks:
+        piece = chunk["choices"][0]["delta"].get("content")
+        if piece and first is None:
+            first = time.perf_counter() - started
+        words += piece or ""
+    return first or time.perf_counter() - started, words
+
+
+def main() -> int:
+    """Ask, and print the table."""
+    files = qap.packaged_model()
+    parser = argparse.ArgumentParser(description="Ten questions about one picture.")
+    parser.add_argument("--image", type=Path, default=files.sample)
+    parser.add_argument("--mmproj", type=Path, default=files.mmproj)
+    parser.add_argument("--model", type=Path, default=files.model)
+    parser.add_argument("--n-keep", type=int, default=36)
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+
+    image = "data:image/png;base64," + base64.b64encode(args.image.read_bytes()).decode()
+    llm = llama_cpp.Llama(
+        str(args.model), n_ctx=2048, n_threads=args.threads, n_threads_batch=args.threads, verbose=False
+    )
+    ours: list[float] = []
+    stock: list[float] = []
+    with qap.ChatHandler(args.mmproj, qap.PruneConfig(n_keep=args.n_keep)) as handler:
+        answers: list[str] = []
+        llm.chat_handler = handler
+        for question in QUESTIONS:
+            seconds, words = ask(llm, image, question)
+            ours.append(seconds)
+            answers.append(words)
+        n_encodes = handler.n_encodes
+    llm.chat_handler = Llava15ChatHandler(clip_model_path=str(args.mmproj), verbose=False)
+    stock.extend(ask(llm, image, question)[0] for question in QUESTIONS)
+    llm.close()
+
+    print("question                        ours ms  stock ms  answer")
+    for question, mine, other, words in zip(QUESTIONS, ours, stock, answers, strict=True):
+        print(f"{question:30} {1000 * mine:8.1f}  {1000 * other:8.1f}  {words}")
+    later = statistics.median(ours[1:])
+    print(f"first {1000 * ours[0]:.1f} ms, median of the others {1000 * later:.1f} ms, ", end="")
+    print(f"stock handler's median {1000 * statistics.median(stock):.1f} ms; encoder passes: {n_encodes}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
