@@ -56,6 +56,11 @@ std::unique_ptr<qap_params> qap_hook_load(const char * mmproj);
 // mtmd.cpp, mtmd_tokenizer::add_media(): before a picture is preprocessed. Throws for sides that clip.h asserts on.
 void qap_hook_picture(uint32_t width, uint32_t height);
 
+// mtmd.cpp, mtmd_context::init_vision(): a token of lookup_token(), where the vocabulary has it. 004-llama4-encoder.patch
+inline std::vector<int32_t> qap_hook_token(int32_t token) {
+    return token < 0 ? std::vector<int32_t>{} : std::vector<int32_t>{ token };
+}
+
 // mtmd.cpp, mtmd_tokenizer::add_media(): after the chunks of one image were added. Plans them.
 // Throws std::runtime_error with one line when the image cannot be pruned as asked.
 void qap_hook_plan(const mtmd_context * ctx, mtmd_input_chunks & chunks);

@@ -186,3 +186,100 @@ def test_keep_is_refused_where_positions_have_one_dimension(case: Case) -> None:
     else:
         with pytest.raises(qap.UnsupportedError, match="keep leaves gaps, which libllama refuses"):
             case.vlm.prune(image, cfg)
+
+
+# --- what goes into a prompt, counted by hand ---
+
+#: pixels that make a token, by the checkpoint's patch size and merging
+PER_TOKEN = {"qwen2-vl": 16, "qwen2.5-vl": 28, "qwen3-vl": 16, "pixtral": 8, "mistral-3": 16, "lfm2-vl": 32}
+#: texts that stand around an image
+AROUND = {
+    "qwen2-vl": ["<|vision_start|>", "<|vision_end|>"],
+    "qwen2.5-vl": ["<|vision_start|>", "<|vision_end|>"],
+    "qwen3-vl": ["<|vision_start|>", "<|vision_end|>"],
+    "smolvlm": [
+        *("<fake_token_around_image>", "<row_1_col_1>", "\n\n"),  # its one tile, as where there are more
+        *("<fake_token_around_image>", "<global-img>", "<fake_token_around_image>"),
+    ],
+    "gemma-3": ["<start_of_image>", "<end_of_image>"],
+    "internvl": ["<img>", "</img>"],
+    "pixtral": ["[IMG_END]"],
+    "mistral-3": ["[IMG_END]"],
+    "llama-4": ["<|image_start|>", "<|image|>", "<|image_end|>"],
+    "lfm2-vl": ["<|image_start|>", "<|image_end|>"],
+}
+
+
+@dataclass
+class Count:
+    """What a prompt takes: text tokens, image tokens, cells of the KV cache, positions."""
+
+    text: int = 0
+    image: int = 0
+    cells: int = 0
+    positions: int = 0
+
+
+def counted(case: Case, parts: list[str | None], part: int, policy: str) -> Count:
+    """None is the image; one token of `part` of it is kept."""
+    width, height = case.family.image
+    side = PER_TOKEN.get(case.name, 16)
+    lines, columns = height // side, width // side
+    breaks = lines - 1 if case.name in ("pixtral", "mistral-3") else 0
+    pieces = 2 if case.name == "smolvlm" else 1
+    kept = pieces * max(1, lines * columns // part)
+    found = Count(text=len(case.vlm.language_model.tokenize(b"", add_bos=True)))
+    for what in parts:
+        if what is None:
+            found.text += len(AROUND[case.name])
+            found.image += kept
+            found.cells += kept + breaks
+            found.positions += max(lines, columns) if policy == "keep" else kept + breaks
+        else:
+            found.text += len(case.vlm.language_model.tokenize(what.encode(), add_bos=False, special=True))
+    found.cells += found.text
+    found.positions += found.text
+    return found
+
+
+PROMPTS: dict[str, list[str | None]] = {
+    "image first": [None, "What is this?"],
+    "image last": ["What is this?", None, "\n"],
+    "two, text between": ["one: ", None, " two: ", None, " which?"],
+    "the same twice": [None, None, "which?"],
+    "no image": ["no picture at all"],
+}
+
+
+@pytest.mark.parametrize("part", [1, 2, 8], ids=["dense", "half", "eighth"])
+@pytest.mark.parametrize("parts", PROMPTS.values(), ids=PROMPTS.keys())
+def test_tokens_and_positions_of_a_prompt(case: Case, parts: list[str | None], part: int) -> None:
+    for policy in policies(case):
+        image = case.vlm.encode(case.pixels)
+        cut = None
+        if part > 1:
+            cfg = qap.PruneConfig(n_keep=max(1, image.n_tokens // part), positions=policy)
+            cut = case.vlm.prune(image, cfg)
+        want = counted(case, parts, part, policy if cut is not None or not case.vlm._encoder.mrope else "keep")
+        stats = qap.GenerationStats()
+        prompt = "".join(_core.media_marker() if what is None else what for what in parts)
+        case.vlm.answers.place(prompt, [(image, cut)] * parts.count(None), stats, add_special=True)
+        got = Count(stats.n_prompt_tokens, stats.n_image_kept, stats.n_kv, case.vlm._language.n_past)
+        assert got == want
+
+
+#: what the processors of transformers write around the tiles of a picture of two tiles side by side; @ is a tile
+TILES = {
+    "llama-4": "<|image_start|>@<|tile_x_separator|>@<|tile_y_separator|><|image|>@<|image_end|>",
+    "internvl": "<img>@@@</img>",
+}
+
+
+def test_the_words_between_tiles(case: Case) -> None:
+    if case.name not in TILES:
+        pytest.skip("its picture has one tile, see the test above")
+    width, height = case.family.image
+    chunks = case.vlm._encoder.tokenize(_core.media_marker(), [(2 * width, height)], add_special=False)
+    llama = case.vlm.language_model
+    words = ["@" if chunk.is_image else llama.detokenize(chunk.tokens, special=True).decode() for chunk in chunks]
+    assert "".join(words) == TILES[case.name]

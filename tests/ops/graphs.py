@@ -34,7 +34,7 @@ class WatchedEncoder:
     Made through llama-cpp-python's ctypes, as its chat handlers do: images are pruned by the innermost `qap.use()`.
     """
 
-    def __init__(self, *, flash_attn: bool = True) -> None:
+    def __init__(self, mmproj: Path | None = None, *, flash_attn: bool = True) -> None:
         import llama_cpp
         import llama_cpp.mtmd_cpp as lib
 
@@ -48,7 +48,7 @@ class WatchedEncoder:
         params.use_gpu, params.print_timings, params.n_threads, params.warmup = False, False, 1, False
         params.flash_attn_type = int(flash_attn)
         params.cb_eval = self._callback
-        self._ctx: Any = lib.mtmd_init_from_file(str(files.mmproj).encode(), self._llama.model, params)
+        self._ctx: Any = lib.mtmd_init_from_file(str(mmproj or files.mmproj).encode(), self._llama.model, params)
         assert self._ctx is not None
 
     def _see(self, tensor: int, ask: bool, _: Any) -> bool:
@@ -58,7 +58,7 @@ class WatchedEncoder:
         return True
 
     def encode(self, image: Path) -> tuple[npt.NDArray[np.float32], list[Node]]:
-        """The rows that the language model gets, and the nodes that ran."""
+        """The rows of the picture's first tile that the language model gets, and the nodes that ran."""
         lib, data = self._lib, image.read_bytes()
         buffer = (ctypes.c_uint8 * len(data)).from_buffer(bytearray(data))
         bitmap = lib.mtmd_helper_bitmap_init_from_buf(self._ctx, buffer, len(data), False)
@@ -69,7 +69,7 @@ class WatchedEncoder:
             bitmaps = (lib.mtmd_bitmap_p_ctypes * 1)(bitmap)
             assert lib.mtmd_tokenize(self._ctx, chunks, ctypes.byref(what), bitmaps, 1) == 0
             every = [lib.mtmd_input_chunks_get(chunks, i) for i in range(lib.mtmd_input_chunks_size(chunks))]
-            (chunk,) = [c for c in every if lib.mtmd_input_chunk_get_type(c) == lib.MTMD_INPUT_CHUNK_TYPE_IMAGE]
+            chunk = next(c for c in every if lib.mtmd_input_chunk_get_type(c) == lib.MTMD_INPUT_CHUNK_TYPE_IMAGE)
             self._nodes.clear()
             assert lib.mtmd_encode_chunk(self._ctx, chunk) == 0
             shape = (int(lib.mtmd_input_chunk_get_n_tokens(chunk)), self._n_embd)

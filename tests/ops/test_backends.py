@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_type=ImportError)
 
@@ -24,6 +26,7 @@ from ops.tables import BACKENDS, VIEWS, Case, Row, Tables, case_of, cases_of, re
 from qap_gguf.clip_text import ClipTextTower
 from qap_gguf.config import ERRORS, OUTLIERS
 from qap_gguf.score import cosines
+from tiny_mmproj import PROJECTORS, tiny_mmproj
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,25 +74,52 @@ def score_nodes() -> list[Node]:
     return nodes
 
 
-@pytest.fixture(scope="session")
-def encoder_nodes() -> list[Node]:
-    """Nodes that pruning adds to the encoder's graph, for every kind of relevance that it can give."""
-    encoder = WatchedEncoder()
-    try:
-        _, dense = encoder.encode(qap.packaged_model().sample)
-        added = []
-        for semantic in ("cls", "attention", "none"):
-            with qap.use(qap.PruneConfig(n_keep=18, semantic=semantic, select="dpp")):
-                _, nodes = encoder.encode(qap.packaged_model().sample)
+def nodes_added(encoder: WatchedEncoder, image: Path, semantics: Sequence[str], keep: int) -> list[Node]:
+    """Nodes that pruning adds to the encoder's graph, for these kinds of relevance."""
+    _, dense = encoder.encode(image)
+    added = []
+    for semantic in semantics:
+        for select in ("topk", "dpp"):
+            with qap.use(qap.PruneConfig(n_keep=keep, semantic=semantic, select=select)):
+                rows, nodes = encoder.encode(image)
+            assert len(rows) <= keep  # of the first tile, where there are more
+            assert nodes[: len(dense)] == dense
             added += nodes[len(dense) :]
-    finally:
-        encoder.close()
     return added
 
 
 @pytest.fixture(scope="session")
-def cases(score_nodes: list[Node], encoder_nodes: list[Node]) -> list[Case]:
-    return cases_of([*score_nodes, *encoder_nodes])
+def encoder_nodes() -> list[Node]:
+    """For every kind of relevance that LLaVA's encoder can give."""
+    encoder = WatchedEncoder()
+    try:
+        return nodes_added(encoder, qap.packaged_model().sample, ("cls", "attention", "none"), 18)
+    finally:
+        encoder.close()
+
+
+@pytest.fixture(scope="session")
+def family_nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Node]]:
+    """The same for encoders that merge patches: by 2 x 2 in the order of windows or of the picture, by pooling."""
+    folder = tmp_path_factory.mktemp("families")
+    image = folder / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(image)
+    found = {}
+    for projector in PROJECTORS:
+        mmproj = folder / f"{projector}.gguf"
+        mmproj.write_bytes(tiny_mmproj(projector))
+        encoder = WatchedEncoder(mmproj)
+        try:
+            semantics = ("cls", "attention", "none") if projector == "internvl" else ("attention", "none")
+            found[projector] = nodes_added(encoder, image, semantics, 8)
+        finally:
+            encoder.close()
+    return found
+
+
+@pytest.fixture(scope="session")
+def cases(score_nodes: list[Node], encoder_nodes: list[Node], family_nodes: dict[str, list[Node]]) -> list[Case]:
+    return cases_of([*score_nodes, *encoder_nodes, *(node for nodes in family_nodes.values() for node in nodes)])
 
 
 @pytest.fixture(scope="session", params=list(CASES))
@@ -151,12 +181,17 @@ def test_the_cpu_needs_no_exception() -> None:
     assert not [name for backend, name in KNOWN if backend == "CPU"]
 
 
-def test_what_was_seen_are_our_graphs(score_nodes: list[Node], encoder_nodes: list[Node]) -> None:
+def test_what_was_seen_are_our_graphs(
+    score_nodes: list[Node], encoder_nodes: list[Node], family_nodes: dict[str, list[Node]]
+) -> None:
     """Guards the guard: an empty or partial list of nodes would pass everything above."""
     scores, encoder = ({str(node["name"]) for node in nodes} - VIEWS for nodes in (score_nodes, encoder_nodes))
     assert len(scores) >= 12
     assert {"CPY", "PAD", "MUL_MAT"} <= scores
     assert {"SOFT_MAX", "CONT", "MUL_MAT"} <= encoder
+    for projector, nodes in family_nodes.items():
+        assert {"SOFT_MAX", "SUM_ROWS", "MUL_MAT"} <= {str(node["name"]) for node in nodes}, projector
+    assert "GET_ROWS" in {str(node["name"]) for node in family_nodes["qwen2.5vl_merger"]}  # out of its windows
     kinds = {source["type"] for node in score_nodes for source in node["src"]}
     assert {"f32", *(error for error in ERRORS if not error.startswith("int"))} == kinds
 
