@@ -39,7 +39,11 @@ def _configs(n_keep: tuple[int, ...], keep_ratio: tuple[float, ...], prune: dict
     return tuple(make_config(base | budget) for budget in budgets)
 
 
-def _machine(threads: int) -> dict[str, Any]:
+def _load() -> list[float] | None:
+    return [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+def _machine(threads: int, load: list[float] | None) -> dict[str, Any]:
     """What the figures were taken on."""
     import qap_gguf as qap
 
@@ -48,7 +52,7 @@ def _machine(threads: int) -> dict[str, Any]:
         "devices": [device["description"] for device in facts["devices"]],
         "cpus": os.cpu_count(),
         "threads": threads,
-        "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "load_before": load,
         "versions": facts["versions"],
         "cpu_features": facts["cpu_features"],
     }
@@ -150,6 +154,7 @@ def bench(
         "n_ctx": ctx,
         "n_threads": threads,
     }
+    load = _load()
     with open_model(mmproj, model, **settings, verbose=is_debug()) as vlm:
         why_not = vlm.why_not_prunable
         if why_not is not None:
@@ -180,13 +185,13 @@ def bench(
         "why_not_prunable": why_not,
         "configs": [config.to_dict() for config in configs],
         **result.to_dict(),
-        "machine": _machine(threads or n_threads_default()),
+        "machine": _machine(threads or n_threads_default(), load),
     }
     if not as_json:
         print_table(result.table())
         click.echo(
             f"\n{result.n_tokens} image tokens, {result.n_text} text tokens, medians of {result.rounds} rounds; "
-            "x is dense / pruned; load before: see machine.load\n"
+            "x is dense / pruned; load before: machine.load_before\n"
         )
     click.echo(json.dumps(_rounded(line), ensure_ascii=False, allow_nan=False))
 
