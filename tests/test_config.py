@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qap_gguf import config, errors
@@ -158,6 +158,7 @@ def test_a_config_survives_json(cfg: PruneConfig, seed: int) -> None:
     assert PruneConfig.from_dict(json.loads(json.dumps(cfg.to_dict()))) == cfg
 
 
+@example(PruneConfig(keep_ratio=0.000986, outlier_weight=0.000986))  # not its seven digits in float32: 0.0009860001
 @given(configs)
 def test_a_config_survives_gguf_keys_also_when_floats_are_stored_in_32_bits(cfg: PruneConfig) -> None:
     meta = cfg.to_metadata()

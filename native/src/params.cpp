@@ -286,13 +286,21 @@ struct key_reader {
         }
     }
 
-    // 0.1 is stored as the float 0.100000001490116: its 7 digits give back the ratio that was meant
+    // 0.1 is stored as the float 0.100000001490116: the shortest decimal that rounds to it is the ratio that was meant
     void ratio(const char * key, double & out) const {
         const int64_t id = find(key, GGUF_TYPE_FLOAT32);
         if (id >= 0) {
-            char text[32];
-            std::snprintf(text, sizeof(text), "%.7g", (double) gguf_get_val_f32(gguf, id));
-            out = std::strtod(text, nullptr);
+            const float stored = gguf_get_val_f32(gguf, id);
+            out                = stored;
+            for (int digits = 9; digits > 0; digits--) {
+                char text[32];
+                std::snprintf(text, sizeof(text), "%.*g", digits, (double) stored);
+                const double shorter = std::strtod(text, nullptr);
+                if ((float) shorter != stored) {
+                    break;
+                }
+                out = shorter;
+            }
         }
     }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -86,13 +87,15 @@ def _as_choice(name: str, value: object, allowed: Iterable[str]) -> str:
 
 
 def _from_f32(value: object) -> object:
-    """Undo the rounding of a decimal to float32: 0.1 stored as 0.10000000149 comes back as 0.1.
+    """The shortest decimal that rounds to a float32: 0.1, stored as 0.10000000149, comes back as 0.1.
 
     Without this, ceil(ratio * N) of a stored ratio could be one token more than that of the ratio which was asked for.
     """
-    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
-        return float(f"{float(value):.7g}")
-    return value
+    if not isinstance(value, numbers.Real) or isinstance(value, numbers.Integral) or not abs(float(value)) <= 1e30:
+        return value
+    stored = struct.pack("<f", float(value))
+    shortest = (float(f"{float(value):.{digits}g}") for digits in range(1, 10))
+    return next((short for short in shortest if struct.pack("<f", short) == stored), value)
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def test_frames_are_pruned_to_rows_of_the_whole(video: tuple[Frames, Any], selec
     encoder, (frames, _) = video
     (whole,) = encoder.encode(frames, mergeable=True)
     keep = len(whole) // 2
-    with qap.use(qap.PruneConfig(n_keep=keep, select=select)):  # type: ignore[arg-type]
+    with qap.use(qap.PruneConfig(n_keep=keep, select=select)):
         (kept,) = encoder.encode(frames, mergeable=True)
     at = [int(np.flatnonzero((whole == row).all(axis=1))[0]) for row in kept]
     assert len(at) == keep
