@@ -47,13 +47,13 @@ static py::object report_of(const chunk_ref & chunk) {
     const auto put = [&](const char * name, const float * data) {
         out[name] = data != nullptr ? py::object(copy_array(data, (size_t) r.n_total)) : py::object(py::none());
     };
-    out["n_total"]     = r.n_total;
-    out["n_keep"]      = r.n_keep;
-    out["line_length"] = r.line_length;
-    out["n_columns"]   = r.n_columns;
-    out["alpha"]       = r.alpha;
-    out["indices"]     = copy_array(r.indices, (size_t) r.n_keep);
-    out["bytes_read"]  = r.bytes_read;
+    out["n_total"]    = r.n_total;
+    out["n_keep"]     = r.n_keep;
+    out["special"]    = copy_array(r.special, (size_t) r.n_special);
+    out["n_columns"]  = r.n_columns;
+    out["alpha"]      = r.alpha;
+    out["indices"]    = copy_array(r.indices, (size_t) r.n_keep);
+    out["bytes_read"] = r.bytes_read;
     put("error", r.error);
     put("outlier", r.outlier);
     put("sensitivity", r.sensitivity);
@@ -199,7 +199,10 @@ public:
         return text != nullptr ? std::optional<std::string>(text) : std::nullopt;
     }
 
-    bool packs_tiles() { return qap_context_packs_tiles(open()); }
+    std::optional<std::string> tiles_why_not() {
+        const char * text = qap_context_tiles_why_not(open());
+        return text != nullptr ? std::optional<std::string>(text) : std::nullopt;
+    }
 
     bool mrope() { return mtmd_decode_use_mrope(open()); }
 
@@ -274,7 +277,7 @@ void register_encoder(py::module_ & m) {
             py::arg("indices").noconvert().none(true), py::arg("positions"), py::arg("n_past"), py::arg("n_batch"))
         .def("why_not", &encoder::why_not)
         .def("mrope", &encoder::mrope)
-        .def("packs_tiles", &encoder::packs_tiles)
+        .def("tiles_why_not", &encoder::tiles_why_not)
         .def("file_params", &encoder::file_params)
         .def("close", &encoder::close);
 }

@@ -82,14 +82,15 @@ struct qap_scores {
 
 /* What one encode found; arrays belong to the chunk and live until its next encode. */
 struct qap_report {
-    int32_t n_total;     /* N: tokens that the projector gave */
-    int32_t n_keep;      /* K */
-    int32_t line_length; /* a special row, always kept, stands behind every line of so many tokens; or 0 */
-    int32_t n_columns;   /* tokens of a line of the picture, or 0 before the encode */
-    bool    done;        /* false before the chunk was encoded */
+    int32_t n_total;   /* N: tokens that the projector gave */
+    int32_t n_keep;    /* K */
+    int32_t n_special; /* rows that are no tokens and are always kept */
+    int32_t n_columns; /* tokens of a line of the picture; 0 before the encode, and where it is several views */
+    bool    done;      /* false before the chunk was encoded */
     float   alpha;
     int64_t bytes_read;      /* copied from the device to the host: rows, scores, and cosines where they are needed */
     const int32_t * indices; /* [n_keep], sorted ascending */
+    const int32_t * special; /* [n_special]: their numbers among all rows, ascending */
     const float *   error;   /* [n_total] or NULL; so are all that follow */
     const float *   outlier;
     const float *   sensitivity;
@@ -222,8 +223,9 @@ QAP_API void qap_watch_graphs(qap_node_callback callback, void * user);
 QAP_API bool qap_context_file_params(const struct mtmd_context * ctx, struct qap_params * params);
 /* NULL when images of this model can be pruned, else one line that says why not */
 QAP_API const char * qap_context_why_not(const struct mtmd_context * ctx);
-/* false for LLaVA: the tiles of LLaVA-NeXT are not packed as it was trained (docs/upstream.md) */
-QAP_API bool qap_context_packs_tiles(const struct mtmd_context * ctx);
+/* NULL when the tiles of a picture are packed as the model was trained, or there are none, or QAP_STOCK_ENCODER=1; else one
+ * line that says why they are not: a LLaVA-NeXT whose file lacks what is needed (docs/upstream.md) */
+QAP_API const char * qap_context_tiles_why_not(const struct mtmd_context * ctx);
 
 /* What libmtmd makes of an mmproj file's header; the weights are not read. */
 struct qap_mmproj_info {

@@ -6,6 +6,7 @@
 #include "clip-model.h"
 #include "device.h"
 #include "ggml-backend.h"
+#include "keep.h"
 #include "layout.h"
 #include "qap-error.h"
 #include "qap-hooks.h"
@@ -186,24 +187,7 @@ static int read_scores(const qap_graph & graph, qap_plan & plan, const std::vect
                    ? qap_fail("error: %s keeps scales in f16, which cannot hold features this large; use int4", name)
                    : qap_fail("expected finite image features, got others from the encoder; check the mmproj file");
     }
-    if (graph.scores.semantic == nullptr && plan.params.semantic != QAP_SEMANTIC_AUTO &&
-        plan.params.semantic != QAP_SEMANTIC_NONE) {
-        return qap_fail(
-            "semantic: this encoder cannot give %s here; use none or auto",
-            qap_name_from_id("semantic", plan.params.semantic));
-    }
-    if (graph.scores.semantic == nullptr && !plan.params.alpha_dynamic && plan.params.alpha == 1.0f &&
-        qap_selector_needs_scores(plan.params.select)) {
-        return qap_fail("alpha: 1 leaves nothing to rank by, for this encoder has no semantic signal; use alpha < 1");
-    }
-    std::vector<int32_t> indices(plan.n_keep);
-    if (qap_select(
-            plan.total.data(), cosines.data(), plan.n_total, plan.n_keep, plan.params.select, plan.params.seed,
-            indices.data()) != 0) {
-        return -1;
-    }
-    plan.keep(std::move(indices));
-    return 0;
+    return qap_keep_best(plan, graph.scores.semantic != nullptr, cosines);
 }
 
 // Copy the kept rows, runs of neighbours in one piece.
@@ -219,33 +203,6 @@ static void gather_rows(ggml_tensor * embeddings, const std::vector<int32_t> & r
     }
 }
 
-// The kept rows with the dropped tokens averaged in: needs all rows on the host. Special rows stay as they are.
-static int merge_rows(
-    ggml_tensor * embeddings, const qap_plan & plan, const std::vector<float> & cosines, float * out) {
-    const size_t       width = (size_t) embeddings->ne[0];
-    std::vector<float> all;
-    read_floats(embeddings, all);
-    std::vector<float> tokens((size_t) plan.n_total * width);
-    for (int32_t i = 0; i < plan.n_total; i++) {
-        std::copy_n(all.data() + qap_row_of(i, plan.line_length) * width, width, tokens.data() + i * width);
-    }
-    std::vector<float> merged((size_t) plan.n_keep * width);
-    if (qap_merge_average(
-            tokens.data(), cosines.data(), plan.n_total, (int32_t) width, plan.indices.data(), plan.n_keep,
-            merged.data()) != 0) {
-        return -1;
-    }
-    size_t next = 0; // the kept token whose row comes next
-    for (size_t i = 0; i < plan.rows.size(); i++) {
-        const bool token =
-            next < plan.indices.size() && plan.rows[i] == qap_row_of(plan.indices[next], plan.line_length);
-        const float * row = token ? merged.data() + next * width : all.data() + plan.rows[i] * width;
-        std::copy_n(row, width, out + i * width);
-        next += token ? 1 : 0;
-    }
-    return 0;
-}
-
 bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
     qap_plan &    plan   = *graph.plan;
     const int64_t n_embd = graph.embeddings->ne[0];
@@ -253,7 +210,7 @@ bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
     const int64_t before = qap_bytes_read();
     plan.done            = false;
 
-    if (graph.n_tokens != plan.n_total || n_rows != plan.n_total + qap_n_special(plan.n_total, plan.line_length)) {
+    if (graph.n_tokens != plan.n_total || n_rows != plan.n_rows()) {
         qap_fail("expected %d tokens from the encoder, got %d", (int) plan.n_total, (int) graph.n_tokens);
         LOG_ERR("%s: %s\n", __func__, qap_last_error());
         return false;
@@ -280,9 +237,13 @@ bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
         }
         if (plan.capture || plan.params.merge == QAP_MERGE_NONE) {
             gather_rows(graph.embeddings, plan.rows, out->data());
-        } else if (merge_rows(graph.embeddings, plan, cosines, out->data()) != 0) {
-            LOG_ERR("%s: %s\n", __func__, qap_last_error());
-            return false;
+        } else {
+            std::vector<float> all; // merging needs all rows on the host
+            read_floats(graph.embeddings, all);
+            if (qap_keep_merged(plan, all.data(), n_embd, cosines, out->data()) != 0) {
+                LOG_ERR("%s: %s\n", __func__, qap_last_error());
+                return false;
+            }
         }
     }
     plan.bytes_read = qap_bytes_read() - before;

@@ -1,7 +1,7 @@
 // layout.h: how the rows that an encoder gives relate to the patches of the picture.
 //
 // A token is a row that stands for a place in the picture and may be dropped. A special row (the [IMG_BREAK] behind each
-// line of Pixtral) is kept always and is no token. Facts: tools/mtmd/models/*.cpp and clip_n_output_tokens().
+// line of Pixtral) is kept always and is no token. LLaVA-NeXT's rows are put together behind the encoder (pack.h). Facts: tools/mtmd/models/*.cpp and clip_n_output_tokens().
 #pragma once
 
 #include "ggml.h"
@@ -36,15 +36,6 @@ struct qap_layout {
 const char * qap_projector_why_not(int projector);
 
 qap_layout qap_layout_of(const clip_model & model, const clip_image_f32 & image);
-
-// The row of token i, among rows with a special one behind every line_length tokens (0: none).
-inline int32_t qap_row_of(int32_t token, int32_t line_length) {
-    return line_length > 0 ? token + token / line_length : token;
-}
-
-inline int32_t qap_n_special(int32_t n_tokens, int32_t line_length) {
-    return line_length > 0 ? (n_tokens - 1) / line_length : 0;
-}
 
 // The tokens' main planes. rows: [n_embd * n_planes, n_rows ...] contiguous -> [n_embd, n_tokens] contiguous
 ggml_tensor * qap_build_tokens(ggml_context * ctx, ggml_tensor * rows, const qap_layout & layout);

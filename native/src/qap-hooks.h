@@ -1,4 +1,4 @@
-// qap-hooks.h: everything that 001-hooks.patch calls. Included by the patched clip-impl.h, so that clip.cpp and
+// qap-hooks.h: everything that the patches call. Included by the patched clip-impl.h, so that clip.cpp and
 // mtmd.cpp see it. Each hook says who calls it and when; with QAP_DISABLE=1 no plan is ever made, and
 // every hook does nothing.
 #pragma once
@@ -12,10 +12,14 @@
 #include <vector>
 
 struct ggml_backend_device;
+struct clip_ctx;
+struct clip_encode_params;
 struct clip_hparams;
+struct clip_image_f32;
 struct clip_model;
 struct clip_image_f32_batch;
 struct mtmd_context;
+struct mtmd_image_preprocessor;
 struct mtmd_input_chunk;
 struct mtmd_input_chunks;
 struct mtmd_serialization;
@@ -67,6 +71,20 @@ void qap_hook_plan(const mtmd_context * ctx, mtmd_input_chunks & chunks);
 
 // clip.cpp, at loading, behind the parameters of each projector (enum projector_type): 006-resize.patch
 void qap_hook_resize(int projector, clip_hparams & hparams);
+
+// clip.cpp, in 007-llava-next.patch: what the context has loaded
+const clip_model & qap_clip_model(const clip_ctx * ctx);
+
+// 007-llava-next.patch, pack.cpp and next-image.cpp: QAP_STOCK_ENCODER=1 turns them off, QAP_DISABLE=1 does not.
+// mtmd.cpp, mtmd_context::init_vision(), for a file with grid pinpoints: what cuts a picture into tiles that will be
+// packed; null where upstream's shall stay. mrope: the language model has M-RoPE positions
+std::unique_ptr<mtmd_image_preprocessor> qap_hook_tiles(const clip_ctx * ctx, bool mrope);
+// clip.cpp, clip_n_output_tokens(), for a stack of tiles behind LLaVA's projector
+int qap_hook_packed_rows(const clip_hparams & hparams, const clip_image_f32 & image);
+// clip.cpp, clip_encode(), at its start. Encodes a stack of tiles; false where it is none.
+bool qap_hook_packs(const clip_ctx * ctx, const clip_image_f32_batch & imgs);
+// Its result is clip_encode()'s.
+bool qap_hook_encode_packed(clip_ctx * ctx, const clip_encode_params & params);
 
 // mtmd.cpp, mtmd_image_tokens::n_tokens()
 uint32_t qap_hook_n_tokens(const qap_plan & plan);

@@ -5,9 +5,10 @@
 // and asks the original for positions afterwards.
 #pragma once
 
-#include "layout.h"
 #include "qap.h"
 
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <numeric>
 #include <utility>
@@ -17,7 +18,6 @@ struct qap_plan {
     qap_params params         = {};
     int32_t    n_total        = 0;     // N: tokens that the projector gives for this chunk
     int32_t    n_keep         = 0;     // K
-    int32_t    line_length    = 0;     // tokens in front of each special row (layout.h), or 0
     int32_t    pos_type       = -1;    // enum mtmd_pos_type of the chunk before it was planned, or -1: unchanged
     bool       capture        = false; // keep everything, note the attention, compute no scores
     bool       capture_hidden = false; // note the projector's input as well
@@ -31,24 +31,25 @@ struct qap_plan {
     std::vector<float>   error, outlier, sensitivity, semantic, attention, received, total; // [n_total] or empty
     std::vector<float>   hidden; // [n_total, n_hidden] or empty
     int32_t              n_hidden  = 0;
-    int32_t              n_columns = 0; // tokens of a line of the picture
+    int32_t              n_columns = 0; // tokens of a line of the picture, or 0 where it is several views
 
-    int32_t n_special() const { return qap_n_special(n_total, line_length); }
+    // Rows of the encoder that are no tokens, ascending: [IMG_BREAK], the ends of LLaVA-NeXT's lines. Always kept.
+    std::vector<int32_t> special;
+
+    int32_t n_rows() const { return n_total + (int32_t) special.size(); }
 
     // Keep these tokens, and every special row.
     void keep(std::vector<int32_t> tokens) {
         indices = std::move(tokens);
         rows.clear();
-        int32_t line = 0; // the special row behind this line comes next
+        size_t next = 0; // how many special rows stand in front of the token
         for (const int32_t token : indices) {
-            for (; line < n_special() && token / line_length > line; line++) {
-                rows.push_back((line + 1) * (line_length + 1) - 1);
+            for (; next < special.size() && special[next] <= token + (int32_t) next; next++) {
+                rows.push_back(special[next]);
             }
-            rows.push_back(qap_row_of(token, line_length));
+            rows.push_back(token + (int32_t) next);
         }
-        for (; line < n_special(); line++) {
-            rows.push_back((line + 1) * (line_length + 1) - 1);
-        }
+        rows.insert(rows.end(), special.begin() + (std::ptrdiff_t) next, special.end());
     }
 
     void keep_all() {

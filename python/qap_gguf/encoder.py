@@ -102,17 +102,15 @@ class ImageEncoder:
         """All tokens of a picture, of every tile that it is cut into; with `hidden` the projector's input as well.
 
         Raises:
-            UnsupportedError: the tiles of a LLaVA-NeXT.
+            UnsupportedError: the tiles of a LLaVA-NeXT whose file lacks what packs them.
             NativeError: the encoder failed, or gave features that are not finite.
         """
         started = time.perf_counter()
         chunks = self.tokenize(_core.media_marker(), [pixels], add_special=False)
         tiles = [chunk for chunk in chunks if chunk.is_image]
-        if len(tiles) > 1 and not self._native.packs_tiles():
-            raise UnsupportedError(
-                f"image: cut into {len(tiles)} tiles, which for LLaVA-NeXT are not packed as trained yet "
-                "(docs/upstream.md); scale it down to the size of one tile"
-            )
+        why_not = self._native.tiles_why_not() if len(tiles) > 1 else None
+        if why_not is not None:
+            raise UnsupportedError(f"image: its {len(tiles)} tiles cannot be packed as trained: {why_not}")
         try:
             self.n_encodes += 1
             features = [self._native.encode(tile, True, hidden) for tile in tiles]

@@ -1,7 +1,8 @@
 """The pieces of an encoded image: one for most models, one for each tile where the model cuts a picture.
 
-A row of a piece is a token, or a special row: the [IMG_BREAK] that Pixtral has behind each line of tokens. Special rows
-are kept always and do not count as tokens (native/src/layout.h has the same rules).
+A row of a piece is a token, or a special row: the [IMG_BREAK] that Pixtral has behind each line of tokens, the end of a
+line of LLaVA-NeXT's grid. Special rows are kept always and do not count as tokens (native/src/qap-plan.h has the same
+rules).
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ class Piece:
 
     Attributes:
         n_tokens: tokens, which can be dropped.
-        n_columns: tokens in a line of the picture.
-        line_length: tokens in front of each special row; 0 where there is none.
+        n_columns: tokens in a line of the picture; 0 where the piece is several views of it (LLaVA-NeXT).
+        special: numbers of the special rows among all rows, ascending.
 
     Example:
-        >>> piece = Piece(n_tokens=6, n_columns=3, line_length=3)
+        >>> piece = Piece(n_tokens=6, n_columns=3, special=(3,))
         >>> piece.n_rows, piece.rows_of([0, 4]).tolist()
         (7, [0, 3, 5])
     """
 
     n_tokens: int
     n_columns: int
-    line_length: int = 0
+    special: tuple[int, ...] = ()
 
     @property
     def n_special(self) -> int:
         """Special rows among the piece's rows."""
-        return (self.n_tokens - 1) // self.line_length if self.line_length else 0
+        return len(self.special)
 
     @property
     def n_rows(self) -> int:
@@ -49,15 +50,15 @@ class Piece:
     def token_rows(self, indices: Sequence[int] | IndexArray) -> IndexArray:
         """Rows of the tokens with these numbers, int32 (k,)."""
         found = np.asarray(indices, dtype=np.int32)
-        return found + found // self.line_length if self.line_length else found
+        if not self.special:
+            return found
+        rows = np.delete(np.arange(self.n_rows, dtype=np.int32), self.special)
+        return np.asarray(rows[found])
 
     def rows_of(self, indices: Sequence[int] | IndexArray) -> IndexArray:
         """Rows that are kept with these tokens, the special ones among them, int32, ascending."""
         rows = self.token_rows(indices)
-        if not self.line_length:
-            return rows
-        special = np.arange(self.line_length, self.n_rows, self.line_length + 1, dtype=np.int32)
-        return np.union1d(rows, special).astype(np.int32)
+        return np.union1d(rows, np.array(self.special, np.int32)).astype(np.int32) if self.special else rows
 
 
 def piece_of(n_rows: int, report: dict[str, Any] | None) -> Piece:
@@ -65,7 +66,7 @@ def piece_of(n_rows: int, report: dict[str, Any] | None) -> Piece:
     if report is None:
         side = int(n_rows**0.5 + 0.5)
         return Piece(n_rows, side if side * side == n_rows else n_rows)
-    return Piece(int(report["n_total"]), int(report["n_columns"]), int(report["line_length"]))
+    return Piece(int(report["n_total"]), int(report["n_columns"]), tuple(report["special"].tolist()))
 
 
 def share(sizes: Sequence[int], n_keep: int) -> list[int]:

@@ -233,6 +233,36 @@ def lfm2vl(folder: Path) -> Any:
     return save(model, folder, processor({"height": 128, "width": 128}, tile_size=128))
 
 
+NEXT_GRID = [
+    [64, 128],
+    [128, 64],
+    [128, 128],
+    [192, 64],
+    [64, 192],
+]  # (height, width), LLaVA-NeXT's own with tiles of 64
+
+
+def llavanext(folder: Path, *, text: str = "Llama", siglip: bool = False, tower: dict[str, Any] | None = None) -> Any:
+    """LLaVA-NeXT; it is not among FAMILIES, for each of its pictures is resized and packed (test_next.py)."""
+    vision = VISION | {"image_size": 64} | (tower or {})
+    side = vision["image_size"]
+    vision_class = transformers.SiglipVisionConfig if siglip else transformers.CLIPVisionConfig
+    more = {"sliding_window": None} if text == "Mistral" else {}
+    config = transformers.LlavaNextConfig(
+        text_config=getattr(transformers, f"{text}Config")(**(TEXT | more)),
+        vision_config=vision_class(**vision),
+        image_token_index=ID["<image>"], vision_feature_select_strategy="full" if siglip else "default",
+        vision_feature_layer=-2, image_grid_pinpoints=[[side * y // 64, side * x // 64] for y, x in NEXT_GRID],
+    )  # fmt: skip
+    model = randomize(transformers.LlavaNextForConditionalGeneration(config))
+    square = {"height": side, "width": side}
+    return save(
+        model,
+        folder,
+        processor({"shortest_edge": side}, crop_size=square, image_grid_pinpoints=config.image_grid_pinpoints),
+    )
+
+
 FAMILIES: dict[str, Family] = {
     "qwen2-vl": Family(qwen2vl, (96, 64)),
     "qwen2.5-vl": Family(qwen25vl, (168, 140)),

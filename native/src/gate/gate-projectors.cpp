@@ -118,8 +118,11 @@ static int64_t check_llava(const file & f, tower & t) {
     }
     const int64_t n_mid = n_out(f, "mm.0.weight");
     f.linear("mm.0", n_in, n_mid, true, true);
-    f.tensor("v.image_newline", { n_out(f, "mm.2.weight") }, use::vector, false);
-    if (f.find("mm.3.weight") != nullptr) {
+    const bool norms = f.find("mm.3.weight") != nullptr;
+    for (const char * newline : { "v.image_newline", "model.image_newline" }) { // the second: of legacy converters
+        f.tensor(newline, { n_out(f, norms ? "mm.3.weight" : "mm.2.weight") }, use::vector, false);
+    }
+    if (norms) {
         const int64_t n = n_out(f, "mm.3.weight");
         f.norm("mm.1", n_mid, true, true);
         f.linear("mm.3", n_mid, n, true, true);

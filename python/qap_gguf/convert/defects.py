@@ -14,6 +14,7 @@ from qap_gguf.files import GgufInfo
 __all__ = ["Defect", "find_defects"]
 
 _CLASS = "v.class_embd"
+_GRID = "clip.vision.image_grid_pinpoints"
 _LLAVA_GRAPH = ("mlp", "ldp", "ldpv2")  # projectors behind tools/mtmd/models/llava.cpp with a CLIP or SigLIP tower
 _LETTERBOXED = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger", "gemma3", "pixtral")
 
@@ -64,8 +65,16 @@ def _with_class(hits: Callable[[GgufInfo, str], bool]) -> Callable[[GgufInfo, st
 
 def _tiled_llava(info: GgufInfo, projector: str) -> bool:
     """LLaVA-NeXT: grid points, or the row of weights that ends each line of patches."""
-    newline = any(name in info.tensors for name in ("v.image_newline", "model.image_newline"))
-    return _llava(info, projector) and (newline or "clip.vision.image_grid_pinpoints" in info.metadata)
+    return _llava(info, projector) and (_newline(info) or _GRID in info.metadata)
+
+
+def _newline(info: GgufInfo) -> bool:
+    return any(name in info.tensors for name in ("v.image_newline", "model.image_newline"))
+
+
+def _packable(info: GgufInfo, projector: str) -> bool:
+    """Has what native/src/pack.cpp needs."""
+    return projector == "mlp" and _newline(info) and _GRID in info.metadata
 
 
 def _layers_by_count(info: GgufInfo, projector: str) -> bool:
@@ -98,8 +107,18 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
         ),
     ),
     (
-        _tiled_llava,
-        Defect("LLaVA-NeXT's tiles stand in front of the overview, one after another, without image_newline rows"),
+        lambda info, projector: _tiled_llava(info, projector) and _packable(info, projector),
+        Defect(
+            "LLaVA-NeXT's tiles stand in front of the overview, one after another, without image_newline rows",
+            patch="007-llava-next.patch",
+        ),
+    ),
+    (
+        lambda info, projector: _tiled_llava(info, projector) and not _packable(info, projector),
+        Defect(
+            "LLaVA-NeXT's tiles cannot be packed as trained: its grid points, its image_newline or its projector (mlp) "
+            "is not there; convert the checkpoint anew"
+        ),
     ),
     (
         _with_class(_of("internvl")),

@@ -28,8 +28,10 @@ def replacement(method: str, image: Any, n_keep: int) -> FloatArray:
         n_keep: tokens to have, 1..n_tok.
 
     Raises:
-        ConfigError: the tokens form no grid that pool could average.
+        ConfigError: the tokens form no grid that pool could average, or rows that are no tokens stand between them.
     """
+    if image.n_rows != image.n_tokens:
+        raise ConfigError(f"{method}: expected rows that are all tokens, got special ones; leave {method} out")
     if method == "dpp-flat":
         equal = np.ones(image.n_tokens, np.float32)
         kept: FloatArray = image.features[select(equal, n_keep, features=image.features, method="dpp")]
