@@ -68,14 +68,19 @@ class Journal:
         self._header = json.loads(json.dumps({"version": VERSION, **header}))
         self._known: dict[Key, dict[str, Any]] = {}
         try:
-            lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+            raw = path.read_bytes().split(b"\n") if path.exists() else []
+            lines = [line.decode() for line in raw[:-1]]
+            lines += [line.decode(errors="replace") for line in raw[-1:]]  # it may end within a letter
             whole = self._read(lines, force) if lines else []
             self.n_known = len(self._known)
             path.parent.mkdir(parents=True, exist_ok=True)
             if not whole or lines[-1]:  # new, another run's, or with a torn line: written anew, whole or not
                 temporary = path.with_name(f".{path.name}.tmp")
-                temporary.write_text("".join(f"{line}\n" for line in whole or [json.dumps(self._header)]), "utf-8")
-                os.replace(temporary, path)
+                try:
+                    temporary.write_text("".join(f"{line}\n" for line in whole or [json.dumps(self._header)]), "utf-8")
+                    os.replace(temporary, path)
+                finally:
+                    temporary.unlink(missing_ok=True)
             self._file: TextIO = path.open("a", encoding="utf-8")
         except (OSError, UnicodeDecodeError) as err:
             raise DataError(f"{path}: expected a journal to read and write, got {err}; choose another folder") from err
