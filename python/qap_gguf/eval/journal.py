@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 from qap_gguf.errors import DataError
 from qap_gguf.eval.data import Question
@@ -81,7 +81,8 @@ class Journal:
                     os.replace(temporary, path)
                 finally:
                     temporary.unlink(missing_ok=True)
-            self._file: TextIO = path.open("a", encoding="utf-8")
+            # no buffer: what could not be written on a full disk must not be tried again by close()
+            self._file = path.open("ab", buffering=0)
         except (OSError, UnicodeDecodeError) as err:
             raise DataError(f"{path}: expected a journal to read and write, got {err}; choose another folder") from err
 
@@ -129,9 +130,10 @@ class Journal:
             "number": number, "said": outcome.said, "n_kept": outcome.n_kept,
             "prefill_s": [float(f"{second:.4g}") for second in outcome.prefill_s],
         }  # fmt: skip
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         try:
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._file.flush()
+            while line:  # a disk that fills up takes a part first
+                line = line[self._file.write(line) :]
         except OSError as err:
             raise DataError(f"{self.path}: cannot write ({err.strerror}); free some space and run again") from err
 
