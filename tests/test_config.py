@@ -139,6 +139,16 @@ def test_n_keep_wins_and_must_fit() -> None:
             cfg.count(bad)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["self", "cls", "two\nlines", "n" * 9000, ""])
+def test_names_that_are_no_fields(name: str) -> None:
+    """They may come from a stranger's JSON."""
+    for take in (PruneConfig().replace, lambda **fields: PruneConfig.from_dict(fields)):
+        with pytest.raises(ConfigError, match="a prune config has the fields") as error:
+            take(**{name: 1})
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 400
+
+
 def test_replace_changes_one_thing_and_checks_it() -> None:
     cfg = PruneConfig(n_keep=18, seed=3)
     assert cfg.replace(alpha="dynamic") == PruneConfig(n_keep=18, seed=3, alpha="dynamic")

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Interrupt, kill and starve conversions at many points, and count what survived.
+"""Interrupt, kill and starve work that writes files, at every point, and count what survived.
 
-    python tools/faults.py CHECKPOINT        # a small LLaVA checkpoint; prints one line for each kind of fault
+    python tools/faults.py                   # writes of the embedding cache, evaluations
+    python tools/faults.py CHECKPOINT        # conversions of a small LLaVA checkpoint too
 
-Each fault hits a forked process. Afterwards: a file under a final name is whole or not there; the same conversion, run
+Each fault hits a forked process. Afterwards: a file under a final name is whole or not there; the same work, done
 again, gives the same bytes as one that nothing disturbed; and no temporary file is left. Exit 1 where that is not so.
 """
 
@@ -13,20 +14,23 @@ import argparse
 import collections
 import hashlib
 import os
-import resource
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
-from qap_gguf.convert import convert
-from qap_gguf.errors import ConvertError
+from fault_points import Act, CacheWrites, Evaluation, Work, count_lines, starved, struck
+from qap_gguf.convert import api, convert, leftovers, writer
+from qap_gguf.errors import QapError
 from qap_gguf.files import read_gguf
 
 DONE, REFUSED = 0, 10
-Act = Callable[[Path], None]
+ENDS = {DONE: "done", REFUSED: "refused", 130: "interrupted"}
+LINES = 100  #: of a conversion, which repeats them for each tensor: so many are struck
 Hashes = dict[str, str]
+Found = dict[str, collections.Counter[str]]
 
 
 def hashes(folder: Path) -> Hashes:
@@ -46,7 +50,7 @@ def in_child(act: Act, out: Path) -> int:
                 os.dup2(null.fileno(), 2)
             act(out)
             status = DONE
-        except ConvertError as err:
+        except QapError as err:
             status = REFUSED if "\n" not in str(err) else 98
         except KeyboardInterrupt:
             status = 130
@@ -58,6 +62,8 @@ def in_child(act: Act, out: Path) -> int:
 class Conversion:
     """One checkpoint, converted to one type; `want` is what an undisturbed run writes."""
 
+    files: ClassVar[set[str]] = {str(module.__file__) for module in (api, leftovers, writer)}
+
     def __init__(self, checkpoint: Path, kind: str, folder: Path) -> None:
         self.checkpoint, self.kind = checkpoint, kind
         self.steps = 0
@@ -67,6 +73,7 @@ class Conversion:
 
         self.run(folder / "want", progress=count)
         self.want = hashes(folder / "want")
+        self.lines = count_lines(self.run, folder / "count", self.files)
 
     def run(self, out: Path, *, force: bool = False, progress: Callable[[int, int, str], None] | None = None) -> None:
         convert(self.checkpoint, out, quantize=self.kind, name="m", force=force, progress=progress)
@@ -91,15 +98,6 @@ class Conversion:
         os.link = link  # type: ignore[assignment]
         self.run(out)
 
-    def on_a_disk_of(self, limit: int) -> Act:
-        """A run in which no file grows above `limit` bytes: the system refuses the write, as a full disk does."""
-
-        def starve(out: Path) -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            self.run(out)
-
-        return starve
-
     def faults(self, every: int) -> Iterator[tuple[str, Act]]:
         """(kind of fault, what to run), at each `every`-th step or size."""
         for step in range(1, self.steps + 1, every):
@@ -107,7 +105,10 @@ class Conversion:
             yield f"SIGINT {self.kind}", self.struck_by(signal.SIGINT, step)
         largest = max((path.stat().st_size for path in [self.checkpoint / "model.safetensors"]), default=0)
         for part in range(1, 40, every):
-            yield f"full disk {self.kind}", self.on_a_disk_of(largest * part // 40)
+            yield f"full disk {self.kind}", starved(self.run, largest * part // 40)
+        for line in range(1, self.lines + 1, max(1, every * self.lines // LINES)):
+            yield f"SIGKILL at a line {self.kind}", struck(self.run, line, signal.SIGKILL, self.files)
+            yield f"SIGINT at a line {self.kind}", struck(self.run, line, signal.SIGINT, self.files)
         yield f"SIGKILL between two names {self.kind}", self.killed_between_names
 
     def survived(self, act: Act, out: Path) -> str:
@@ -124,13 +125,43 @@ class Conversion:
         again = in_child(lambda folder: self.run(folder, force=True), out)
         if again != DONE or hashes(out) != self.want:
             raise AssertionError(f"run again: status {again}, files {sorted(hashes(out))}")
-        ends = {DONE: "done", REFUSED: "refused", 130: "interrupted"}
-        return ends.get(status, f"ended by {signal.Signals(-status).name}" if status < 0 else f"status {status}")
+        return end_of(status)
 
 
-def strike(checkpoint: Path, kinds: tuple[str, ...], every: int) -> dict[str, collections.Counter[str]]:
+def end_of(status: int) -> str:
+    """A status of :func:`in_child` in words."""
+    return ENDS.get(status, f"ended by {signal.Signals(-status).name}" if status < 0 else f"status {status}")
+
+
+def strike_work(work: Work, every: int) -> Found:
+    """Faults at each `every`-th line and size; raises AssertionError for the first that leaves harm."""
+    found: Found = collections.defaultdict(collections.Counter)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        acts = [
+            (f"{name} {work.name}", struck(work.run, line, number, work.files))
+            for line in range(1, count_lines(work.run, place / "count", work.files) + 1, every)
+            for name, number in (("SIGKILL", signal.SIGKILL), ("SIGINT", signal.SIGINT))
+        ]
+        sizes = [*range(0, work.largest, max(1, every * work.largest // 40)), work.largest]  # the last suffices
+        acts += [(f"full disk {work.name}", starved(work.run, size)) for size in sizes]
+        for number, (what, act) in enumerate(acts):
+            out = place / str(number)
+            status = in_child(act, out)
+            if status in (98, 99):
+                raise AssertionError(f"{what}: an error of several lines, or one that is none of ours")
+            work.check(out)
+            again = in_child(work.run, out)
+            if again != DONE:
+                raise AssertionError(f"{what}: run again: status {again}")
+            work.check_done(out)
+            found[what][end_of(status)] += 1
+    return dict(found)
+
+
+def strike(checkpoint: Path, kinds: tuple[str, ...], every: int) -> Found:
     """All faults on conversions to `kinds`; raises AssertionError for the first that leaves harm."""
-    found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    found: Found = collections.defaultdict(collections.Counter)
     with tempfile.TemporaryDirectory() as work:
         for kind in kinds:
             case = Conversion(checkpoint, kind, Path(work) / kind)
@@ -142,11 +173,14 @@ def strike(checkpoint: Path, kinds: tuple[str, ...], every: int) -> dict[str, co
 def main() -> int:
     """Print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, nargs="?")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="strike at each N-th step (default 1)")
     args = parser.parse_args()
     try:
-        found = strike(args.checkpoint, ("F16", "Q8_0"), args.every)
+        with tempfile.TemporaryDirectory() as folder:
+            found = strike_work(CacheWrites(), args.every) | strike_work(Evaluation(Path(folder)), args.every)
+        if args.checkpoint is not None:
+            found |= strike(args.checkpoint, ("F16", "Q8_0"), args.every)
     except AssertionError as err:
         print(f"harm: {err}")
         return 1

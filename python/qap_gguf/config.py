@@ -193,7 +193,7 @@ class PruneConfig:
         # 0.07 * 100 is 7.000000000000001 in floating point; the 1e-9 keeps that at 7.
         return min(n_tokens, max(1, math.ceil(self.keep_ratio * n_tokens - 1e-9)))
 
-    def replace(self, **changes: Any) -> PruneConfig:
+    def replace(self, /, **changes: Any) -> PruneConfig:
         """Return a copy with some fields changed; a new ``keep_ratio`` takes the place of an old ``n_keep``.
 
         Raises:
@@ -305,7 +305,7 @@ _FIELDS: Final = tuple(field.name for field in dataclasses.fields(PruneConfig))
 
 
 def _refuse_unknown(values: Mapping[str, Any]) -> None:
-    unknown = [str(name) for name in values if name not in _FIELDS]
+    unknown = [" ".join(str(name)[:80].split()) for name in values if name not in _FIELDS]
     if unknown:
         raise ConfigError(
             f"a prune config has the fields {', '.join(_FIELDS)}, got {', '.join(sorted(unknown))}; check the spelling"

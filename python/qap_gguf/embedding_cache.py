@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -160,13 +161,32 @@ def freeze(image: ImageEmbedding) -> ImageEmbedding:
     return image
 
 
-def encoder_identity(mmproj: str | os.PathLike[str], settings: Mapping[str, Any], *, lasting: bool) -> str:
+def file_stamp(path: str | os.PathLike[str]) -> tuple[str | int, ...]:
+    """What tells a file from the one that takes its name later: real path, device, inode, time, size.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    real = Path(path).resolve()
+    stat = real.stat()
+    return str(real), stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def encoder_identity(
+    mmproj: str | os.PathLike[str],
+    settings: Mapping[str, Any],
+    *,
+    lasting: bool,
+    loaded: tuple[str | int, ...] | None = None,
+) -> str:
     """Names an encoder: equal names mean equal embeddings of equal pixels.
 
     Args:
         mmproj: its file.
         settings: what else its output depends on (device, flash attention, what is captured).
         lasting: for a folder that outlives the file's time stamps: the whole file is read and its content counts.
+        loaded: :func:`file_stamp` from before the file was loaded; None takes it now. Where another file has the name
+            by now, or none, the encoder in memory is nobody else's: its name comes never again.
 
     Example:
         >>> import qap_gguf as qap
@@ -175,18 +195,25 @@ def encoder_identity(mmproj: str | os.PathLike[str], settings: Mapping[str, Any]
         >>> cpu == gpu
         False
     """
-    path = Path(mmproj).resolve()
-    stat = path.stat()
-    stamp = [str(path), stat.st_dev, stat.st_ino, stat.st_mtime_ns]
+    stamp = file_stamp(mmproj) if loaded is None else loaded
     library = next(p for p in library_folder().iterdir() if p.name.startswith("libmtmd."))
     parts = {
-        "file": _content(path) if lasting else stamp,
-        "size": stat.st_size,
+        "file": _lasting_name(Path(mmproj), stamp) if lasting else stamp,
         "settings": dict(settings),
         "library": [_core.__version__, _core.upstream_version, library.stat().st_size, library.stat().st_mtime_ns],
         "switches": [_core.disabled(), _core.stock_encoder()],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _lasting_name(path: Path, stamp: tuple[str | int, ...]) -> str:
+    try:
+        content = _content(path)
+        if file_stamp(path) == stamp:
+            return content
+    except OSError:  # moved away or removed: the encoder is in memory
+        pass
+    return f"replaced {secrets.token_hex(16)}"
 
 
 def _content(path: Path) -> str:

@@ -18,6 +18,7 @@ from qap_gguf.arguments import one_line
 from qap_gguf.config import PruneConfig
 from qap_gguf.defaults import from_params, use
 from qap_gguf.embedding import ImageEmbedding, embedding_of
+from qap_gguf.embedding_cache import encoder_identity, file_stamp
 from qap_gguf.errors import ImageError, ModelFileError, NativeError, UnsupportedError
 from qap_gguf.images import Pixels
 from qap_gguf.language import LanguageModel
@@ -50,7 +51,9 @@ class ImageEncoder:
         self.path = Path(mmproj)
         self.settings: dict[str, Any] = {"device": device, "flash_attn": flash_attn, "n_threads": n_threads}
         self.settings["resize"] = default_resize() if resize is None else resize
+        self._identities: dict[tuple[bool, bool], str] = {}
         try:
+            self._stamp = file_stamp(mmproj)  # before it is read: another file may take its name at any time
             with loading(resize):
                 self._native = _core.Encoder(
                     mmproj=str(mmproj),
@@ -60,8 +63,17 @@ class ImageEncoder:
                     flash_attn=flash_attn,
                     verbose=verbose,
                 )
-        except RuntimeError as err:
+        except (RuntimeError, OSError) as err:
             raise ModelFileError(f"{mmproj}: {one_line(err)}") from err
+
+    def identity(self, *, hidden: bool, lasting: bool) -> str:
+        """The name under which embeddings of this encoder are kept, see :func:`encoder_identity`."""
+        if (hidden, lasting) not in self._identities:
+            settings = {**self.settings, "hidden": hidden}
+            self._identities[hidden, lasting] = encoder_identity(
+                self.path, settings, lasting=lasting, loaded=self._stamp
+            )
+        return self._identities[hidden, lasting]
 
     @property
     def n_embd(self) -> int:

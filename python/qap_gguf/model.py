@@ -27,7 +27,7 @@ from qap_gguf.embedding import (
     prune_image,
     score_image,
 )
-from qap_gguf.embedding_cache import EmbeddingCache, encoder_identity, image_key
+from qap_gguf.embedding_cache import EmbeddingCache, image_key
 from qap_gguf.encoder import ImageEncoder
 from qap_gguf.errors import ConfigError, ImageError, QapError, UnsupportedError
 from qap_gguf.files import check_pair
@@ -109,7 +109,6 @@ class VisionModel:
 
         self._threads = n_threads or n_threads_default()
         self._closed = False
-        self._identity: str | None = None
         encoder_device = device_name(device)
         settings = language_settings(device if model_device is None else model_device)
         self._owned: llama_cpp.Llama | None = None
@@ -221,18 +220,10 @@ class VisionModel:
         pixels = load_image(image)
         with self._lock:
             self._check_open()
-            key = image_key(pixels, self._encoder_identity())
+            hidden = self._tower is not None
+            key = image_key(pixels, self._encoder.identity(hidden=hidden, lasting=self.cache.folder is not None))
             found = self.cache.get(key)
-            if found is None:
-                found = self.cache.put(key, self._encoder.encode(pixels, hidden=self._tower is not None))
-            return found
-
-    def _encoder_identity(self) -> str:
-        if self._identity is None:
-            settings = {**self._encoder.settings, "hidden": self._tower is not None}
-            lasting = self.cache.folder is not None
-            self._identity = encoder_identity(self._encoder.path, settings, lasting=lasting)
-        return self._identity
+            return self.cache.put(key, self._encoder.encode(pixels, hidden=hidden)) if found is None else found
 
     @property
     def n_encodes(self) -> int:

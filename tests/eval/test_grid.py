@@ -130,6 +130,28 @@ def test_a_journal_of_another_run_or_a_damaged_one_is_refused(
     assert len(path.read_text().splitlines()) == 1
 
 
+def test_a_journal_that_was_cut_anywhere_goes_on(tmp_path: Path) -> None:
+    """As a full disk or a killed process leaves it, within a letter of two bytes too."""
+    path = tmp_path / "j.jsonl"
+    question = qe.Question(qap.packaged_model().sample, "Qu'est-ce ?", "caf\u00e9")
+    outcome = qe.Outcome(question, VARIANTS[0], ("caf\u00e9",), 144, (0.5,), SETUPS[0])
+    with qe.Journal(path, {"data": "\u00e9"}) as journal:
+        for number in range(2):
+            journal.add(outcome, number)
+    whole = path.read_bytes()
+    first, second = (i + 1 for i, byte in enumerate(whole[:-1]) if byte == 10)
+    for cut in range(first, len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        with qe.Journal(path, {"data": "\u00e9"}) as journal:
+            assert journal.n_known == (cut >= second) + (cut == len(whole)), cut
+            for number in range(2):
+                known = journal.get(SETUPS[0], VARIANTS[0], number, question)
+                assert known in (None, outcome)
+                if known is None:
+                    journal.add(outcome, number)
+        assert path.read_bytes() == whole, cut
+
+
 def test_fingerprints_tell_files_apart(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_bytes(b"x" * 5_000_000)

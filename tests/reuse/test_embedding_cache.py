@@ -18,6 +18,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 
 import qap_gguf as qap
 from dropin.children import python
+from qap_gguf import _core
 from qap_gguf.embedding_cache import encoder_identity, image_key, n_bytes
 from qap_gguf.embedding_store import EmbeddingStore, pack, unpack
 from qap_gguf.errors import ConfigError
@@ -58,7 +59,15 @@ def test_the_oldest_goes_first() -> None:
     assert (cache.stats.n_images, cache.stats.n_bytes) == (0, 0)
 
 
-def test_too_large_for_the_cache() -> None:
+def test_bytes_on_both_sides_of_the_limit(tmp_path: Path) -> None:
+    cache = qap.EmbeddingCache(max_bytes=SIZE)
+    cache.put(KEYS[0], embedding())
+    assert same(cache.get(KEYS[0]), embedding())
+    on_disk = len(pack(KEYS[0], embedding()))
+    for most in (on_disk, on_disk - 1):
+        store = EmbeddingStore(tmp_path / str(most), most)
+        store.save(KEYS[0], embedding())
+        assert store.path(KEYS[0]).exists() == (most == on_disk)
     cache = qap.EmbeddingCache(max_bytes=SIZE - 1)
     assert same(cache.put(KEYS[0], embedding()), embedding())
     assert cache.get(KEYS[0]) is None
@@ -111,8 +120,16 @@ def test_the_same_pixels_in_another_file(tmp_path: Path) -> None:
         assert vlm.n_encodes == 3
 
 
-def test_ten_questions_one_encoder_pass() -> None:
-    files = qap.packaged_model()
+def test_ten_questions_one_encoder_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted where native code begins, beside the handler's own count."""
+    files, passes = qap.packaged_model(), []
+    native = _core.Encoder.encode
+
+    def hook(*args: Any) -> Any:
+        passes.append(args)
+        return native(*args)
+
+    monkeypatch.setattr(_core.Encoder, "encode", hook)
     uri = "data:image/png;base64," + base64.b64encode(SAMPLE.read_bytes()).decode()
     with qap.ChatHandler(files.mmproj, qap.PruneConfig(n_keep=36)) as handler:
         llm = llama_cpp.Llama(
@@ -123,7 +140,7 @@ def test_ten_questions_one_encoder_pass() -> None:
             parts: Any = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": question}]
             llm.create_chat_completion([{"role": "user", "content": parts}], max_tokens=2)
             assert (handler.stats.n_reused > 36) == (number > 0)
-        assert handler.n_encodes == 1
+        assert handler.n_encodes == len(passes) == 1
         assert (handler.cache.stats.hits, handler.cache.stats.misses) == (9, 1)
         llm.close()
 

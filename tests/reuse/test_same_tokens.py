@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import os
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import llama_cpp
-import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_type=ImportError)
 
+import fresh_answers
 import qap_gguf as qap
-from dropin.children import python
+from fresh_answers import FIELDS, N_CTX, PICTURES, QUESTIONS, ROOM, SYSTEMS, FreshProcesses, answer, some_sequence
 
-N_CTX = 448
-QUESTIONS = ["How many objects are there?", "What is in row 1, column 2?", "What is in row 1, column 1?"]
-SYSTEMS = [None, "Be brief."]
-
-
-def pictures() -> list[npt.NDArray[np.uint8]]:
-    """The packaged picture, its mirror image, and one of another size."""
-    with Image.open(qap.packaged_model().sample) as image:
-        sample = np.asarray(image.convert("RGB"))
-    return [sample, np.ascontiguousarray(sample[:, ::-1]), np.ascontiguousarray(sample[:128])]
-
-
-PICTURES = pictures()
-configs = st.one_of(
-    st.none(),
-    st.builds(
-        qap.PruneConfig,
-        n_keep=st.sampled_from([1, 18, 36, 144]),
-        alpha=st.sampled_from([0.0, 0.7, 1.0]),
-        semantic=st.sampled_from(["auto", "text"]),
-        select=st.sampled_from(["topk", "dpp", "random"]),
-        merge=st.sampled_from(["none", "average"]),
-    ),
-)
+configs = st.none() | st.fixed_dictionaries({name: st.sampled_from(values) for name, values in FIELDS.items()})
 asked = st.tuples(
     st.lists(st.integers(0, len(PICTURES) - 1), max_size=2).map(tuple),
     st.sampled_from(QUESTIONS),
@@ -75,22 +51,39 @@ def starting() -> Iterator[qap.VisionModel]:
 
 
 @pytest.fixture(scope="module")
-def known() -> dict[str, tuple[str, bytes]]:
-    """Answers of runs from nothing, so that each is made once."""
-    return {}
+def fresh() -> Iterator[FreshProcesses]:
+    with FreshProcesses() as processes:
+        yield processes
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sequence=st.lists(asked, min_size=2, max_size=5))
-def test_any_sequence(
-    reusing: qap.VisionModel, starting: qap.VisionModel, known: dict[str, tuple[str, bytes]], sequence: list[Asked]
-) -> None:
+@pytest.fixture(scope="module")
+def caching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[qap.VisionModel]:
+    """All caches on: the KV prefix, two of three pictures in memory, all of them in a folder."""
+    cache = qap.EmbeddingCache(ROOM, tmp_path_factory.mktemp("kept"))
+    with qap.VisionModel(n_ctx=N_CTX, n_threads=1, cache=cache) as vlm:
+        yield vlm
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sequence=st.lists(asked, min_size=2, max_size=4))
+def test_any_sequence(caching: qap.VisionModel, fresh: FreshProcesses, sequence: list[fresh_answers.Asked]) -> None:
+    """Text and logits are those of a new process that answers this question alone, with no cache."""
     for what in sequence:
-        text, logits, stats = run(reusing, what)
-        if repr(what) not in known:
-            starting.forget()
-            known[repr(what)] = run(starting, what)[:2]
-        assert (text, logits) == known[repr(what)], (what, stats)
+        text, digest, stats = answer(caching, what)
+        assert (text, digest) == fresh.answer(what), (what, stats)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_conversation(caching: qap.VisionModel, fresh: FreshProcesses) -> None:
+    """The same for sequences in which little changes from one question to the next, so that much is reused."""
+    rng, reused = random.Random(1), 0
+    for what in (what for _ in range(4) for what in some_sequence(rng)):
+        text, digest, stats = answer(caching, what)
+        assert (text, digest) == fresh.answer(what), (what, stats)
+        reused += stats.n_reused
+    assert reused > 0
+    assert caching.cache.stats.hits > 0
 
 
 def test_what_is_reused(reusing: qap.VisionModel) -> None:
@@ -173,24 +166,3 @@ def test_a_failure_leaves_nothing_behind(reusing: qap.VisionModel, monkeypatch: 
             run(reusing, what)
     text, logits, stats = run(reusing, what)
     assert (text, logits, stats.n_reused) == (*expected, 0)
-
-
-CHILD = """
-import json, sys
-import qap_gguf as qap
-question, fields = json.loads(sys.argv[1])
-with qap.VisionModel(n_ctx=448, n_threads=1) as vlm:
-    parts = [qap.packaged_model().sample, question]
-    answer = vlm.generate(parts, prune=qap.PruneConfig(**fields), max_tokens=4, stream=True)
-    logits = vlm.last_logits().tobytes().hex()
-    print(json.dumps(["".join(answer), logits]))
-"""
-
-
-def test_a_fresh_process(reusing: qap.VisionModel) -> None:
-    """What "from nothing" means above is what another process gives."""
-    for question, n_keep in ((QUESTIONS[0], 18), (QUESTIONS[1], 18), (QUESTIONS[0], 36), (QUESTIONS[0], 18)):
-        text, logits, _ = run(reusing, ((0,), question, None, qap.PruneConfig(n_keep=n_keep, select="dpp")))
-    done = python(CHILD, json.dumps([QUESTIONS[0], {"n_keep": 18, "select": "dpp"}]))
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [text, logits.hex()]

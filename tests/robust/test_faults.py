@@ -22,8 +22,10 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 
 import qap_gguf as qap
 from dropin.children import environment
-from faults import DONE, REFUSED, Conversion, hashes, in_child, strike
+from fault_points import CacheWrites, Evaluation
+from faults import DONE, REFUSED, Conversion, hashes, in_child, strike, strike_work
 from qap_gguf.convert.leftovers import shared, temporary_name
+from qap_gguf.embedding_store import EmbeddingStore, pack
 from qap_gguf.files import check_pair
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks and signals")
@@ -35,12 +37,49 @@ def conversion(plain_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
 
 def test_conversions_struck_at_many_points(plain_llava: Path) -> None:
-    found = strike(plain_llava, ("F16", "Q8_0"), every=9)
-    assert {what.rsplit(" ", 1)[0] for what in found} == {"SIGKILL", "SIGINT", "full disk", "SIGKILL between two names"}
-    assert set(found["SIGKILL F16"]) == set(found["SIGKILL Q8_0"]) == {"ended by SIGKILL"}
-    assert set(found["SIGINT F16"]) == set(found["SIGINT Q8_0"]) == {"interrupted"}
+    found = strike(plain_llava, ("F16", "Q8_0"), every=12)
+    assert {what.rsplit(" ", 1)[0] for what in found} == {
+        "SIGKILL", "SIGINT", "full disk", "SIGKILL between two names", "SIGKILL at a line", "SIGINT at a line",
+    }  # fmt: skip
+    for kind in ("F16", "Q8_0"):
+        for place in ("", "at a line "):
+            assert set(found[f"SIGKILL {place}{kind}"]) == {"ended by SIGKILL"}
+            assert set(found[f"SIGINT {place}{kind}"]) == {"interrupted"}
     assert found["full disk F16"]["refused"] >= 1
     assert found["full disk Q8_0"]["refused"] >= 1
+
+
+def test_cache_writes_struck_at_many_lines() -> None:
+    found = strike_work(CacheWrites(), every=8)
+    assert set(found["SIGKILL cache writes"]) == {"ended by SIGKILL"}
+    assert set(found["SIGINT cache writes"]) == {"interrupted"}
+    assert set(found["full disk cache writes"]) == {"done"}  # a warning: the answer does not depend on it
+    assert found["SIGKILL cache writes"].total() > 15
+
+
+def test_evaluations_struck_at_many_lines(tmp_path: Path) -> None:
+    found = strike_work(Evaluation(tmp_path / "want"), every=15)
+    assert set(found["SIGKILL eval --out"]) == {"ended by SIGKILL"}
+    assert set(found["SIGINT eval --out"]) == {"interrupted"}
+    assert set(found["full disk eval --out"]) == {"refused", "done"}
+    assert found["SIGKILL eval --out"].total() > 15
+
+
+def test_harm_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The laws can be broken: here a file of the cache gets its name before its content."""
+
+    def save(store: EmbeddingStore, key: str, image: qap.ImageEmbedding) -> None:
+        data = pack(key, image)
+        with store.path(key).open("wb") as file:
+            for start in range(0, len(data), 400):
+                file.write(data[start : start + 400])
+                file.flush()
+
+    work = CacheWrites()
+    work.files = {__file__}
+    monkeypatch.setattr(EmbeddingStore, "save", save)
+    with pytest.raises(AssertionError):
+        strike_work(work, every=1)
 
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(conversion: Conversion, tmp_path: Path) -> None:
@@ -138,7 +177,7 @@ def test_a_model_file_that_is_replaced_while_it_is_used(tmp_path: Path, packaged
 
 
 @pytest.fixture
-def evaluation(tmp_path: Path, packaged: qap.PackagedModel) -> Callable[[], subprocess.Popen[str]]:
+def evaluation(tmp_path: Path, packaged: qap.PackagedModel) -> Callable[..., subprocess.Popen[str]]:
     """Start `qap-gguf eval --json` on twelve questions about the packaged picture."""
     shutil.copy(packaged.sample, tmp_path / "a.png")
     row = {"image": "a.png", "question": "How many objects are there?", "answer": "four"}
@@ -146,9 +185,9 @@ def evaluation(tmp_path: Path, packaged: qap.PackagedModel) -> Callable[[], subp
     words = [sys.executable, "-m", "qap_gguf", "eval", str(tmp_path / "q.jsonl"), "--threads", "1", "--json"]
     words += ["--methods", "dense,qap,random"]
 
-    def start() -> subprocess.Popen[str]:
+    def start(*more: str) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
-        return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment(), cwd=tmp_path)
+        return subprocess.Popen([*words, *more], stdout=pipe, stderr=pipe, text=True, env=environment(), cwd=tmp_path)
 
     return start
 
@@ -168,7 +207,7 @@ def wait_until_it_maps(process: subprocess.Popen[str], file: Path) -> None:
 def test_an_evaluation_struck(
     evaluation: Callable[[], subprocess.Popen[str]], tmp_path: Path, packaged: qap.PackagedModel
 ) -> None:
-    """It writes no file, so that there is nothing to be half: it prints all or nothing, and runs again."""
+    """Without --out it writes no file that could be half: it prints all or nothing, and runs again."""
     before = hashes(tmp_path)
     table = right(evaluation().communicate(timeout=120)[0])
     for number, delay in ((signal.SIGINT, 0.0), (signal.SIGINT, 0.3), (signal.SIGKILL, 0.2)):
@@ -182,6 +221,33 @@ def test_an_evaluation_struck(
         assert "Traceback" not in noted, noted
     assert hashes(tmp_path) == before
     assert right(evaluation().communicate(timeout=120)[0]) == table
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as above")
+def test_an_evaluation_that_writes_struck(evaluation: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """Killed, interrupted, killed again, each time when some more answers are in the journal: the fourth run ends."""
+    table, out = right(evaluation().communicate(timeout=120)[0]), tmp_path / "out"
+    lines = 1  # the header
+    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
+        process = evaluation("--out", str(out))
+        until, lines = time.monotonic() + 60, lines + 3
+        while time.monotonic() < until and process.poll() is None and count(out / "journal.jsonl") < lines:
+            time.sleep(0.01)
+        process.send_signal(number)
+        said, noted = process.communicate(timeout=120)
+        assert said == ""
+        assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130), noted
+        assert {path.name for path in out.iterdir()} == {"journal.jsonl"}
+        lines = count(out / "journal.jsonl")
+    said, noted = evaluation("--out", str(out)).communicate(timeout=120)
+    assert f"{lines - 1} answers are known" in noted
+    assert right(said) == right((out / "results.json").read_text()) == table
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+
+def count(path: Path) -> int:
+    """Whole lines of a file."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def right(said: str) -> list[tuple[Any, ...]]:

@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 from qap_gguf.errors import DataError
 from qap_gguf.eval.data import Question
@@ -68,15 +68,21 @@ class Journal:
         self._header = json.loads(json.dumps({"version": VERSION, **header}))
         self._known: dict[Key, dict[str, Any]] = {}
         try:
-            lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+            raw = path.read_bytes().split(b"\n") if path.exists() else []
+            lines = [line.decode() for line in raw[:-1]]
+            lines += [line.decode(errors="replace") for line in raw[-1:]]  # it may end within a letter
             whole = self._read(lines, force) if lines else []
             self.n_known = len(self._known)
             path.parent.mkdir(parents=True, exist_ok=True)
             if not whole or lines[-1]:  # new, another run's, or with a torn line: written anew, whole or not
                 temporary = path.with_name(f".{path.name}.tmp")
-                temporary.write_text("".join(f"{line}\n" for line in whole or [json.dumps(self._header)]), "utf-8")
-                os.replace(temporary, path)
-            self._file: TextIO = path.open("a", encoding="utf-8")
+                try:
+                    temporary.write_text("".join(f"{line}\n" for line in whole or [json.dumps(self._header)]), "utf-8")
+                    os.replace(temporary, path)
+                finally:
+                    temporary.unlink(missing_ok=True)
+            # no buffer: what could not be written on a full disk must not be tried again by close()
+            self._file = path.open("ab", buffering=0)
         except (OSError, UnicodeDecodeError) as err:
             raise DataError(f"{path}: expected a journal to read and write, got {err}; choose another folder") from err
 
@@ -124,9 +130,10 @@ class Journal:
             "number": number, "said": outcome.said, "n_kept": outcome.n_kept,
             "prefill_s": [float(f"{second:.4g}") for second in outcome.prefill_s],
         }  # fmt: skip
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         try:
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._file.flush()
+            while line:  # a disk that fills up takes a part first
+                line = line[self._file.write(line) :]
         except OSError as err:
             raise DataError(f"{self.path}: cannot write ({err.strerror}); free some space and run again") from err
 

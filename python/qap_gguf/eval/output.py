@@ -37,8 +37,11 @@ def write_results(out: Path, result: Evaluation, plain: dict[str, Any]) -> str |
         out.mkdir(parents=True, exist_ok=True)
         for name, content in texts.items():
             temporary = out / f".{name}.tmp"
-            temporary.write_text(content, encoding="utf-8")
-            temporary.replace(out / name)
+            try:
+                temporary.write_text(content, encoding="utf-8")
+                temporary.replace(out / name)
+            finally:
+                temporary.unlink(missing_ok=True)
         if any(summary.variant.budget is not None for summary in result.summaries):
             draw(result, out / "accuracy.png")
     except OSError as err:

@@ -18,16 +18,25 @@ from llama_cpp.server import types
 from starlette.concurrency import iterate_in_threadpool
 from starlette.exceptions import HTTPException
 
+from qap_gguf import _core
 from qap_gguf.chat import ChatHandler
 from qap_gguf.errors import QapError
 from qap_gguf.serve.engine import Engine
 from qap_gguf.serve.guard import Guard
-from qap_gguf.serve.problems import RefusedError, describe, respond
+from qap_gguf.serve.problems import PROBLEMS, RefusedError, describe, respond
 from qap_gguf.serve.schema import ChatRequest, CompletionRequest
 from qap_gguf.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
+
+_OBJECT = {"schema": {"type": "object"}}
+_COMPLETION: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A completion; with `stream`, its chunks as server-sent events.",
+        "content": {"application/json": _OBJECT, "text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
 
 
 def to_json(completion: Any) -> str:
@@ -85,7 +94,12 @@ def create_app(llama: llama_cpp.Llama, handler: ChatHandler, settings: ServeSett
     settings = settings or ServeSettings()
     handler.sources = settings.sources
     engine = Engine(llama, handler, settings)
-    app = FastAPI(title="qap-gguf serve", summary="Chat completions about images, with pruned image tokens")
+    app = FastAPI(
+        title="qap-gguf serve",
+        summary="Chat completions about images, with pruned image tokens",
+        version=_core.__version__,
+        responses=PROBLEMS,
+    )
     app.state.engine = engine
     for kind in (QapError, RefusedError, RequestValidationError, HTTPException, UnicodeEncodeError, Exception):
         app.add_exception_handler(kind, respond)
@@ -107,12 +121,12 @@ def create_app(llama: llama_cpp.Llama, handler: ChatHandler, settings: ServeSett
                 return EventStream(completion, stack.pop_all())
             return Response(to_json(completion), media_type="application/json")
 
-    @app.post("/v1/chat/completions", tags=["OpenAI"])
+    @app.post("/v1/chat/completions", tags=["OpenAI"], responses=_COMPLETION)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """A chat completion; images as `image_url` parts, `prune` for this request's pruning."""
         return await answer(request, body)
 
-    @app.post("/v1/completions", tags=["OpenAI"])
+    @app.post("/v1/completions", tags=["OpenAI"], responses=_COMPLETION)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """A completion of plain text."""
         return await answer(request, body)
@@ -145,7 +159,7 @@ def create_app(llama: llama_cpp.Llama, handler: ChatHandler, settings: ServeSett
         """Whether the server answers, and how many requests it has now."""
         return {"status": "ok", "model": settings.model_name, "requests": engine.n_now}
 
-    @app.get("/metrics", tags=["Operation"])
+    @app.get("/metrics", tags=["Operation"], response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
         """Counters in Prometheus' text format."""
         text = engine.metrics.text(handler.cache.stats, handler.n_encodes, engine.n_now)

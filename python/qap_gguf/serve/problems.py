@@ -6,15 +6,39 @@ What the client can change is a 4xx with the reason; all else is a 500 whose det
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from qap_gguf.errors import ArrayError, ConfigError, ImageError, ModelFileError, QapError, UnsupportedError
 
 log = logging.getLogger("qap_gguf.serve")
+
+
+class ProblemDetail(BaseModel):
+    """What went wrong."""
+
+    message: str = Field(description="The reason, in one line.")
+    type: str = Field(description="invalid_request_error, or server_error.")
+    param: str | None = None
+    code: str | None = None
+
+
+class Problem(BaseModel):
+    """The body of every answer that is no answer."""
+
+    error: ProblemDetail
+
+
+#: For the OpenAPI document.
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Problem, "description": "The request is refused: what was expected, what came, what to do."},
+    "5XX": {"model": Problem, "description": "Too many requests wait (503), or the server failed (500)."},
+}
 
 #: Ours that are about the request.
 _REQUEST = (ConfigError, ImageError, UnsupportedError, ArrayError, ModelFileError)
@@ -49,6 +73,7 @@ def describe(err: Exception) -> tuple[int, dict[str, dict[str, str | None]]]:
     if status >= 500 and not isinstance(err, RefusedError):
         log.error("request failed: %s", err, exc_info=err)
     kind = "invalid_request_error" if status < 500 else "server_error"
+    message = " ".join(message.split())  # a field's name may have been of two lines
     return status, {"error": {"message": message[:2000], "type": kind, "param": None, "code": code}}
 
 
