@@ -61,7 +61,7 @@ static int damage(generator & rng, const mtmd_input_chunk * chunk, size_t n_dens
 
 int main(int argc, char ** argv) {
     CHECK(argc == 4); // mmproj, language model, rounds
-    qap_avoid_amx(); // as the package does when it is imported
+    qap_avoid_amx();  // as the package does when it is imported
     generator rng(3);
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     mtmd_helper_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
