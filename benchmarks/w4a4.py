@@ -37,6 +37,7 @@ from qap_gguf.eval import (
     Setup,
     Variant,
     fingerprint,
+    interactions,
     load_questions,
     markdown,
     summarise,
@@ -209,7 +210,8 @@ def main() -> int:
     with Journal(args.out / "journal.jsonl", header) as journal, qap.VisionModel(n_threads=args.threads) as vlm:
         for regime in args.regimes.split(","):
             outcomes += run((args.checkpoint, regime), vlm, questions, compared, journal)
-    result = Evaluation(summarise(outcomes), len(questions), len({question.image for question in questions}))
+    pictures = len({question.image for question in questions})
+    result = Evaluation(summarise(outcomes), len(questions), pictures, interactions=interactions(outcomes))
     plain = {"data": args.data, "checkpoint": args.checkpoint, "group": GROUP, **result.to_dict()}
     missing = write_results(args.out, result, plain)
     if missing is not None:

@@ -45,20 +45,26 @@ class Embedding:
 
 @dataclass
 class ScriptedModel:
-    """Right when dense, or when it keeps at least 18 tokens by another way than at random; counts what was asked."""
+    """Right when dense, or when it keeps at least 18 tokens by another way than at random; counts what was asked.
+
+    Every config keeps other tokens, but those that differ by their error only.
+    """
 
     answers: dict[str, str]
     attention: Any = (1.0,)
     lies_about_kept: bool = False
     encoded: list[Any] = field(default_factory=list)
     asked: list[tuple[str, PruneConfig | None]] = field(default_factory=list)
+    configs: dict[PruneConfig, int] = field(default_factory=dict)
 
     def encode(self, image: Any) -> Any:
         self.encoded.append(image)
         return Embedding(N_TOKENS, (12, 12), np.eye(N_TOKENS, dtype=np.float32), self.attention)
 
-    def prune(self, image: Any, config: PruneConfig) -> Any:
-        return SimpleNamespace(indices=np.arange(config.count(N_TOKENS), dtype=np.int32))
+    def prune(self, image: Any, config: PruneConfig, prompt: str | None = None) -> Any:
+        kept = config.count(N_TOKENS)
+        first = self.configs.setdefault(config.replace(error="int4"), len(self.configs)) % (N_TOKENS - kept + 1)
+        return SimpleNamespace(indices=np.arange(first, first + kept, dtype=np.int32))
 
     def generate(self, parts: Any, *, prune: Any, max_tokens: int, temperature: float, stream: bool) -> Any:
         assert temperature == 0.0
@@ -77,7 +83,10 @@ def questions(tmp_path: Path) -> list[qe.Question]:
     found = []
     for i in range(4):
         (tmp_path / f"{i}.png").touch()
-        found += [qe.Question(tmp_path / f"{i}.png", f"{i}{k}?", f"answer {i}{k}", k) for k in ("at", "is", "at")]
+        found += [
+            qe.Question(tmp_path / f"{i}.png", f"{i}{j}?", f"answer {i}{j}", kind)
+            for j, kind in enumerate(("at", "is", "at"))
+        ]
     return found
 
 
@@ -222,6 +231,18 @@ def test_each_picture_is_encoded_once_and_each_question_asked_in_every_way(quest
     assert shares["qap", qe.Budget(n_keep=4)] == 0
     assert shares["random", qe.Budget(n_keep=18)] == pytest.approx(1 / 3)
     assert {o.n_kept for o in outcomes if o.variant.budget == qe.Budget(n_keep=4)} == {4}
+
+
+def test_the_same_tokens_are_not_asked_about_twice(questions: list[qe.Question]) -> None:
+    model = model_for(questions)
+    compared = qe.variants(["qap"], [qe.Budget(n_keep=18)], errors=["int4", "q4_0"], alphas=[0.3, 0.7])
+    outcomes = qe.evaluate(model, questions, compared)
+    assert len(outcomes) == 4 * len(questions)
+    assert len(model.asked) == 2 * len(questions)
+    first = [text for text, _ in model.asked[:6]]
+    assert first == ["00?", "01?", "02?"] * 2  # a variant's questions in a row
+    assert [len(o.prefill_s) for o in outcomes] == [1, 0, 0] * 16  # the image was in the KV cache
+    assert {o.share_right for o in outcomes} == {1.0}
 
 
 def test_pictures_that_are_not_in_a_row_are_still_encoded_once(questions: list[qe.Question]) -> None:

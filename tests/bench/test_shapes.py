@@ -18,8 +18,10 @@ from qap_gguf.bench.random_files import RandomModel, make_random_model, n_bytes
 from qap_gguf.bench.shapes import SHAPES, Shape, find_shape, language_tensors, vision_tensors
 from qap_gguf.errors import ConfigError, ConvertError
 
-# Parameters of the checkpoints, by the headers of their safetensors files. LLaVA's hold a 24th layer of the encoder and
-# a norm behind it that nothing uses; our files, as those of `qap-gguf convert`, do not.
+# Parameters of the checkpoints as others counted them in public code and notes: llava-hf/llava-1.5-7b-hf with
+# transformers and in the headers of its files, SmolVLM-256M in transformers, Qwen2.5-VL-3B in its own and in its
+# fine-tunes' records. We have not had these files ourselves. LLaVA's hold a 24th layer of the encoder and a norm behind
+# it that nothing uses; our files, as those of `qap-gguf convert`, do not.
 UNUSED = 4 * (1024 * 1024 + 1024) + 2 * 1024 * 4096 + 4096 + 1024 + 2 * 2048 + 2048
 PARAMETERS = {
     "llava-1.5-7b": 7_063_427_072 - UNUSED,

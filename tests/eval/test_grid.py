@@ -95,7 +95,7 @@ def test_a_run_goes_on_where_it_was_stopped_and_gives_the_same(
         file.write('{"model": "m", "kv"')  # a crash in the middle of a line
     counts |= {"encode": 0, "generate": 0, "open": 0, "stop": 10**9}
     with qe.Journal(tmp_path / "j.jsonl", {"data": 1}) as journal:
-        assert journal.n_known == 8  # 10 answers are 6 outcomes, then dense and qap of the second setup
+        assert journal.n_known == 8  # 10 answers are 6 outcomes, then both of dense under the second setup
         again = qe.evaluate_grid(opener, SETUPS, questions, VARIANTS, journal=journal)
     assert counts["generate"] == 20 - 12
     assert counts["open"] == 1

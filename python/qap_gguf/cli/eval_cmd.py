@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qap_gguf.eval import Budget, Setup, Variant
 
 _METHODS = "dense,qap,semantic,numeric,dpp,dpp-semantic,dpp-numeric,dpp-flat,divprune,random,uniform,pool"
+_IN_THE_KEY = ("alpha", "error", "keep_ratio", "n_keep", "select")  # a journal knows them by Variant.key
 _SCORINGS = ("auto", "exact", "choice", "vqa", "f1", "yesno")
 
 
@@ -183,7 +184,15 @@ def eval_command(
         make_config({"alpha": value})
     compared = _variants(methods, _budgets(n_keep, keep_ratio), base, alpha, error)
 
-    from qap_gguf.eval import Evaluation, Journal, evaluate_grid, fingerprint, load_questions, summarise
+    from qap_gguf.eval import (
+        Evaluation,
+        Journal,
+        evaluate_grid,
+        fingerprint,
+        interactions,
+        load_questions,
+        summarise,
+    )
 
     questions = load_questions(data, limit, scoring)
 
@@ -207,7 +216,7 @@ def eval_command(
         if out is not None:
             header = {
                 "data": fingerprint(data), "mmproj": fingerprint(mmproj), "scoring": scoring, "max_tokens": max_tokens,
-                "base": base.to_dict() | {"alpha": None, "error": None},
+                "base": {name: value for name, value in base.to_dict().items() if name not in _IN_THE_KEY},
             }  # fmt: skip
             files = {path.stem: fingerprint(path) for path in model}
             journal = stack.enter_context(Journal(out / "journal.jsonl", header, files, force))
@@ -218,7 +227,9 @@ def eval_command(
             opened, list(setups), questions, compared, max_tokens=max_tokens, progress=report, journal=journal
         )
     pictures = len({question.image for question in questions})
-    result = Evaluation(summarise(outcomes, base.seed), len(questions), pictures, base.seed)
+    result = Evaluation(
+        summarise(outcomes, base.seed), len(questions), pictures, base.seed, interactions(outcomes, base.seed)
+    )
     plain = {"data": data, "models": [str(path) for path in model], "mmproj": mmproj, **result.to_dict()}
     if out is not None:
         from qap_gguf.eval.output import write_results

@@ -1,14 +1,15 @@
 """Measure how many answers a model gets right, dense and pruned in several ways, with honest intervals.
 
 One way: ``grid`` opens models -> ``runner`` asks -> ``methods`` (what is compared) and ``data`` (questions, with
-``scoring``: what an answer is worth); ``journal`` remembers. ``stats`` summarises the outcomes, ``report`` makes tables
-of them, ``curve`` draws. The model is passed in.
+``scoring``: what an answer is worth); ``journal`` remembers. ``stats`` summarises the outcomes, ``interaction``
+compares gains under several setups, ``report`` makes tables, ``curve`` draws. The model is passed in.
 """
 
 from __future__ import annotations
 
 from qap_gguf.eval.data import Question, load_questions
 from qap_gguf.eval.grid import evaluate_grid
+from qap_gguf.eval.interaction import Interaction, interactions
 from qap_gguf.eval.journal import Journal, fingerprint
 from qap_gguf.eval.methods import METHODS, Budget, Variant, variants
 from qap_gguf.eval.report import Evaluation, markdown
@@ -22,6 +23,7 @@ __all__ = [
     "Accuracy",
     "Budget",
     "Evaluation",
+    "Interaction",
     "Journal",
     "Outcome",
     "Question",
@@ -32,6 +34,7 @@ __all__ = [
     "evaluate",
     "evaluate_grid",
     "fingerprint",
+    "interactions",
     "is_right",
     "load_questions",
     "markdown",

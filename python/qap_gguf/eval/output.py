@@ -28,6 +28,8 @@ def write_results(out: Path, result: Evaluation, plain: dict[str, Any]) -> str |
     tables = [result.main_table(), result.kind_table(), result.yes_no_table()]
     parts = [markdown(table) for table in tables if table[1]]
     parts.insert(1, result.note)
+    if result.interactions:
+        parts += [result.interaction_note, markdown(result.interaction_table())]
     texts = {
         "results.csv": result.csv(),
         "results.json": json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from qap_gguf.eval.interaction import Interaction
 from qap_gguf.eval.stats import RESAMPLES, Accuracy, Difference, Summary
 
 #: Baselines in the order of the columns; a column stands in a table where some row has it.
@@ -24,12 +25,14 @@ class Evaluation:
         summaries: one for each setup and variant.
         n_questions, n_pictures: what was asked about.
         seed: seed of the bootstrap.
+        interactions: how gains depend on the setup; () where there is one.
     """
 
     summaries: Sequence[Summary]
     n_questions: int
     n_pictures: int
     seed: int = 0
+    interactions: Sequence[Interaction] = ()
 
     @property
     def note(self) -> str:
@@ -47,6 +50,7 @@ class Evaluation:
             "n_pictures": self.n_pictures,
             "interval": {"level": 0.95, "method": "bootstrap over pictures", "resamples": RESAMPLES, "seed": self.seed},
             "results": [summary.to_dict() for summary in self.summaries],
+            "interactions": [interaction.to_dict() for interaction in self.interactions],
         }
 
     def main_table(self) -> Table:
@@ -81,6 +85,24 @@ class Evaluation:
             if s.yes_no is not None
         ]  # fmt: skip
         return ("method", *named, "K", "questions", "precision %", "recall %", "F1 %", "said yes %"), rows
+
+    def interaction_table(self) -> Table:
+        """Return (header, rows): gains minus the same gains under the first setup; no rows where there is one setup."""
+        named = self._setup_names()
+        labels = list(dict.fromkeys(label for found in self.interactions for label in found.by_budget))
+        rows = [
+            (found.method, found.versus, *(getattr(found.setup, name) for name in named),
+             *(_versus(found.by_budget.get(label)) for label in labels), _versus(found.mean))
+            for found in self.interactions
+        ]  # fmt: skip
+        return ("method", "versus", *named, *(f"K = {label}" for label in labels), "mean"), rows
+
+    @property
+    def interaction_note(self) -> str:
+        """What the table of interactions shows, in one sentence."""
+        setup = self.interactions[0].reference
+        named = " ".join(part for part in (setup.model, setup.kv and f"KV {setup.kv}") if part)
+        return f"Points that a method gains over another, minus the points that it gains with {named}:"
 
     def csv(self) -> str:
         """Return the numbers behind the tables as CSV, one line for each setup and variant."""

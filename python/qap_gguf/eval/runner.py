@@ -1,12 +1,13 @@
 """Ask every question in every way that is compared, encoding each picture once.
 
 Greedy decoding and a short answer, so that the outcome depends on nothing but the model, the picture and the config.
+Picture by picture, variant by variant, question by question: in this order the KV cache serves longest.
 The model is passed in (a VisionModel or anything with its `encode`, `prune` and `generate`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -30,7 +31,7 @@ class Model(Protocol):
 
     @property
     def prune(self) -> Callable[..., Any]:
-        """prune(image, config) -> PrunedImage."""
+        """prune(image, config, question) -> PrunedImage."""
 
     @property
     def generate(self) -> Callable[..., Any]:
@@ -59,7 +60,7 @@ class Outcome:
         variant: how tokens were kept.
         said: the model's answer in each repetition.
         n_kept: image tokens that the language model read.
-        prefill_s: seconds of prefill in each repetition.
+        prefill_s: seconds of each prefill of the whole prompt; () where the KV cache held the image already.
         setup: which language model answered.
     """
 
@@ -86,7 +87,65 @@ class Recorder(Protocol):
         """Remember an outcome."""
 
 
-def _answer(model: Any, image: Any, question: Question, config: PruneConfig | None, max_tokens: int) -> Any:
+@dataclass(frozen=True)
+class _Answer:
+    """The text, the image tokens that were read, and the seconds of the prefill, None where it was partial."""
+
+    said: str
+    n_kept: int
+    prefill_s: float | None
+
+
+class _Picture:
+    """Answers to the questions about one picture.
+
+    The same tokens and the same question give the same answer, so what was asked is not asked again: two settings often
+    keep the same tokens. For the same reason the image stays in the KV cache from one question to the next.
+    """
+
+    def __init__(self, model: Model, image: Any, max_tokens: int) -> None:
+        self._model, self._image, self._max_tokens = model, image, max_tokens
+        self._shown: dict[str, tuple[Any, PruneConfig]] = {}
+        self._known: dict[tuple[Question, str | bytes], _Answer] = {}
+        self._read: set[str | bytes] = set()
+
+    def answer(self, question: Question, variant: Variant, config: PruneConfig | None) -> _Answer:
+        """The answer under one config of a variant."""
+        image, used = self._shown_for(variant, config)
+        key: str | bytes = "dense"
+        if used is not None:
+            key = variant.key if image is not self._image else self._kept(question, used).tobytes()
+        known = self._known.get((question, key))
+        if known is not None:
+            return known
+        expected = self._image.n_tokens if used is None else used.count(self._image.n_tokens)
+        said, stats = _generate(self._model, image, question, used, self._max_tokens)
+        if stats.n_image_kept != expected:  # a table whose rows kept something else than they say is worse than none
+            raise NativeError(
+                f"{variant.method} was to keep {expected} image tokens, got {stats.n_image_kept}; "
+                "report this together with the output of `qap-gguf info`"
+            )
+        whole = key not in self._read  # else the KV cache may have held the image
+        self._read.add(key)
+        self._known[question, key] = _Answer(said, expected, float(stats.prefill_s) if whole else None)
+        return self._known[question, key]
+
+    def _kept(self, question: Question, config: PruneConfig) -> Any:
+        return self._model.prune(self._image, config, question.text).indices
+
+    def _shown_for(self, variant: Variant, config: PruneConfig | None) -> tuple[Any, PruneConfig | None]:
+        """(image, config) such that keeping what the config says makes the language model read the variant's tokens."""
+        if variant.method not in REPLACED or config is None:
+            return self._image, config
+        if variant.key not in self._shown:
+            tokens = replacement(variant.method, self._image, config.count(self._image.n_tokens))
+            kept = config.replace(n_keep=len(tokens))
+            indices = self._model.prune(self._image, kept).indices
+            self._shown[variant.key] = replaced_image(self._image, tokens, indices), kept
+        return self._shown[variant.key]
+
+
+def _generate(model: Any, image: Any, question: Question, config: PruneConfig | None, max_tokens: int) -> Any:
     """(answer, stats): the text, or the likeliest choice."""
     generation = model.generate(
         [image, question.text], prune=config, max_tokens=max_tokens, temperature=0.0, stream=True
@@ -98,36 +157,6 @@ def _answer(model: Any, image: Any, question: Question, config: PruneConfig | No
     found = likelihoods(model.language_model, question.choices)
     generation.close()
     return question.choices[found.index(max(found))], generation.stats
-
-
-def _replaced(model: Model, image: Any, variant: Variant, config: PruneConfig) -> tuple[Any, PruneConfig]:
-    """(image, config) such that keeping what the config says makes the language model read the variant's tokens."""
-    tokens = replacement(variant.method, image, config.count(image.n_tokens))
-    kept = config.replace(n_keep=len(tokens))
-    return replaced_image(image, tokens, model.prune(image, kept).indices), kept
-
-
-def _ask(
-    model: Model, image: Any, question: Question, variant: Variant, max_tokens: int, setup: Setup, seen: dict[str, Any]
-) -> Outcome:
-    said, prefill, kept = [], [], 0
-    for config in variant.configs:
-        shown, used = image, config
-        if variant.method in REPLACED and config is not None:
-            if variant.key not in seen:
-                seen[variant.key] = _replaced(model, image, variant, config)
-            shown, used = seen[variant.key]
-        expected = image.n_tokens if used is None else used.count(image.n_tokens)
-        text, stats = _answer(model, shown, question, used, max_tokens)
-        said.append(text)
-        kept = stats.n_image_kept
-        if kept != expected:  # a table whose rows kept something else than they say is worse than none
-            raise NativeError(
-                f"{variant.method} was to keep {expected} image tokens, got {kept}; "
-                "report this together with the output of `qap-gguf info`"
-            )
-        prefill.append(float(stats.prefill_s))
-    return Outcome(question, variant, tuple(said), kept, tuple(prefill), setup)
 
 
 def evaluate(
@@ -170,21 +199,35 @@ def evaluate(
     outcomes: list[Outcome] = []
     done = 0
     for path, numbers in by_image.items():
-        image, seen = None, {}  # type: tuple[Any, dict[str, Any]]
-        for number in numbers:
-            question = questions[number]
-            for variant in variants:
-                known = None if journal is None else journal.get(setup, variant, number, question)
-                if known is None:
-                    image = _encoded(model, path, variants, embeddings) if image is None else image
-                    known = _ask(model, image, question, variant, max_tokens, setup, seen)
+        picture = None
+        for variant in variants:
+            found = {n: None if journal is None else journal.get(setup, variant, n, questions[n]) for n in numbers}
+            new = {n: questions[n] for n, outcome in found.items() if outcome is None}
+            if new:
+                if picture is None:
+                    picture = _Picture(model, _encoded(model, path, variants, embeddings), max_tokens)
+                for n, outcome in _asked(picture, new, variant, setup).items():
                     if journal is not None:
-                        journal.add(known, number)
-                outcomes.append(known)
+                        journal.add(outcome, n)
+                    found[n] = outcome
+            outcomes += [outcome for outcome in found.values() if outcome is not None]
+        for _ in numbers:
             done += 1
             if progress is not None:
                 progress(done, len(questions))
     return outcomes
+
+
+def _asked(picture: _Picture, questions: Mapping[int, Question], variant: Variant, setup: Setup) -> dict[int, Outcome]:
+    """Questions about one picture under one variant: all of them in a row for each of its configs."""
+    answers = [[picture.answer(question, variant, config) for question in questions.values()]
+               for config in variant.configs]  # fmt: skip
+    found = {}
+    for (number, question), mine in zip(questions.items(), zip(*answers, strict=True), strict=True):
+        said = tuple(answer.said for answer in mine)
+        prefill = tuple(answer.prefill_s for answer in mine if answer.prefill_s is not None)
+        found[number] = Outcome(question, variant, said, mine[-1].n_kept, prefill, setup)
+    return found
 
 
 def _encoded(model: Model, path: Any, variants: Sequence[Variant], embeddings: MutableMapping[Any, Any] | None) -> Any:

@@ -21,7 +21,9 @@ RESAMPLES: Final = 2000
 
 #: (value, low, high); None where there is a single picture.
 Difference = tuple[float, float | None, float | None]
-_Tally = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
+#: (right answers, questions), both of shape (n_pictures,).
+Tally = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
+Curve = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -183,15 +185,15 @@ def _yes_no(rows: Sequence[Outcome]) -> YesNo | None:
     return YesNo(n, both / said_yes if said_yes else 0.0, both / are_yes if are_yes else 0.0, said_yes / len(pairs))
 
 
-class _Tallies:
-    """Right answers and questions for each picture, of each variant and setup."""
+class Tallies:
+    """Right answers and questions for each picture, of each variant and setup, and what resampling makes of them."""
 
     def __init__(self, outcomes: Sequence[Outcome], seed: int, resamples: int) -> None:
         pictures = dict.fromkeys(outcome.question.image for outcome in outcomes)
         self._pictures = {image: i for i, image in enumerate(pictures)}
         self.weights = bootstrap_weights(len(pictures), seed, resamples)
 
-    def tally(self, rows: Sequence[Outcome]) -> _Tally:
+    def tally(self, rows: Sequence[Outcome]) -> Tally:
         """(right, questions), both of shape (n_pictures,)."""
         right, total = np.zeros(len(self._pictures)), np.zeros(len(self._pictures))
         for row in rows:
@@ -199,12 +201,19 @@ class _Tallies:
             total[self._pictures[row.question.image]] += 1
         return right, total
 
-    def difference(self, mine: _Tally, theirs: _Tally) -> Difference:
+    def curve(self, tally: Tally) -> Curve:
+        """The accuracy, and behind it that of each resample: float64, shape (1 + resamples,)."""
+        return np.append(tally[0].sum() / tally[1].sum(), _resampled(*tally, self.weights))
+
+    def interval(self, curve: Curve) -> Difference:
+        """(value, low, high) of what was computed from curves."""
+        if len(self._pictures) < 2:
+            return (float(curve[0]), None, None)
+        return (float(curve[0]), *_interval(curve[1:]))
+
+    def difference(self, mine: Tally, theirs: Tally) -> Difference:
         """Accuracy of `mine` minus that of `theirs`, and the interval, from the same resampled pictures."""
-        gain = float(mine[0].sum() / mine[1].sum() - theirs[0].sum() / theirs[1].sum())
-        if int(np.count_nonzero(mine[1])) < 2:
-            return (gain, None, None)
-        return (gain, *_interval(_resampled(*mine, self.weights) - _resampled(*theirs, self.weights)))
+        return self.interval(self.curve(mine) - self.curve(theirs))
 
 
 def summarise(outcomes: Sequence[Outcome], seed: int = 0, resamples: int = RESAMPLES) -> list[Summary]:
@@ -215,13 +224,13 @@ def summarise(outcomes: Sequence[Outcome], seed: int = 0, resamples: int = RESAM
         seed: seed of the bootstrap.
         resamples: resampled sets of pictures, at least 1.
     """
-    tallies = _Tallies(outcomes, seed, resamples)
+    tallies = Tallies(outcomes, seed, resamples)
     kinds = sorted({outcome.question.kind for outcome in outcomes})
     rows_of: dict[tuple[Setup, Variant], list[Outcome]] = {}
     for outcome in outcomes:
         rows_of.setdefault((outcome.setup, outcome.variant), []).append(outcome)
     tally_of = {key: tallies.tally(rows) for key, rows in rows_of.items()}
-    named: dict[tuple[Setup, str, Budget | None], _Tally] = {}
+    named: dict[tuple[Setup, str, Budget | None], Tally] = {}
     for (setup, variant), tally in tally_of.items():
         named.setdefault((setup, variant.method, variant.budget), tally)
 
