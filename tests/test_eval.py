@@ -42,6 +42,10 @@ class Embedding:
     features: Any
     attention: Any
 
+    @property
+    def n_rows(self) -> int:
+        return len(self.features)
+
 
 @dataclass
 class ScriptedModel:
