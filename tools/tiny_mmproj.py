@@ -106,12 +106,48 @@ def tiny_mmproj(projector: str, seed: int = 0) -> bytes:
         keys.append(_key(v + "projector.scale_factor", U32_KEY, 2))
     if projector == "idefics3":
         keys.append(_key(v + "preproc_image_size", U32_KEY, 2 * side))
+    return write(keys, _filled(rng, _tower(projector, side) + _projector(projector)))
+
+
+def tiny_resampler(seed: int = 0) -> bytes:
+    """A MiniCPM-V file: eight queries over all patches, which cannot be pruned."""
+    rng = random.Random(f"resampler/{seed}")
+    v, r = "clip.vision.", "resampler."
+    keys = [
+        _key("general.architecture", STRING, "clip"),
+        _key("clip.has_vision_encoder", BOOL_KEY, True),
+        _key("clip.projector_type", STRING, "resampler"),
+        _key("clip.use_gelu", BOOL_KEY, True),
+        _key("clip.minicpmv_version", I32_KEY, 3),
+        _key("clip.minicpmv_query_num", U32_KEY, 8),
+        *[
+            _key(v + name, U32_KEY, n)
+            for name, n in {
+                "image_size": 64, "patch_size": PATCH, "embedding_length": N, "feed_forward_length": FF,
+                "projection_dim": 0, "block_count": LAYERS, "attention.head_count": HEADS,
+            }.items()
+        ],
+        _key(v + "attention.layer_norm_epsilon", F32_KEY, 1e-6),
+        _key(v + "image_mean", F32_KEY, [0.5, 0.5, 0.5]),
+        _key(v + "image_std", F32_KEY, [0.5, 0.5, 0.5]),
+    ]  # fmt: skip
+    rows = [row for row in _tower("resampler", 64) if row[0] != "v.position_embd.weight"]
+    rows += [("v.position_embd.weight", [N, 70 * 70], F32)]
+    rows += [(r + "query", [WIDTH, 8], F32), (r + "pos_embed_k", [WIDTH, 8], F32)]
+    rows += [(r + "proj.weight", [WIDTH, WIDTH], F16), (r + "kv.weight", [N, WIDTH], F16)]
+    rows += [row for part in ("q", "k", "v", "out") for row in _linear(f"{r}attn.{part}", WIDTH, WIDTH)]
+    rows += [row for part in ("q", "kv", "post") for row in _norm(f"{r}ln_{part}", WIDTH)]
+    return write(keys, _filled(rng, rows))
+
+
+def _filled(rng: random.Random, rows: list[tuple[str, list[int], int]]) -> list[Tensor]:
+    """Tensors of these names, sizes and types, with numbers around 1 for the weights of norms and 0 for others."""
     tensors = []
-    for name, dims, kind in _tower(projector, side) + _projector(projector):
+    for name, dims, kind in rows:
         centre = 1.0 if "ln" in name and name.endswith("weight") else 0.0
         count = n_bytes(dims, kind) // (2 if kind == F16 else 4)
         tensors.append(Tensor(name.encode(), dims, kind, _numbers(rng, count, kind, centre), 0))
-    return write(keys, tensors)
+    return tensors
 
 
 def tiny_tower(seed: int = 0) -> bytes:
@@ -141,9 +177,4 @@ def tiny_tower(seed: int = 0) -> bytes:
         rows += _linear(block + "ffn_up", n, ff) + _linear(block + "ffn_down", ff, n)
     rows += _norm("final_ln", n) + _norm("post_ln", hidden)
     rows += [("text_proj.weight", [n, proj], F16), ("visual_proj.weight", [hidden, proj], F16)]
-    tensors = []
-    for name, dims, kind in rows:
-        centre = 1.0 if "ln" in name and name.endswith("weight") else 0.0
-        count = n_bytes(dims, kind) // (2 if kind == F16 else 4)
-        tensors.append(Tensor((p + name).encode(), dims, kind, _numbers(rng, count, kind, centre), 0))
-    return write(keys, tensors)
+    return write(keys, _filled(rng, [(p + name, dims, kind) for name, dims, kind in rows]))
