@@ -87,8 +87,8 @@ struct next_preprocessor : mtmd_image_preprocessor_llava_uhd {
 private:
     // upstream's resize by way of its overview
     clip_image_u8 resized(const clip_image_u8 & img, const clip_image_size & size) const {
-        slice_instructions whole;
-        whole.overview_size = size;
+        slice_instructions whole = {};
+        whole.overview_size      = size;
         return slice_image(img, whole).overview;
     }
 

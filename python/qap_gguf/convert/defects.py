@@ -128,6 +128,13 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
         ),
     ),
     (
+        _of("internvl"),
+        Defect(
+            "pictures are cut into another grid of tiles than in training, small ones into none",
+            patch="008-internvl-tiles.patch",
+        ),
+    ),
+    (
         _with_class(_of("cogvlm")),
         Defect("the class token is put behind the patches, as in InternVL (seen in the source, not measured)"),
     ),
