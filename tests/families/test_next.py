@@ -6,6 +6,7 @@ transformers is the truth, its image processor (the one on Pillow) included. Fig
 from __future__ import annotations
 
 import base64
+import ctypes
 import dataclasses
 import io
 from collections.abc import Iterator
@@ -150,6 +151,17 @@ def test_signals_stand_where_their_tokens_do(case: Case) -> None:
             np.testing.assert_array_equal(values[TOKENS:], lines.reshape(-1))
 
 
+def test_a_stretched_picture_has_no_padding(case: Case) -> None:
+    grid = (3 * SIDE, SIDE)  # what fits the wide picture best
+    across = Image.fromarray(picture("wide")).resize((grid[0], SIZES["wide"][1]), Image.Resampling.BICUBIC)
+    pixels = np.asarray(across.resize(grid, Image.Resampling.BICUBIC))
+    want = case.vlm.encode(pixels).features
+    with qap.VisionModel(case.files.mmproj, case.llama, flash_attn=False, n_threads=1, resize="stretch") as vlm:
+        got = vlm.encode(picture("wide")).features
+    assert len(got) == TOKENS + 8 * (24 + 1)
+    np.testing.assert_array_equal(got[TOKENS:], want[TOKENS:])  # the overviews are not made from the same picture
+
+
 @pytest.mark.parametrize("part", [1, 2, 8], ids=["dense", "half", "eighth"])
 @pytest.mark.parametrize("name", ["wide", "tall"])
 def test_first_answer_token_equals_transformers(case: Case, name: str, part: int) -> None:
@@ -251,7 +263,7 @@ def test_stock_handler_gets_packed_rows(case: Case) -> None:
         llama.close()
 
 
-def test_saved_chunks(case: Case, tmp_path: Path) -> None:
+def test_saved_chunks_and_batches(case: Case, tmp_path: Path) -> None:
     file = tmp_path / "picture.png"
     Image.fromarray(picture("wide")).save(file)
     mtmd = Mtmd(str(case.files.mmproj), str(case.files.model), flash=False)
@@ -265,6 +277,17 @@ def test_saved_chunks(case: Case, tmp_path: Path) -> None:
         for one in (chunk, loaded):
             assert mtmd.describe(one) == {"n_tokens": [n_rows] * 2, "n_pos": [n_rows] * 2, "positions": positions}
         assert mtmd.save(loaded) == data
+        alone = mtmd.embeddings(chunk)
+        batch = mtmd.lib.mtmd_batch_init(mtmd.ctx)  # what upstream's server uses
+        assert mtmd.lib.mtmd_batch_add_chunk(batch, chunk) == mtmd.lib.mtmd_batch_encode(batch) == 0
+        np.testing.assert_array_equal(mtmd.read(mtmd.lib.mtmd_batch_get_output_embd(batch, chunk), chunk), alone)
+        mtmd.lib.mtmd_batch_free(batch)
+        # upstream saves no pixels and not how many tiles there were: such a chunk cannot be planned anew
+        own = ctypes.CDLL(mtmd.lib._libmtmd._name)
+        own.qap_last_error.restype = ctypes.c_char_p
+        context, picture_chunk = ctypes.c_void_p(mtmd.ctx), ctypes.c_void_p(loaded)
+        assert own.qap_chunk_plan_capture(context, picture_chunk, False) == -1
+        assert own.qap_last_error().endswith(b"one that was saved and loaded; tokenize the prompt anew")
     mtmd.lib.mtmd_free(mtmd.ctx)
     mtmd.llama.close()
 
