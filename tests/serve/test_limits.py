@@ -133,6 +133,33 @@ def test_nested_bodies(server: Served, depth: int) -> None:
     assert server.post(f'{{"messages": [{extra}], "max_tokens": 1}}'.encode())[0] in (200, 400)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    ["text/plain", "multipart/form-data", "application/x-www-form-urlencoded", "application/json; charset=utf-16"],
+)
+def test_bodies_of_another_kind(server: Served, kind: str) -> None:
+    """UTF-16 is found out by its bytes, as RFC 4627 has it; what is no JSON by its name is not read."""
+    text = json.dumps(ask(URI))
+    status, answer = server.post(text.encode("utf-16" if "16" in kind else "utf-8"), headers={"Content-Type": kind})
+    assert status == (200 if "16" in kind else 400), answer
+
+
+def test_what_is_no_http(server: Served) -> None:
+    """Each gets a 4xx, or the connection ends; the next request is answered."""
+    for data in (
+        b"\x16\x03\x01" * 50,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /v1/models HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 50_000 + b"\r\n",
+    ):
+        with socket.create_connection(server.address, 10) as raw, contextlib.suppress(ConnectionError):
+            raw.sendall(data)
+            found = raw.recv(100)
+            assert found == b"" or found.startswith(b"HTTP/1.1 4"), found
+    assert server.post(ask(URI))[0] == 200
+
+
 @pytest.fixture(scope="module")
 def small() -> Iterator[Served]:
     """Two requests at a time, and URLs are fetched."""
