@@ -1,16 +1,19 @@
 """Ten questions about one picture: it is encoded once, and later answers begin sooner.
 
     python examples/ten_questions.py --image photo.jpg --mmproj mmproj-f16.gguf --model model-Q4_K_M.gguf --n-keep 64
+    python examples/ten_questions.py --rounds 5 --json
 
 Asks through ``qap.ChatHandler`` and, in the same process, through llama-cpp-python's own ``Llava15ChatHandler``, which
 encodes the picture and evaluates all its tokens for each question. Prints one line for each question: the time to the
-first word with ours and with the stock handler, and the answer; then the medians and the encoder's passes.
+first word with ours and with the stock handler, and the answer; then the medians and the encoder's passes. With
+--rounds, the ten questions are asked so often by each handler in turn, ours from nothing each time; times are medians.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import json
 import statistics
 import sys
 import time
@@ -53,32 +56,53 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=files.model)
     parser.add_argument("--n-keep", type=int, default=36)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     args = parser.parse_args()
 
     image = "data:image/png;base64," + base64.b64encode(args.image.read_bytes()).decode()
     llm = llama_cpp.Llama(
         str(args.model), n_ctx=2048, n_threads=args.threads, n_threads_batch=args.threads, verbose=False
     )
-    ours: list[float] = []
-    stock: list[float] = []
+    stock_handler = Llava15ChatHandler(clip_model_path=str(args.mmproj), verbose=False)
+    n_encodes = 0
+    ours: list[list[float]] = [[] for _ in QUESTIONS]
+    stock: list[list[float]] = [[] for _ in QUESTIONS]
+    answers: list[str] = []
     with qap.ChatHandler(args.mmproj, qap.PruneConfig(n_keep=args.n_keep)) as handler:
-        answers: list[str] = []
-        llm.chat_handler = handler
-        for question in QUESTIONS:
-            seconds, words = ask(llm, image, question)
-            ours.append(seconds)
-            answers.append(words)
-        n_encodes = handler.n_encodes
-    llm.chat_handler = Llava15ChatHandler(clip_model_path=str(args.mmproj), verbose=False)
-    stock.extend(ask(llm, image, question)[0] for question in QUESTIONS)
+        for _ in range(args.rounds):
+            handler.vision_model(llm).forget()
+            before, answers = handler.n_encodes, []
+            llm.chat_handler = handler
+            for question, times in zip(QUESTIONS, ours, strict=True):
+                seconds, words = ask(llm, image, question)
+                times.append(seconds)
+                answers.append(words)
+            n_encodes = handler.n_encodes - before  # in a round
+            llm.chat_handler = stock_handler
+            for question, times in zip(QUESTIONS, stock, strict=True):
+                times.append(ask(llm, image, question)[0])
     llm.close()
 
+    mine = [1000 * statistics.median(times) for times in ours]
+    other = [1000 * statistics.median(times) for times in stock]
+    figures = {
+        "n_keep": args.n_keep,
+        "rounds": args.rounds,
+        "questions": len(QUESTIONS),
+        "first_ms": round(mine[0], 1),
+        "others_median_ms": round(statistics.median(mine[1:]), 1),
+        "stock_median_ms": round(statistics.median(other), 1),
+        "encoder_passes": n_encodes,
+    }
+    if args.json:
+        print(json.dumps(figures))
+        return 0
     print("question                        ours ms  stock ms  answer")
-    for question, mine, other, words in zip(QUESTIONS, ours, stock, answers, strict=True):
-        print(f"{question:30} {1000 * mine:8.1f}  {1000 * other:8.1f}  {words}")
-    later = statistics.median(ours[1:])
-    print(f"first {1000 * ours[0]:.1f} ms, median of the others {1000 * later:.1f} ms, ", end="")
-    print(f"stock handler's median {1000 * statistics.median(stock):.1f} ms; encoder passes: {n_encodes}")
+    for question, a, b, words in zip(QUESTIONS, mine, other, answers, strict=True):
+        print(f"{question:30} {a:8.1f}  {b:8.1f}  {words}")
+    print("first {first_ms} ms, median of the others {others_median_ms} ms, ".format(**figures), end="")
+    print("stock handler's median {stock_median_ms} ms; encoder passes: {encoder_passes}".format(**figures))
     return 0
 
 

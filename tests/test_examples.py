@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -48,7 +49,10 @@ def test_ten_questions() -> None:
     assert len(lines) == 12
     assert re.fullmatch(r"What is in row 1, column 2\? +[\d.]+ +[\d.]+  house", lines[2])
     assert lines[-1].endswith("encoder passes: 1")
-    print(out)
+    out, _ = run("ten_questions.py", *ONE, "--rounds", "2", "--json")
+    figures = json.loads(out)
+    assert figures["encoder_passes"] == 1
+    assert min(figures["first_ms"], figures["others_median_ms"], figures["stock_median_ms"]) > 0
 
 
 def test_compare_k() -> None:

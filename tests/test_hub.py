@@ -20,6 +20,7 @@ from huggingface_hub import constants, errors
 
 import qap_gguf as qap
 from dropin.children import outcome
+from qap_gguf.cli import main
 from qap_gguf.errors import ConfigError, ModelFileError
 from qap_gguf.hub import choose, choose_mmproj, fetch_pair, split_id
 
@@ -186,3 +187,46 @@ def test_the_command(tmp_path: Path) -> None:
         assert done.returncode == code
         assert done.stdout == ""
         assert message in done.stderr
+
+
+def test_every_command_that_takes_a_model_takes_an_id(
+    offline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`eval` has a repeatable -m: there the id is the one model of the grid."""
+    sample = qap.packaged_model().sample
+    row = {"image": str(sample), "question": "What is in row 1, column 2?", "answer": "house"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
+    hub = ("--hf", "someone/tiny", "--threads", "1", "--json")
+    folder = offline / "models--someone--tiny" / "snapshots" / COMMIT
+    model, mmproj = str(folder / "tiny-llava-Q4_0.gguf"), str(folder / "mmproj-f16.gguf")
+
+    def said(*words: str) -> Any:
+        assert main([*words, *hub]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    found = said("eval", str(tmp_path / "q.jsonl"), "--methods", "dense")
+    assert (found["models"], found["mmproj"]) == ([model], mmproj)
+    assert found["results"][0]["accuracy"] == 1.0
+    found = said("score", str(sample), "--n-keep", "9")
+    assert len(found["indices"]) == 9
+    found = said("bench", "--rounds", "1", "--decode", "1", "--no-memory", "--image", str(sample))
+    assert (found["model"], found["mmproj"]) == (model, mmproj)
+    for command in (["eval", "q.jsonl"], ["score"], ["bench"], ["serve"], ["run", "-p", "x"]):
+        for words, message in ((["-m", "a.gguf"], "drop -m"), (["--mmproj", "b.gguf"], "drop -m")):
+            assert main([*command, "--hf", "someone/tiny", *words]) == 2
+            said_so = capsys.readouterr()
+            assert message in said_so.err
+            assert said_so.out == ""
+        assert main([*command, "--hf", "someone/else"]) == 1
+        assert "HF_HUB_OFFLINE" in capsys.readouterr().err
+
+
+def test_a_server_takes_an_id(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="needs the extra serve")
+    from serve.conftest import URI, ask, serving
+
+    add_to_cache(tmp_path, "someone/tiny")
+    env = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    with serving("--hf", "someone/tiny:Q4_0", "--ctx", "512", "--dense", env=env) as server:
+        assert server.get("/v1/models")[1]["data"][0]["id"] == "tiny-llava-Q4_0"
+        assert server.post(ask(URI))[1]["choices"][0]["message"]["content"] == "house"

@@ -33,10 +33,13 @@ class Host(BaseHTTPRequestHandler):
             self.answer(302, {"Location": "/loop"})
         elif path == "/hop":
             self.answer(302, {"Location": "/ok"})
+        elif path.startswith("/hops/"):
+            left = int(path.rpartition("/")[2])
+            self.answer(302, {"Location": f"/hops/{left - 1}" if left > 1 else "/ok"})
+        elif path.startswith("/bytes/"):
+            self.answer(200, {}, bytes(int(path.rpartition("/")[2])))
         elif path == "/to-file":
             self.answer(302, {"Location": "file:///etc/passwd"})
-        elif path == "/large":
-            self.answer(200, {}, b"x" * 5000)
         elif path == "/short":
             self.answer(200, {"Content-Length": "50"}, b"x")
         elif path == "/drip":
@@ -84,12 +87,27 @@ def test_fetching(host: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("/loop", "redirects"), ("/to-file", "http or https"), ("/large", "at most 1000"), ("/short", "cut off"),
+    [("/loop", "redirects"), ("/to-file", "http or https"), ("/bytes/5000", "at most 1000"), ("/short", "cut off"),
      ("/none", "404"), ("/a b", "percent-encoded"), ("/\u00e9", "percent-encoded")],
 )  # fmt: skip
 def test_bodies_that_are_refused(host: str, path: str, words: str) -> None:
     with pytest.raises(ImageError, match=words):
         get(host + path)
+
+
+def test_both_sides_of_each_limit(host: str) -> None:
+    """Bytes of a body, redirects, length of a URL."""
+    assert len(get(f"{host}/bytes/1000")) == 1000
+    assert get(f"{host}/hops/4") == b"image"
+    url = f"{host}/ok?"
+    assert get(url.ljust(4096, "a")) == b"image"
+    for refused, words in (
+        (f"{host}/bytes/1001", "at most 1000"),
+        (f"{host}/hops/5", "more than 4 redirects"),
+        (url.ljust(4097, "a"), "http or https"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            get(refused)
 
 
 def test_a_host_that_drips(host: str) -> None:
@@ -176,9 +194,13 @@ def test_rules(tmp_path: Path, host: str) -> None:
     with pytest.raises(ImageError, match="picture"):  # fetched, and then it is none
         SourceRules(allow_urls=True, allow_private=True).load(f"{host}/ok")
     sources: list[Any] = [uri, sample, sample.read_bytes()]
+    n_bytes = sample.stat().st_size
     for source in sources:
+        assert SourceRules(max_bytes=n_bytes, max_pixels=192 * 192).load(source).shape == (192, 192, 3)
+        with pytest.raises(ImageError, match=f"at most {n_bytes - 1} bytes"):
+            SourceRules(max_bytes=n_bytes - 1).load(source)
         with pytest.raises(ImageError, match="at most 9000 bytes"):
-            SourceRules(max_bytes=9000).load(source)
+            SourceRules(max_bytes=9000).load(source)  # told before a data URI is decoded
         with pytest.raises(ImageError, match="at most 36863 pixels"):
             SourceRules(max_pixels=192 * 192 - 1).load(source)
     with pytest.raises(ImageError, match=r"found none|cannot read"):

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -31,8 +31,8 @@ SECONDS = 20
 #: Values that JSON can hold and that nobody expects.
 ODD: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2, 3, 7, 65536, 2**31, 2**63, 10**30, -(2**63), 0.5, -0.5, 1e308, float("nan"),
-    float("inf"), "", "x", "5", "\0", "caf\u00e9", "\ud83d\udc36", "a" * 5000, [], {}, [1], [[[]]], {"a": 1},
-    ["a", "b"],
+    float("inf"), "", "x", "5", "\0", "two\nlines", "caf\u00e9", "\ud83d\udc36", "a" * 5000, [], {}, [1], [[[]]],
+    {"a": 1}, ["a", "b"],
 )  # fmt: skip
 
 
@@ -85,9 +85,9 @@ class Checkpoint:
                 return {"file": name, "cut": at}
             return {"file": name, "at": at, "bytes": rng.randbytes(rng.choice((1, 1, 4, 8))).hex()}
         if rng.random() < 0.4:
-            return {"file": "model.safetensors", "path": _some_path(rng, self.header), **_change(rng)}
+            return {"file": "model.safetensors", "path": some_path(rng, self.header), **change(rng)}
         name = rng.choice(list(self.json))
-        return {"file": name, "path": _some_path(rng, self.json[name]), **_change(rng)}
+        return {"file": name, "path": some_path(rng, self.json[name]), **change(rng)}
 
     def write(self, case: Case, target: Path) -> None:
         """The checkpoint with the edits, in a new folder."""
@@ -99,7 +99,7 @@ class Checkpoint:
             if "path" in edit:
                 header = name == "model.safetensors"
                 value = parsed.setdefault(name, json.loads(json.dumps(self.header if header else self.json[name])))
-                parsed[name] = _replace(value, edit["path"], edit)
+                parsed[name] = replace_at(value, edit["path"], edit)
                 text = json.dumps(parsed[name]).encode()
                 path.write_bytes(struct.pack("<Q", len(text)) + text + self.data if header else text)
             elif "cut" in edit:
@@ -129,7 +129,7 @@ class Checkpoint:
             return "converted"
 
 
-def _some_path(rng: random.Random, value: Any) -> list[Any]:
+def some_path(rng: random.Random, value: Any) -> list[Any]:
     """A place in a JSON value, deeper ones as likely as shallow ones."""
     path: list[Any] = []
     while isinstance(value, (dict, list)) and value and (not path or rng.random() < 0.8):
@@ -139,7 +139,8 @@ def _some_path(rng: random.Random, value: Any) -> list[Any]:
     return path
 
 
-def _change(rng: random.Random) -> dict[str, Any]:
+def change(rng: random.Random) -> dict[str, Any]:
+    """What becomes of the place: dropped, added to, or another value."""
     what = rng.randrange(4)
     if what == 0:
         return {"drop": True}
@@ -148,7 +149,7 @@ def _change(rng: random.Random) -> dict[str, Any]:
     return {"value": rng.choice(ODD)}
 
 
-def _replace(value: Any, path: list[Any], edit: dict[str, Any]) -> Any:
+def replace_at(value: Any, path: list[Any], edit: dict[str, Any]) -> Any:
     """`value` with the place at `path` changed; places that an earlier edit removed are left alone."""
     if not path:
         if "add" in edit:
@@ -164,7 +165,7 @@ def _replace(value: Any, path: list[Any], edit: dict[str, Any]) -> Any:
     if not rest and "drop" in edit:
         del value[key]
     else:
-        value[key] = _replace(inner, rest, edit)
+        value[key] = replace_at(inner, rest, edit)
     return value
 
 
@@ -368,4 +369,13 @@ class Questions:
         return "read"
 
 
-Surface = Checkpoint | SentencePiece | Metadata | Arguments | Questions
+class Surface(Protocol):
+    """What makes cases and runs them."""
+
+    name: ClassVar[str]
+
+    def make(self, rng: random.Random) -> Case:
+        """A case, plain JSON."""
+
+    def run(self, case: Case) -> str:
+        """How it ended; AssertionError where a promise is broken."""

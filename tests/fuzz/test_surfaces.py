@@ -8,12 +8,14 @@ from __future__ import annotations
 import collections
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_type=ImportError)
 
+from fuzz.server_requests import Requests
 from fuzz.surfaces import Arguments, Checkpoint, Metadata, Questions, SentencePiece, Surface, sentencepiece_model
 from qap_gguf.convert.spm import from_model
 
@@ -26,7 +28,18 @@ BOUNDED: dict[str, tuple[int, set[str]]] = {
     "metadata": (1000, {"read", "refused", "none"}),
     "arguments": (300, {"scored and selected", "refused and refused", "scored and refused"}),
     "questions": (200, {"read", "refused"}),
+    "requests": (80, {"answered", "streamed", "refused"}),
 }
+
+
+@pytest.fixture(scope="module")
+def requests() -> Iterator[Requests]:
+    """A server with the packaged model, in a process of its own."""
+    pytest.importorskip("fastapi", reason="needs the extra serve")
+    from serve.conftest import FUZZED, serving
+
+    with serving(*FUZZED) as server:
+        yield Requests(*server.address, lambda: server.process.poll() is None)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +49,11 @@ def surfaces() -> dict[str, Surface]:
 
 
 def find(name: str, surfaces: dict[str, Surface], request: pytest.FixtureRequest) -> Surface:
-    """The surface; that of checkpoints needs one, which needs transformers."""
+    """The surface; that of checkpoints needs one, which needs transformers, that of requests a server."""
     if name == "checkpoint" and name not in surfaces:
         surfaces[name] = Checkpoint(request.getfixturevalue("plain_llava"))
+    if name == "requests" and name not in surfaces:
+        surfaces[name] = request.getfixturevalue("requests")
     return surfaces[name]
 
 

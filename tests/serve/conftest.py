@@ -26,6 +26,8 @@ import qap_gguf as qap
 
 SAMPLE = qap.packaged_model().sample
 URI = "data:image/png;base64," + base64.b64encode(SAMPLE.read_bytes()).decode()
+#: Options of a server for made-up requests: short answers, small limits, all features.
+FUZZED = ("--ctx", "512", "--max-tokens", "8", "--logprobs", "--max-image-mb", "1", "--max-body-mb", "2")
 QUESTION = "What is in row 1, column 2?"
 
 
@@ -42,6 +44,12 @@ class Served:
 
     url: str
     process: subprocess.Popen[str]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, _, port = self.url.rpartition("/")[2].partition(":")
+        return host, int(port)
 
     def post(
         self, body: Any, path: str = "/v1/chat/completions", headers: dict[str, str] | None = None
@@ -112,7 +120,7 @@ def serving(*options: str, env: dict[str, str] | None = None) -> Iterator[Served
     assert process.returncode in (0, -signal.SIGINT, 130), (process.returncode, log[-2000:])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[Served]:
     with serving("--n-keep", "72", "--ctx", "512", "--max-image-mb", "1", "--max-body-mb", "2", "--logprobs") as served:
         yield served

@@ -142,6 +142,8 @@ HOSTILE: dict[str, tuple[Any, int, str]] = {
     "no tokens": (ask(max_tokens=0), 400, "max_tokens"),
     "NaN": (b'{"messages": [{"role": "user", "content": "a"}], "temperature": NaN}', 400, "temperature"),
     "unknown prune field": (ask(URI, prune={"keep": 5}), 400, "prune config"),
+    "self in prune": (ask(URI, prune={"self": 5}), 400, "prune config"),
+    "two lines in prune": (ask(URI, prune={"two\nlines": 5}), 400, "prune config"),
     "prune of another kind": (ask(URI, prune=5), 400, "prune"),
     "too many kept": (ask(URI, prune={"n_keep": 999}), 400, "n_keep"),
     "a signal that is not there": (ask(URI, prune={"semantic": "clip_text"}), 400, "semantic"),
@@ -163,6 +165,7 @@ def test_what_is_refused(server: Served, body: Any, status: int, words: str) -> 
     assert found == status, answer
     error = answer["error"]
     assert words in error["message"]
+    assert "\n" not in error["message"]
     assert error["type"] == "invalid_request_error"
     assert server.get("/health")[1] == {"status": "ok", "model": "tiny-llava-Q4_0", "requests": 0}
 
