@@ -129,7 +129,7 @@ def settings(run: Run) -> list[str]:
     return [markdown(by_method(plain)), markdown(by_setting(run, _PAIRED))]
 
 
-_BASELINES: Final = ("semantic", "dpp-semantic", "qap", "dpp-flat", "random")
+_BASELINES: Final = ("semantic", "dpp-semantic", "qap", "dpp-flat", "pool", "random")
 _PAIRED: Final = {"qap": "semantic", "numeric": "semantic", "dpp": "dpp-semantic", "dpp-numeric": "dpp-semantic"}
 _GROWN: Final = (("qap", "semantic"), ("dpp", "dpp-semantic"), ("dpp", "dense"), ("semantic", "dense"))
 
