@@ -86,8 +86,8 @@ $(S)-strict: $(S)-needs $(SOURCES)
 	@touch $(S)-install $@
 
 demo: $(S)-install ## ask the packaged model about the packaged picture
-	@echo '$$ $(BIN)/qap-gguf run --select dpp -p "$(PROMPT)"'
-	@$(BIN)/qap-gguf run --select dpp -p "$(PROMPT)"
+	@echo '$$ $(BIN)/qap-gguf run -p "$(PROMPT)"'
+	@$(BIN)/qap-gguf run -p "$(PROMPT)"
 
 $(S)-test: $(S)-needs
 	$(PY) tools/requirements.py test --without torch > $(VENV)/test.txt

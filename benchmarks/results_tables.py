@@ -25,7 +25,7 @@ from qap_gguf.eval.report import Table
 Row = Mapping[str, Any]
 Run = Mapping[str, Any]
 #: (method, the other), for the tables of gains.
-PAIRS: Final = (("qap", "semantic"), ("dpp", "dpp-semantic"), ("dpp", "dpp-flat"))
+PAIRS: Final = (("qap", "semantic"), ("dpp", "dpp-semantic"), ("dpp", "qap"), ("dpp", "dense"))
 
 
 def accuracy(row: Row) -> str:
@@ -123,22 +123,28 @@ def gains(run: Run, pairs: Sequence[tuple[str, str]]) -> list[str]:
     return parts
 
 
-_SCORELESS: Final = ("semantic", "dpp-semantic", "dpp-flat", "random")
+def settings(run: Run) -> list[str]:
+    """The rows that have no settings, then those that have."""
+    plain = {**run, "results": [row for row in run["results"] if not row["settings"]]}
+    return [markdown(by_method(plain)), markdown(by_setting(run, _PAIRED))]
+
+
+_BASELINES: Final = ("semantic", "dpp-semantic", "qap", "dpp-flat", "pool", "random")
 _PAIRED: Final = {"qap": "semantic", "numeric": "semantic", "dpp": "dpp-semantic", "dpp-numeric": "dpp-semantic"}
-_LOSSES: Final = (*PAIRS, ("dpp", "dense"), ("semantic", "dense"))
+_GROWN: Final = (("qap", "semantic"), ("dpp", "dpp-semantic"), ("dpp", "dense"), ("semantic", "dense"))
 
 #: Name of a table -> (run, what makes its Markdown).
 TABLES: Final[Mapping[str, tuple[str, Callable[[Run], list[str]]]]] = {
     "methods": ("methods", lambda run: [markdown(by_method(run))]),
-    "methods-versus": ("methods", lambda run: [markdown(versus(run, _SCORELESS))]),
+    "methods-versus": ("methods", lambda run: [markdown(versus(run, _BASELINES))]),
     "grid": ("grid", lambda run: [markdown(by_setup(run, 18))]),
     "grid-gains": ("grid", lambda run: gains(run, PAIRS)),
-    "grid-interactions": ("grid", lambda run: [markdown(interactions(run, _LOSSES))]),
-    "errors": ("errors", lambda run: [markdown(by_setting(run, _PAIRED))]),
-    "alpha": ("alpha", lambda run: [markdown(by_setting(run, _PAIRED))]),
+    "grid-interactions": ("grid", lambda run: [markdown(interactions(run, _GROWN))]),
+    "errors": ("errors", settings),
+    "alpha": ("alpha", settings),
     "w4a4": ("w4a4", lambda run: [markdown(by_setup(run, 18))]),
     "w4a4-gains": ("w4a4", lambda run: gains(run, PAIRS)),
-    "w4a4-interactions": ("w4a4", lambda run: [markdown(interactions(run, _LOSSES))]),
+    "w4a4-interactions": ("w4a4", lambda run: [markdown(interactions(run, _GROWN))]),
     "hard": ("hard", lambda run: [markdown(by_method(run))]),
 }
 

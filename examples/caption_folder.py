@@ -34,7 +34,7 @@ def main() -> int:
             if path.suffix.lower() not in SUFFIXES:
                 continue
             try:
-                answer = vlm.generate([path, args.question], prune=qap.PruneConfig(n_keep=args.n_keep, select="dpp"))
+                answer = vlm.generate([path, args.question], prune=qap.PruneConfig(n_keep=args.n_keep))
             except qap.ImageError as err:
                 print(f"{path.name}: {err}", file=sys.stderr)
                 failed += 1

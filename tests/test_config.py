@@ -38,7 +38,7 @@ configs = st.builds(
 def test_defaults_are_those_of_the_paper() -> None:
     cfg = PruneConfig()
     assert (cfg.keep_ratio, cfg.n_keep, cfg.alpha, cfg.error, cfg.group_size) == (0.125, None, 0.7, "int4", 128)
-    assert (cfg.outlier, cfg.outlier_weight, cfg.semantic, cfg.select) == ("range", 0.5, "auto", "topk")
+    assert (cfg.outlier, cfg.outlier_weight, cfg.semantic, cfg.select) == ("range", 0.5, "auto", "dpp")
     assert (cfg.positions, cfg.merge, cfg.seed) == ("auto", "none", 0)
 
 
@@ -186,7 +186,7 @@ def test_the_tables_of_allowed_values() -> None:
         (config.ERRORS, "int4"),
         (config.OUTLIERS, "range"),
         (config.SEMANTICS, "auto"),
-        (config.SELECTORS, "topk"),
+        (config.SELECTORS, "dpp"),
         (config.POSITIONS, "auto"),
         (config.MERGES, "none"),
     ):

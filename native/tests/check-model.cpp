@@ -172,6 +172,7 @@ ordered_json check_answers(
     device_model device(files, state.device, options);
     qap_params   topk = qap_params_default();
     topk.n_keep       = 18;
+    topk.select       = qap_id_from_name("select", "topk");
     qap_params dpp    = topk;
     dpp.select        = qap_id_from_name("select", "dpp");
     int equal = 0, total = 0;

@@ -138,7 +138,7 @@ class PruneConfig:
     outlier: str = "range"
     outlier_weight: float = 0.5
     semantic: str = "auto"
-    select: str = "topk"
+    select: str = "dpp"
     positions: str = "auto"
     merge: str = "none"
     seed: int = 0

@@ -55,8 +55,9 @@ def test_the_table_has_the_highest_totals(truth: Any, sample: str, capsys: Said)
     rows = [line.split() for line in lines[1:-2]]
     tokens = [int(row[0]) for row in rows]
     assert tokens == np.argsort(-cut.scores.total, kind="stable")[:40].tolist()
-    assert sorted(tokens[:36]) == cut.indices.tolist()
-    assert [row[-1] for row in rows] == ["yes"] * 36 + ["no"] * 4
+    kept = set(cut.indices.tolist())
+    assert [row[-1] for row in rows] == ["yes" if token in kept else "no" for token in tokens]
+    assert 0 < sum(token in kept for token in tokens[:36]) < 36  # dpp leaves out what resembles better tokens
     for token, row in zip(tokens, rows, strict=True):
         assert (int(row[1]), int(row[2])) == divmod(token, 12)
         for name, word in zip(HEAD[3:8], row[3:8], strict=True):

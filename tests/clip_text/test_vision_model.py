@@ -20,7 +20,8 @@ def test_auto_takes_the_tower_when_there_is_a_prompt(clip: Clip) -> None:
         assert vlm.signals(image, PROMPT).available() == ("clip_text", "cls", "text", "attention")
         auto = vlm.score(image, qap.PruneConfig(n_keep=4), PROMPT)
         cls = vlm.score(image, qap.PruneConfig(n_keep=4))
-        named = vlm.prune(image, qap.PruneConfig(n_keep=4, semantic="clip_text", alpha=1.0), PROMPT)
+        alone = qap.PruneConfig(n_keep=4, semantic="clip_text", alpha=1.0, select="topk")
+        named = vlm.prune(image, alone, PROMPT)
 
         # transformers: the same hidden states through post_layernorm and visual_projection, against its text embedding
         with torch.no_grad():

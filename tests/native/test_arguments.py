@@ -176,7 +176,7 @@ def test_numpy_integers_are_integers() -> None:
 def test_native_parameters_are_checked() -> None:
     good: dict[str, Any] = {
         "keep_ratio": 0.5, "n_keep": 0, "alpha": 0.5, "alpha_dynamic": False, "error": "int4", "group_size": 128,
-        "outlier": "range", "outlier_weight": 0.5, "semantic": "auto", "select": "topk", "positions": "auto",
+        "outlier": "range", "outlier_weight": 0.5, "semantic": "auto", "select": "dpp", "positions": "auto",
         "merge": "none", "seed": 0,
     }  # fmt: skip
     assert _core.Params(**good).count(144) == 72

@@ -39,13 +39,21 @@ void qap_select_dpp(const qap_select_input & in, int32_t * indices) {
         taken[best]        = 1;
         indices[kept]      = best;
         const double pivot = std::sqrt(residual[best]);
+        double *     row   = rows.data() + rows.size();
+        rows.resize(rows.size() + n); // within what was reserved: `row` and the rows before it stay where they are
         for (int32_t i = 0; i < n; i++) {
-            double value = (double) in.total[best] * in.total[i] * in.cosines[(size_t) best * n + i];
-            for (int32_t t = 0; t < kept; t++) {
-                value -= rows[(size_t) t * n + best] * rows[(size_t) t * n + i];
+            row[i] = (double) in.total[best] * in.total[i] * in.cosines[(size_t) best * n + i];
+        }
+        for (int32_t t = 0; t < kept; t++) { // row by row: memory in order, several tokens in a vector
+            const double * before = rows.data() + (size_t) t * n;
+            const double   shared = before[best];
+            for (int32_t i = 0; i < n; i++) {
+                row[i] -= shared * before[i];
             }
-            rows.push_back(value / pivot);
-            residual[i] -= rows.back() * rows.back();
+        }
+        for (int32_t i = 0; i < n; i++) {
+            row[i] /= pivot;
+            residual[i] -= row[i] * row[i];
         }
     }
     for (; kept < in.n_keep; kept++) {

@@ -88,8 +88,8 @@ _PRUNE: Final[dict[str, Callable[[Any], Any]]] = {
     "select": click.option(
         "--select",
         type=click.Choice(SELECTORS),
-        help="How tokens are chosen: the best (topk), good and different ones (dpp), different ones (divprune), or "
-        "by no score at all.  [default: topk]",
+        help="How tokens are chosen: good and different ones (dpp), the best (topk), different ones (divprune), or "
+        "by no score at all.  [default: dpp]",
     ),
     "positions": click.option(
         "--positions", type=click.Choice(POSITIONS), help="Positions of the kept tokens.  [default: auto]"

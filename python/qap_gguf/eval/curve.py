@@ -24,9 +24,12 @@ _COLOURS: Final = (
     "#882255",
     "#44AA99",
     "#999933",
-    "#555555",
+    "#8d8d8d",
+    "#4b5fd6",
+    "#7a3e10",
 )
-_MARKS: Final = "osD^vPX*<>"
+_MARKS: Final = "osD^vPX*<>ph"
+_SPREAD: Final = 0.06  # in powers of two: lines stand beside each other, or their intervals could not be told apart
 _INK, _GRID = "#1c1c1c", "#e4e4e4"
 
 
@@ -43,20 +46,19 @@ def _series(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
     return found
 
 
-def _draw(axes: Any, summaries: Sequence[Summary], styles: dict[str, tuple[str, str]]) -> None:
+def _draw(axes: Any, summaries: Sequence[Summary], styles: dict[str, tuple[str, str, float]]) -> None:
     for name, points in _series(summaries).items():
-        colour, mark = styles[name]
-        x = [point.n_kept for point in points]
+        colour, mark, shift = styles[name]
+        x = [point.n_kept * 2**shift for point in points]
         y = [100 * point.accuracy.value for point in points]
         axes.plot(x, y, color=colour, marker=mark, markersize=4.5, linewidth=1.4, label=name)
-        known = [point for point in points if point.accuracy.low is not None and point.accuracy.high is not None]
+        known = [
+            (at, 100 * point.accuracy.low, 100 * point.accuracy.high)
+            for at, point in zip(x, points, strict=True)
+            if point.accuracy.low is not None and point.accuracy.high is not None
+        ]
         if known:
-            axes.fill_between(
-                [point.n_kept for point in known],
-                [100 * (point.accuracy.low or 0.0) for point in known],
-                [100 * (point.accuracy.high or 0.0) for point in known],
-                color=colour, alpha=0.12, linewidth=0,
-            )  # fmt: skip
+            axes.vlines(*zip(*known, strict=True), color=colour, linewidth=1.0, alpha=0.6)
     for dense in (summary for summary in summaries if summary.variant.method == "dense"):
         value = 100 * dense.accuracy.value
         axes.axhline(value, color=_INK, linewidth=1.0, linestyle="--", label=f"dense ({dense.n_kept:.4g} tokens)")
@@ -95,7 +97,11 @@ def draw(result: Evaluation, path: Path, title: str = "") -> None:
     for summary in result.summaries:
         panels.setdefault(_label(summary), []).append(summary)
     names = list(dict.fromkeys(name for summaries in panels.values() for name in _series(summaries)))
-    styles = {name: (_COLOURS[i % len(_COLOURS)], _MARKS[i % len(_MARKS)]) for i, name in enumerate(names)}
+    middle = (len(names) - 1) / 2
+    styles = {
+        name: (_COLOURS[i % len(_COLOURS)], _MARKS[i % len(_MARKS)], (i - middle) * _SPREAD / max(1.0, middle / 2))
+        for i, name in enumerate(names)
+    }
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(2.0 + 4.4 * columns, 0.9 + 3.4 * rows), dpi=150, layout="constrained")

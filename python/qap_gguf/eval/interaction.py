@@ -16,7 +16,7 @@ from qap_gguf.eval.runner import Outcome, Setup
 from qap_gguf.eval.stats import RESAMPLES, Difference, Tallies
 
 #: What gains are taken over; random is left out, for whether a score beats chance is another question.
-_OVER: Final = ("dense", "semantic", "dpp-semantic", "dpp-flat")
+_OVER: Final = ("dense", "qap", "semantic", "dpp-semantic", "dpp-flat")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ BASELINES: Final[Mapping[str, tuple[str, ...]]] = {
     "qap": ("semantic", "random"),
     "numeric": ("semantic", "random"),
     "semantic": ("random",),
-    "dpp": ("dpp-semantic", "dpp-flat", "random"),
+    "dpp": ("qap", "dpp-semantic", "dpp-flat", "pool", "random"),
     "dpp-numeric": ("dpp-semantic", "dpp-flat", "random"),
     "dpp-semantic": ("dpp-flat", "random"),
     "dpp-flat": ("random",),
