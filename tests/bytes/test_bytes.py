@@ -26,15 +26,25 @@ FLOAT = 4
 ALWAYS = {"error", "outlier", "sensitivity", "total"}
 # a config -> the arrays of N that it reads, whether N x N cosines are read, and whether all rows are
 CASES: dict[str, tuple[dict[str, Any] | None, set[str], bool, bool]] = {
-    "default": ({"n_keep": 18}, ALWAYS | {"attention", "semantic"}, False, False),
-    "no relevance": ({"n_keep": 18, "semantic": "none"}, ALWAYS, False, False),
-    "attention received": ({"n_keep": 5, "semantic": "attention"}, ALWAYS | {"received", "semantic"}, False, False),
+    "topk": ({"n_keep": 18, "select": "topk"}, ALWAYS | {"attention", "semantic"}, False, False),
+    "no relevance": ({"n_keep": 18, "select": "topk", "semantic": "none"}, ALWAYS, False, False),
+    "attention received": (
+        {"n_keep": 5, "select": "topk", "semantic": "attention"},
+        ALWAYS | {"received", "semantic"},
+        False,
+        False,
+    ),
     "random": ({"n_keep": 1, "select": "random"}, ALWAYS | {"attention", "semantic"}, False, False),
-    "all kept": ({"n_keep": 144}, ALWAYS | {"attention", "semantic"}, False, True),
+    "all kept": ({"n_keep": 144, "select": "topk"}, ALWAYS | {"attention", "semantic"}, False, True),
     "dpp": ({"n_keep": 18, "select": "dpp"}, ALWAYS | {"attention", "semantic"}, True, False),
     "divprune": ({"n_keep": 18, "select": "divprune"}, ALWAYS | {"attention", "semantic"}, True, False),
     "merge": ({"n_keep": 18, "merge": "average"}, ALWAYS | {"attention", "semantic"}, True, True),
-    "dynamic alpha": ({"n_keep": 18, "alpha": "dynamic"}, ALWAYS | {"attention", "semantic"}, False, False),
+    "dynamic alpha": (
+        {"n_keep": 18, "select": "topk", "alpha": "dynamic"},
+        ALWAYS | {"attention", "semantic"},
+        False,
+        False,
+    ),
     "for the cache": (None, {"attention", "received"}, False, True),
 }
 

@@ -178,10 +178,10 @@ def test_a_model_file_that_is_replaced_while_it_is_used(tmp_path: Path, packaged
 
 @pytest.fixture
 def evaluation(tmp_path: Path, packaged: qap.PackagedModel) -> Callable[..., subprocess.Popen[str]]:
-    """Start `qap-gguf eval --json` on twelve questions about the packaged picture."""
+    """Start `qap-gguf eval --json` on 24 questions about the packaged picture."""
     shutil.copy(packaged.sample, tmp_path / "a.png")
-    row = {"image": "a.png", "question": "How many objects are there?", "answer": "four"}
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(12)))
+    rows = [{"image": "a.png", "question": f"What is number {i} of the objects?", "answer": "boat"} for i in range(24)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = [sys.executable, "-m", "qap_gguf", "eval", str(tmp_path / "q.jsonl"), "--threads", "1", "--json"]
     words += ["--methods", "dense,qap,random"]
 
