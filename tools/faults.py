@@ -46,6 +46,7 @@ def in_child(act: Act, out: Path) -> int:
     if pid == 0:
         status = 99
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             with Path(os.devnull).open("w") as null:
                 os.dup2(null.fileno(), 2)
             act(out)

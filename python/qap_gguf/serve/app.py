@@ -34,7 +34,7 @@ _OBJECT = {"schema": {"type": "object"}}
 _COMPLETION: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A completion; with `stream`, its chunks as server-sent events.",
-        "content": {"application/json": _OBJECT, "text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"application/json": _OBJECT, "text/event-stream": {}},
     }
 }
 
