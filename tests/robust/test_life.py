@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 from typing import Any
 
 import llama_cpp
 import pytest
 
+import leak_check
 import qap_gguf as qap
 from qap_gguf.errors import ConfigError, NativeError, QapError
 
@@ -121,6 +123,14 @@ def test_a_llama_of_the_caller_stays_the_callers(packaged: qap.PackagedModel, an
                 use()
     with pytest.raises(ConfigError, match="closed"):
         qap.VisionModel(packaged.mmproj, llama)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from /proc")
+def test_the_leak_check_runs_the_encoder_for_each_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tools/leak_check.py would mean nothing if a cache answered."""
+    monkeypatch.setattr(leak_check, "WARM", 3)
+    _, passes = leak_check.growth(6, answers=True)
+    assert passes == 6
 
 
 @pytest.mark.parametrize("kind", ["vocab_only", "embedding"])

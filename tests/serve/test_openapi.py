@@ -81,6 +81,7 @@ def test_requests_made_from_the_document(schema: Any, method: str, path: str, mo
         found[response.status_code] += 1
 
     send()
+    print(f"{method} {path} {mode}: {dict(found)}")
     assert found
     assert set(found) <= {200, 400}, found
     if method == "GET" or (path.startswith("/extras/tok") and mode == "positive"):
