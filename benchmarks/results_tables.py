@@ -4,7 +4,7 @@
     python benchmarks/results_tables.py RESULTS --write docs/results.md
     python benchmarks/results_tables.py RESULTS --only methods
 
-RESULTS holds a folder for each run: methods, grid, errors, alpha, w4a4, hard. A table stands between the lines
+RESULTS holds a folder for each run: methods, grid, core, errors, alpha, w4a4, hard. A table stands between the lines
 `<!-- table NAME -->` and `<!-- end -->`; what is between them is replaced. Tables whose run is not there stay as they
 are.
 """
@@ -25,7 +25,8 @@ from qap_gguf.eval.report import Table
 Row = Mapping[str, Any]
 Run = Mapping[str, Any]
 #: (method, the other), for the tables of gains.
-PAIRS: Final = (("qap", "semantic"), ("dpp", "dpp-semantic"), ("dpp", "qap"), ("dpp", "dense"))
+PAIRS: Final = (("qap", "semantic"), ("dpp", "qap"), ("dpp", "dense"))
+SCORES: Final = (("dpp", "dpp-semantic"),)
 
 
 def accuracy(row: Row) -> str:
@@ -85,6 +86,15 @@ def by_setup(run: Run, k: int) -> Table:
     return ("model", "KV", *methods), body
 
 
+def by_kind(run: Run, k: int) -> Table:
+    """A row for each method at one K, a column for each kind of question: right answers in per cent, and how many."""
+    rows = [row for row in run["results"] if row["n_keep"] in (None, k)]
+    kinds = list(rows[0]["by_kind"])
+    counts = [rows[0]["by_kind"][kind]["n_total"] for kind in kinds]
+    body = [(name_of(row), *(f"{100 * row['by_kind'][kind]['accuracy']:.1f}" for kind in kinds)) for row in rows]
+    return ("method", *(f"{kind} ({n})" for kind, n in zip(kinds, counts, strict=True))), body
+
+
 def interactions(run: Run, pairs: Sequence[tuple[str, str]]) -> Table:
     """A row for each setup but the first: mean over K of how much more is gained there than under the first."""
     found: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
@@ -131,21 +141,23 @@ def settings(run: Run) -> list[str]:
 
 _BASELINES: Final = ("semantic", "dpp-semantic", "qap", "dpp-flat", "pool", "random")
 _PAIRED: Final = {"qap": "semantic", "numeric": "semantic", "dpp": "dpp-semantic", "dpp-numeric": "dpp-semantic"}
-_GROWN: Final = (("qap", "semantic"), ("dpp", "dpp-semantic"), ("dpp", "dense"), ("semantic", "dense"))
+_GROWN: Final = (*PAIRS, ("semantic", "dense"))
 
 #: Name of a table -> (run, what makes its Markdown).
 TABLES: Final[Mapping[str, tuple[str, Callable[[Run], list[str]]]]] = {
     "methods": ("methods", lambda run: [markdown(by_method(run))]),
+    "methods-kinds": ("methods", lambda run: [markdown(by_kind(run, 18))]),
     "methods-versus": ("methods", lambda run: [markdown(versus(run, _BASELINES))]),
     "grid": ("grid", lambda run: [markdown(by_setup(run, 18))]),
     "grid-gains": ("grid", lambda run: gains(run, PAIRS)),
     "grid-interactions": ("grid", lambda run: [markdown(interactions(run, _GROWN))]),
+    "core": ("core", lambda run: [*gains(run, SCORES), markdown(interactions(run, SCORES))]),
     "errors": ("errors", settings),
     "alpha": ("alpha", settings),
     "w4a4": ("w4a4", lambda run: [markdown(by_setup(run, 18))]),
-    "w4a4-gains": ("w4a4", lambda run: gains(run, PAIRS)),
-    "w4a4-interactions": ("w4a4", lambda run: [markdown(interactions(run, _GROWN))]),
-    "hard": ("hard", lambda run: [markdown(by_method(run))]),
+    "w4a4-gains": ("w4a4", lambda run: gains(run, PAIRS + SCORES)),
+    "w4a4-interactions": ("w4a4", lambda run: [markdown(interactions(run, _GROWN + SCORES))]),
+    "hard": ("hard", lambda run: [markdown(by_kind(run, 18))]),
 }
 
 
