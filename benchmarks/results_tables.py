@@ -4,7 +4,7 @@
     python benchmarks/results_tables.py RESULTS --write docs/results.md
     python benchmarks/results_tables.py RESULTS --only methods
 
-RESULTS holds a folder for each run: methods, grid, core, errors, alpha, w4a4, hard. A table stands between the lines
+RESULTS holds a folder for each run: methods, grid, flat, errors, alpha, w4a4, hard. A table stands between the lines
 `<!-- table NAME -->` and `<!-- end -->`; what is between them is replaced. Tables whose run is not there stay as they
 are.
 """
@@ -25,8 +25,7 @@ from qap_gguf.eval.report import Table
 Row = Mapping[str, Any]
 Run = Mapping[str, Any]
 #: (method, the other), for the tables of gains.
-PAIRS: Final = (("qap", "semantic"), ("dpp", "qap"), ("dpp", "dense"))
-SCORES: Final = (("dpp", "dpp-semantic"),)
+PAIRS: Final = (("qap", "semantic"), ("dpp", "dpp-semantic"), ("dpp", "qap"), ("dpp", "dense"))
 
 
 def accuracy(row: Row) -> str:
@@ -141,6 +140,7 @@ def settings(run: Run) -> list[str]:
 
 _BASELINES: Final = ("semantic", "dpp-semantic", "qap", "dpp-flat", "pool", "random")
 _PAIRED: Final = {"qap": "semantic", "numeric": "semantic", "dpp": "dpp-semantic", "dpp-numeric": "dpp-semantic"}
+_FLAT: Final = (("dpp", "dpp-flat"),)
 _GROWN: Final = (*PAIRS, ("semantic", "dense"))
 
 #: Name of a table -> (run, what makes its Markdown).
@@ -151,12 +151,12 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Run], list[str]]]]] = {
     "grid": ("grid", lambda run: [markdown(by_setup(run, 18))]),
     "grid-gains": ("grid", lambda run: gains(run, PAIRS)),
     "grid-interactions": ("grid", lambda run: [markdown(interactions(run, _GROWN))]),
-    "core": ("core", lambda run: [*gains(run, SCORES), markdown(interactions(run, SCORES))]),
+    "flat": ("flat", lambda run: [*gains(run, _FLAT), markdown(interactions(run, _FLAT))]),
     "errors": ("errors", settings),
     "alpha": ("alpha", settings),
     "w4a4": ("w4a4", lambda run: [markdown(by_setup(run, 18))]),
-    "w4a4-gains": ("w4a4", lambda run: gains(run, PAIRS + SCORES)),
-    "w4a4-interactions": ("w4a4", lambda run: [markdown(interactions(run, _GROWN + SCORES))]),
+    "w4a4-gains": ("w4a4", lambda run: gains(run, PAIRS)),
+    "w4a4-interactions": ("w4a4", lambda run: [markdown(interactions(run, _GROWN))]),
     "hard": ("hard", lambda run: [markdown(by_kind(run, 18))]),
 }
 

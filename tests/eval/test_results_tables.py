@@ -39,7 +39,7 @@ def run(errors: tuple[str, ...] = ()) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name, errors in (("methods", ()), ("grid", ()), ("core", ()), ("w4a4", ()), ("errors", ("int4", "q4_0"))):
+    for name, errors in (("methods", ()), ("grid", ()), ("flat", ()), ("w4a4", ()), ("errors", ("int4", "q4_0"))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(run(errors)))
     return tmp_path
@@ -52,7 +52,7 @@ def test_rows_and_columns(folder: Path) -> None:
     assert body[1][:4] == ("m-Q2_K", "q4_0", "100.0 (100.0 to 100.0)", "50.0 (16.7 to 83.3)")
     header, body = results_tables.interactions(found, results_tables.PAIRS)
     assert header[2] == "qap - semantic"
-    assert body == [("m-Q2_K", "q4_0", *["+0.0 (+0.0 to +0.0)"] * 3)]
+    assert body == [("m-Q2_K", "q4_0", *["+0.0 (+0.0 to +0.0)"] * 4)]
     header, body = results_tables.versus(found, ["semantic"])
     assert header == ("method", "minus", "K = 36", "K = 18")
     assert body == [("qap", "semantic", *["**+50.0** (+16.7 to +83.3)"] * 2)]
