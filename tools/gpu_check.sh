@@ -130,7 +130,7 @@ cmake --build "$build/qap" -j "$jobs" --target gpu-check > "$build/qap-build.log
 
 commit=$(git -C "$root" describe --always --dirty --exclude '*' 2> /dev/null || echo unknown)
 mkdir -p "$build/models"
-LD_LIBRARY_PATH="$build/install/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" "$build/qap/native/tests/gpu-check" \
+LD_LIBRARY_PATH="$build/install/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" "$build/qap/gpu-check" \
     --packaged "$root/python/qap_gguf/models/tiny_llava" --work "$build/models" --threads "$jobs" \
     --tag backend="$backend" --tag toolkit="$toolkit" --tag commit="$commit" --tag llama.cpp="$(pin commit)" \
     --tag tf32="${NVIDIA_TF32_OVERRIDE:-default}" "${words[@]+"${words[@]}"}"

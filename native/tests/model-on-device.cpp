@@ -161,7 +161,9 @@ double device_model::prefill(
     const encoded & image, const std::vector<float> & rows, const std::vector<int32_t> & indices, int n_text) {
     // the plan belongs to a copy: the encode's own stays what it is
     const mtmd::input_chunk_ptr chunk(mtmd_input_chunk_copy(image.chunk));
-    if (!indices.empty() && qap_chunk_plan_indices(chunk.get(), indices.data(), (int32_t) indices.size()) != 0) {
+    if (!indices.empty() &&
+        qap_chunk_plan_indices(ctx.get(), chunk.get(), indices.data(), (int32_t) indices.size(), QAP_POSITIONS_AUTO) !=
+            0) {
         throw std::runtime_error(qap_last_error());
     }
     std::vector<llama_token> before, after;
