@@ -1,7 +1,8 @@
 // layout.h: how the rows that an encoder gives relate to the patches of the picture.
 //
-// A token is a row that stands for a place in the picture and may be dropped. A special row (the [IMG_BREAK] behind each
-// line of Pixtral) is kept always and is no token. LLaVA-NeXT's rows are put together behind the encoder (pack.h). Facts: tools/mtmd/models/*.cpp and clip_n_output_tokens().
+// A token is a row that stands for a place in the picture and may be dropped. A special row (the [IMG_BREAK] behind
+// each line of Pixtral) is kept always and is no token. LLaVA-NeXT's rows are put together behind the encoder
+// (pack.h). Facts: tools/mtmd/models/*.cpp and clip_n_output_tokens().
 #pragma once
 
 #include "ggml.h"

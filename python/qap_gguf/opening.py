@@ -21,6 +21,23 @@ from qap_gguf.score import n_threads_default
 KV_TYPES: Final = {"f16": 1, "f32": 0, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20}
 
 
+def kv_settings(kv: str | None) -> dict[str, Any]:
+    """Arguments of ``llama_cpp.Llama`` for a type of the KV cache; None leaves it to llama-cpp-python.
+
+    Raises:
+        ConfigError: an unknown type.
+
+    Example:
+        >>> kv_settings("q8_0")
+        {'flash_attn': True, 'type_k': 8, 'type_v': 8}
+    """
+    if kv is None:
+        return {}
+    if kv not in KV_TYPES:
+        raise ConfigError(f"kv: expected one of {', '.join(KV_TYPES)}, got {kv!r}; choose one of these")
+    return {"flash_attn": True, "type_k": KV_TYPES[kv], "type_v": KV_TYPES[kv]}
+
+
 @contextlib.contextmanager
 def open_model(
     mmproj: str | os.PathLike[str],
@@ -64,8 +81,7 @@ def open_model(
         ) as vlm:
             yield vlm
         return
-    if kv not in KV_TYPES:
-        raise ConfigError(f"kv: expected one of {', '.join(KV_TYPES)}, got {kv!r}; choose one of these")
+    cache = kv_settings(kv)
     encoder_device = device_name(device)
     place = language_settings(device if model_device is None else model_device)
     check_pair(mmproj, model, n_ctx)
@@ -76,8 +92,9 @@ def open_model(
         "seed": seed,
         "verbose": verbose,
         **place,
+        **cache,
     }
-    llama = open_llama(model, flash_attn=True, type_k=KV_TYPES[kv], type_v=KV_TYPES[kv], **settings)
+    llama = open_llama(model, **settings)
     try:
         with VisionModel(mmproj, llama, device=encoder_device, n_threads=n_threads, verbose=verbose) as vlm:
             yield vlm

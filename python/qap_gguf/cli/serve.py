@@ -152,7 +152,7 @@ def serve(
     from qap_gguf.devices import language_settings
     from qap_gguf.files import check_pair, read_gguf
     from qap_gguf.language import open_llama
-    from qap_gguf.opening import KV_TYPES
+    from qap_gguf.opening import kv_settings
     from qap_gguf.score import n_threads_default
 
     if model is None or mmproj is None:
@@ -180,7 +180,6 @@ def serve(
     else:
         config = qap.PruneConfig(keep_ratio=1.0)  # --dense, whatever the mmproj file says
     threads = threads or n_threads_default()
-    kv_settings = {} if kv is None else {"flash_attn": True, "type_k": KV_TYPES[kv], "type_v": KV_TYPES[kv]}
     cache = qap.EmbeddingCache(cache_mb * _MIB, cache_folder)
     with (
         _listen(host, port) as sock,
@@ -196,7 +195,7 @@ def serve(
             seed=sampler_seed(prune.get("seed") or 0),
             logits_all=logprobs,
             verbose=is_debug(),
-            **kv_settings,
+            **kv_settings(kv),
             **language_settings(device if model_device is None else model_device),
         )
         handler.vision_model(llama)  # errors of the mmproj belong here, not to the first request
