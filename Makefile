@@ -7,7 +7,7 @@
 #                       On Linux x86-64 a plain index gives a CUDA build of some GB: put a CPU wheel at hand
 #                       (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL), or say TORCH=
 #   PYTEST_ARGS='-x -k score'  more words for pytest
-#   QAP_UPSTREAM_DIR, QAP_UPSTREAM_SDIST, QAP_CACHE  see tools/fetch_upstream.py
+#   QAP_UPSTREAM_DIR, QAP_UPSTREAM_SDIST, QAP_CACHE  see tools/build/fetch_upstream.py
 
 SHELL       := /bin/sh
 PYTHON      ?= python3
@@ -31,7 +31,7 @@ S       := $(VENV)/.stamp
 BUILD   := build/make
 
 # What an install depends on: our sources (a new file too, for `find` runs each time), not caches or results.
-SOURCES := CMakeLists.txt pyproject.toml $(shell find native python tools/fetch_upstream.py tools/upstream_patches.py \
+SOURCES := CMakeLists.txt pyproject.toml $(shell find native python tools/build/fetch_upstream.py tools/build/upstream_patches.py \
              -type f -not -path '*/__pycache__/*' -not -path '*_cache/*' 2>/dev/null)
 NATIVE  := $(shell find native \( -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.inc' \) 2>/dev/null)
 
@@ -66,9 +66,9 @@ venv: $(S)-venv ## make the virtual environment
 
 # Build and run-time requirements first, then our own package without build isolation: llama-cpp-python, which compiles
 # for minutes, is built once, and what we link against is what we run with.
-$(S)-needs: $(S)-venv pyproject.toml tools/requirements.py
+$(S)-needs: $(S)-venv pyproject.toml tools/build/requirements.py
 	@echo "make: installing requirements (llama-cpp-python compiles for some minutes the first time)"
-	$(PY) tools/requirements.py build run > $(VENV)/needs.txt
+	$(PY) tools/build/requirements.py build run > $(VENV)/needs.txt
 	$(PIP) install --quiet -r $(VENV)/needs.txt
 	@touch $@
 
@@ -90,7 +90,7 @@ demo: $(S)-install ## ask the packaged model about the packaged picture
 	@$(BIN)/qap-gguf run -p "$(PROMPT)"
 
 $(S)-test: $(S)-needs
-	$(PY) tools/requirements.py test --without torch > $(VENV)/test.txt
+	$(PY) tools/build/requirements.py test --without torch > $(VENV)/test.txt
 	$(PIP) install --quiet -r $(VENV)/test.txt
 	@touch $@
 
@@ -106,7 +106,7 @@ bench: $(S)-install ## time scores and selection against a CLIP-L/336-shaped enc
 	$(PY) benchmarks/score_select.py
 
 $(S)-dev: $(S)-test
-	$(PY) tools/requirements.py dev --without torch > $(VENV)/dev.txt
+	$(PY) tools/build/requirements.py dev --without torch > $(VENV)/dev.txt
 	$(PIP) install --quiet -r $(VENV)/dev.txt
 	@touch $@
 
@@ -116,12 +116,12 @@ lint: $(S)-dev $(S)-strict ## ruff, mypy, clang-format, warnings as errors, hous
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 	$(CC) -std=c99 -pedantic -Wall -Wextra -Werror -fsyntax-only -x c native/include/qap.h
-	$(PY) tools/check_tree.py
-	$(PY) tools/fetch_upstream.py --verify
+	$(PY) tools/build/check_tree.py
+	$(PY) tools/build/fetch_upstream.py --verify
 
 # Its own build folders; needs the installed ggml, not our package.
 sanitize: $(S)-needs ## our C++ under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
-	$(PY) tools/sanitize.py
+	$(PY) tools/build/sanitize.py
 
 format: $(S)-dev ## rewrite our Python and C++ in the house style
 	$(BIN)/ruff check --fix .

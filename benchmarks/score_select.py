@@ -29,8 +29,8 @@ import numpy.typing as npt
 import qap_gguf as qap
 from qap_gguf import _core
 from qap_gguf.bench import RandomModel, Shape, find_shape, make_random_model
-from qap_gguf.language import LanguageModel, open_llama
-from qap_gguf.score import cosines, needs_cosines, select_by
+from qap_gguf.language.llama import LanguageModel, open_llama
+from qap_gguf.pruning.score import cosines, needs_cosines, select_by
 
 SHAPE = find_shape("llava-1.5-7b")
 N_EMBD, N_LAYER, IMAGE = SHAPE.language.n_embd, SHAPE.vision.n_layer, SHAPE.vision.image

@@ -43,9 +43,9 @@ from qap_gguf.eval import (
     summarise,
     variants,
 )
+from qap_gguf.eval.made_tokens import replacement
 from qap_gguf.eval.methods import REPLACED
 from qap_gguf.eval.output import write_results
-from qap_gguf.eval.replaced import replacement
 
 GROUP, LEVELS, MAX_TOKENS = 128, 7, 12
 #: Regime -> bits of weights and of activations; 0 leaves them float32.

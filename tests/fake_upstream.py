@@ -1,4 +1,4 @@
-"""A small fake upstream for the tests of tools/fetch_upstream.py and tools/refresh_patch.py: sdist, pin and patches.
+"""A small fake upstream for the tests of fetch_upstream.py and refresh_patch.py: sdist, pin and patches.
 
 The fake holds every path that the real selection requires, with a few lines in each.
 """

@@ -17,11 +17,11 @@ import llama_cpp
 
 import qap_gguf as qap
 from qap_gguf import _core
-from qap_gguf import devices as module
 from qap_gguf import model as model_module
-from qap_gguf.devices import Device, aliases, device_name, find_device, language_devices, language_settings
 from qap_gguf.errors import ConfigError, QapError
-from qap_gguf.turns import Turns
+from qap_gguf.language.turn_lock import Turns
+from qap_gguf.runtime import devices as module
+from qap_gguf.runtime.devices import Device, aliases, device_name, find_device, language_devices, language_settings
 
 GIB = 1 << 30
 ALONE = int(llama_cpp.LLAMA_SPLIT_MODE_NONE)

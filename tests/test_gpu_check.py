@@ -1,4 +1,4 @@
-"""tools/gpu_check.sh as far as it goes without building anything: words, refusals, and the archive that it packs.
+"""tools/build/gpu_check.sh as far as it goes without building anything: words, refusals, and the archive that it packs.
 
 The check itself takes a compile of llama.cpp; docs/backends.md says where it was run.
 """

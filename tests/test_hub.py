@@ -22,7 +22,7 @@ import qap_gguf as qap
 from dropin.children import outcome
 from qap_gguf.cli import main
 from qap_gguf.errors import ConfigError, ModelFileError
-from qap_gguf.hub import choose, choose_mmproj, fetch_pair, split_id
+from qap_gguf.files.hub import choose, choose_mmproj, fetch_pair, split_id
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MMPROJS = ["mmproj-a-Q8_0.gguf", "mmproj-a-bf16.gguf", "mmproj-a-f16.gguf", "mmproj-a-f32.gguf"]

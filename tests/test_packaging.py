@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import qap_gguf as qap
-from qap_gguf import _core, _load
+from qap_gguf import _core
+from qap_gguf.runtime import load as _load
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,9 +19,9 @@ from PIL import Image
 
 import qap_gguf as qap
 from qap_gguf.errors import ArrayError, ConfigError, ImageError, UnsupportedError
-from qap_gguf.images import Pixels, load_image
-from qap_gguf.overlay import PAD_COLOUR, Box, dim_dropped, edges, kept_map, letterbox, place
-from qap_gguf.plot import _headline, plot
+from qap_gguf.plotting.overlay import PAD_COLOUR, Box, dim_dropped, edges, kept_map, letterbox, place
+from qap_gguf.plotting.plot import _headline, plot
+from qap_gguf.vision.images import Pixels, load_image
 
 SIDE, GRID = 192, (12, 12)
 CFG = qap.PruneConfig(n_keep=36)
@@ -238,7 +238,7 @@ def test_the_header_says_what_was_done() -> None:
 def test_drawing_leaves_matplotlib_as_it_was() -> None:
     code = """
 import sys, matplotlib, numpy as np, qap_gguf as qap
-from qap_gguf.plot import plot
+from qap_gguf.plotting.plot import plot
 matplotlib.rcParams["font.size"] = 31
 before = {k: v for k, v in dict.items(matplotlib.rcParams) if k != "backend"}
 x = np.random.default_rng(0).standard_normal((4, 8)).astype("f4")

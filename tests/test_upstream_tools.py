@@ -1,4 +1,4 @@
-"""tools/fetch_upstream.py and tools/refresh_patch.py on a small fake sdist: no network, no compiler.
+"""tools/build/fetch_upstream.py and tools/build/refresh_patch.py on a small fake sdist: no network, no compiler.
 
 Commands run as subprocesses, as CMake runs them, so that exit codes and the one-line messages are what is tested.
 """

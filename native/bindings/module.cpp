@@ -1,4 +1,4 @@
-// module.cpp: the Python module qap_gguf._core. Only qap_gguf imports it; python/qap_gguf/_load.py has loaded
+// module.cpp: the Python module qap_gguf._core. Only qap_gguf imports it; python/qap_gguf/runtime/load.py has loaded
 // libllama and our libmtmd before.
 #include "bindings.h"
 #include "ggml-backend.h"
@@ -6,7 +6,7 @@
 #include "llama.h"
 #include "quiet.h"
 
-// Devices that ggml can use in this process; the keys are the fields of python/qap_gguf/devices.py.
+// Devices that ggml can use in this process; the keys are the fields of python/qap_gguf/runtime/devices.py.
 static py::list list_devices() {
     using namespace pybind11::literals;
     py::list devices;

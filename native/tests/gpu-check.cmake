@@ -1,9 +1,9 @@
-# gpu-check.cmake: gpu-check, which tools/gpu_check.sh builds and calls. QAP_CHECKER=ON; it stands in for the Python module,
+# gpu-check.cmake: gpu-check, which tools/build/gpu_check.sh builds and calls. QAP_CHECKER=ON; it stands in for the Python module,
 # so that a machine needs neither Python's headers nor pybind11.
 set(QAP_GGML_SOURCE_DIR "" CACHE PATH "llama.cpp's ggml/src at the pin: the internal header of backends")
 if(NOT EXISTS "${QAP_GGML_SOURCE_DIR}/ggml-backend-impl.h")
     message(FATAL_ERROR "expected ggml-backend-impl.h in QAP_GGML_SOURCE_DIR, got '${QAP_GGML_SOURCE_DIR}'; "
-                        "use tools/gpu_check.sh, which knows where it is")
+                        "use tools/build/gpu_check.sh, which knows where it is")
 endif()
 
 add_executable(gpu-check

@@ -1,5 +1,5 @@
 // gpu-check.cpp: compares a ggml device with the CPU, and times it: scorers, encoder, selections, bytes, logits, answers.
-// tools/gpu_check.sh builds and calls it; the last line of stdout is one JSON object, exit 1 when something differs.
+// tools/build/gpu_check.sh builds and calls it; the last line of stdout is one JSON object, exit 1 when something differs.
 #include "checks.h"
 #include "ggml-backend.h"
 #include "ggml-cpp.h"

@@ -1,5 +1,5 @@
 // test-hooks.cpp: libmtmd with the hooks in it, under sanitizers: the packaged model encodes pictures of many sizes with
-// plans of every kind, chunks are saved, damaged and loaded again, and rows are prefilled. tools/sanitize.py --hooks.
+// plans of every kind, chunks are saved, damaged and loaded again, and rows are prefilled. tools/build/sanitize.py --hooks.
 #include "check.h"
 #include "llama.h"
 #include "mtmd-helper.h"

@@ -1,12 +1,12 @@
 // test-plain.cpp: scores, selection, merging, parameters and text on random arguments, good and bad, for sanitizers:
 // what a call reads and writes is exactly as long as it says. Values are compared in tests/native (Python).
 #include "check.h"
-#include "clip-bpe.h"
+#include "clip-text/clip-bpe.h"
+#include "clip-text/unicode.h"
 #include "ggml-cpp.h"
 #include "gguf.h"
 #include "qap-params.h"
 #include "qap.h"
-#include "unicode.h"
 
 #include <cmath>
 #include <cstring>
@@ -198,7 +198,7 @@ static void test_text(generator & rng) {
     }
 }
 
-// Planted, for tools/sanitize.py to see that reports are made: one float too few.
+// Planted, for tools/build/sanitize.py to see that reports are made: one float too few.
 static void overrun() {
     const std::vector<float> x(12, 1.0f);
     std::vector<float>       s(2);

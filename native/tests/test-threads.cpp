@@ -85,7 +85,7 @@ static void test_tower(const char * path, int rounds) {
     qap_clip_text_free(tower);
 }
 
-// Planted, for tools/sanitize.py to see that reports are made: a counter without a lock.
+// Planted, for tools/build/sanitize.py to see that reports are made: a counter without a lock.
 static void race() {
     int count = 0;
     in_threads([&](int) {

@@ -13,8 +13,8 @@ sees them. Import it before llama-cpp-python's multimodal chat handlers: it puts
 
 import sys as _sys
 
-from qap_gguf import _load
 from qap_gguf.errors import PinError as _PinError
+from qap_gguf.runtime import load as _load
 
 try:
     _load.load()
@@ -28,9 +28,6 @@ from qap_gguf.chat import ChatHandler, SourceRules
 from qap_gguf.config import PruneConfig
 from qap_gguf.convert import CheckReport, ConvertResult, annotate, check_files, convert
 from qap_gguf.defaults import get_default, set_default, use
-from qap_gguf.devices import set_device
-from qap_gguf.embedding import ImageEmbedding, PrunedImage
-from qap_gguf.embedding_cache import CacheStats, EmbeddingCache
 from qap_gguf.errors import (
     ArrayError,
     ConfigError,
@@ -43,13 +40,17 @@ from qap_gguf.errors import (
     QapError,
     UnsupportedError,
 )
-from qap_gguf.generation import Generation, GenerationStats
+from qap_gguf.files.packaged import PackagedModel, packaged_model
+from qap_gguf.generation.settings import Generation, GenerationStats
 from qap_gguf.model import VisionModel
-from qap_gguf.packaged import PackagedModel, packaged_model
-from qap_gguf.plot import plot
-from qap_gguf.resizing import set_resize
-from qap_gguf.score import Scores, score, select
-from qap_gguf.system import info
+from qap_gguf.plotting.plot import plot
+from qap_gguf.pruning.prune import PrunedImage
+from qap_gguf.pruning.score import Scores, score, select
+from qap_gguf.runtime.devices import set_device
+from qap_gguf.runtime.system import info
+from qap_gguf.vision.cache import CacheStats, EmbeddingCache
+from qap_gguf.vision.embedding import ImageEmbedding
+from qap_gguf.vision.resize import set_resize
 
 __version__ = "0.1.0"
 

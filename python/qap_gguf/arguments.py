@@ -6,8 +6,12 @@ Each raises one line that says what was expected, what came and what to do; none
 from __future__ import annotations
 
 import math
+import os
 
-from qap_gguf.errors import ConfigError
+import numpy as np
+import numpy.typing as npt
+
+from qap_gguf.errors import ArrayError, ConfigError
 
 _INT_MAX = 2**31 - 1
 
@@ -60,3 +64,29 @@ def one_line(err: BaseException) -> str:
     """Upstream's words without its function names in front of ours."""
     text = " ".join(str(err).split())
     return text[text.index("qap: ") + len("qap: ") :] if "qap: " in text else text
+
+
+FloatArray = npt.NDArray[np.float32]
+
+
+IndexArray = npt.NDArray[np.int32]
+
+
+def check_array(name: str, value: object, ndim: int) -> FloatArray:
+    """`value` as a float32 array in C order with `ndim` dimensions, or an ArrayError that says the cure."""
+    if not isinstance(value, np.ndarray):
+        raise ArrayError(f"{name}: expected a NumPy array, got {type(value).__name__}; use numpy.asarray(..., 'f4')")
+    if value.dtype != np.float32:
+        raise ArrayError(f"{name}: expected float32, got {value.dtype}; use .astype('float32')")
+    if value.ndim != ndim or 0 in value.shape:
+        wanted = "(n_tok, n_embd)" if ndim == 2 else "(n_tok,)"
+        raise ArrayError(f"{name}: expected shape {wanted} without empty sides, got {value.shape}; reshape it")
+    if not value.flags.c_contiguous:
+        raise ArrayError(f"{name}: expected C order, got a strided view; use numpy.ascontiguousarray(...)")
+    return value
+
+
+def n_threads_default() -> int:
+    """Threads for scores: the processors that this process may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, count or 1)

@@ -14,31 +14,25 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import llama_cpp
 
-from qap_gguf.answering import Answers
-from qap_gguf.arguments import check_integer, check_threads
-from qap_gguf.clip_text import ClipTextTower
+from qap_gguf.arguments import FloatArray, check_integer, check_threads, n_threads_default
 from qap_gguf.config import PruneConfig
-from qap_gguf.devices import device_name, language_settings
-from qap_gguf.embedding import (
-    ImageEmbedding,
-    PrunedImage,
-    check_embedding,
-    check_rows,
-    prune_image,
-    score_image,
-)
-from qap_gguf.embedding_cache import EmbeddingCache, image_key
-from qap_gguf.encoder import ImageEncoder
 from qap_gguf.errors import ConfigError, ImageError, QapError, UnsupportedError
-from qap_gguf.files import check_pair
-from qap_gguf.generation import AnswerSettings, ChatSettings, Generation, GenerationStats
-from qap_gguf.images import ImageSource, load_image
-from qap_gguf.language import LanguageModel, TextStream, open_llama
-from qap_gguf.packaged import packaged_model
-from qap_gguf.prompts import flatten, question_of, render
-from qap_gguf.relevance import Signals
-from qap_gguf.resizing import check_resize
-from qap_gguf.score import FloatArray, Scores, n_threads_default
+from qap_gguf.files.gguf import check_pair
+from qap_gguf.files.packaged import packaged_model
+from qap_gguf.generation.answers import Answers
+from qap_gguf.generation.prompts import flatten, question_of, render
+from qap_gguf.generation.settings import AnswerSettings, ChatSettings, Generation, GenerationStats
+from qap_gguf.language.llama import LanguageModel, TextStream, open_llama
+from qap_gguf.pruning.clip_text import ClipTextTower
+from qap_gguf.pruning.prune import PrunedImage, prune_image, score_image
+from qap_gguf.pruning.relevance import Signals
+from qap_gguf.pruning.score import Scores
+from qap_gguf.runtime.devices import device_name, language_settings
+from qap_gguf.vision.cache import EmbeddingCache, image_key
+from qap_gguf.vision.embedding import ImageEmbedding, check_embedding, check_rows
+from qap_gguf.vision.encoder import ImageEncoder
+from qap_gguf.vision.images import ImageSource, load_image
+from qap_gguf.vision.resize import check_resize
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -178,7 +172,7 @@ class VisionModel:
             ModelFileError: no such repository or file, or no network and no copy in the cache.
             ConfigError: no repository id, or huggingface_hub is not installed.
         """
-        from qap_gguf.hub import fetch_pair, split_id
+        from qap_gguf.files.hub import fetch_pair, split_id
 
         repo, quant = split_id(repo_id)
         if quant is not None and filename is not None:
@@ -291,7 +285,7 @@ class VisionModel:
     def generate(
         self, parts: Sequence[Part], *, stream: bool = False, **settings: Unpack[ChatSettings]
     ) -> str | Generation:
-        """Answer one user turn; the settings are those of :class:`~qap_gguf.generation.ChatSettings`.
+        """Answer one user turn; the settings are those of :class:`~qap_gguf.generation.settings.ChatSettings`.
 
         Args:
             parts: images (encoded or not) and texts, in the order of the prompt.

@@ -8,34 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
-from qap_gguf.devices import device_name, language_settings
-from qap_gguf.errors import ConfigError
-from qap_gguf.files import check_pair
-from qap_gguf.language import open_llama
+from qap_gguf.arguments import n_threads_default
+from qap_gguf.files.gguf import check_pair
+from qap_gguf.language.kv_types import kv_settings
+from qap_gguf.language.llama import open_llama
 from qap_gguf.model import VisionModel
-from qap_gguf.score import n_threads_default
-
-#: Name of a KV cache type -> ggml_type.
-KV_TYPES: Final = {"f16": 1, "f32": 0, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20}
-
-
-def kv_settings(kv: str | None) -> dict[str, Any]:
-    """Arguments of ``llama_cpp.Llama`` for a type of the KV cache; None leaves it to llama-cpp-python.
-
-    Raises:
-        ConfigError: an unknown type.
-
-    Example:
-        >>> kv_settings("q8_0")
-        {'flash_attn': True, 'type_k': 8, 'type_v': 8}
-    """
-    if kv is None:
-        return {}
-    if kv not in KV_TYPES:
-        raise ConfigError(f"kv: expected one of {', '.join(KV_TYPES)}, got {kv!r}; choose one of these")
-    return {"flash_attn": True, "type_k": KV_TYPES[kv], "type_v": KV_TYPES[kv]}
+from qap_gguf.runtime.devices import device_name, language_settings
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from typing import Any
 
 import qap_gguf as qap
 from qap_gguf import _core
-from qap_gguf.images import load_image
-from qap_gguf.language import LanguageModel, open_llama
+from qap_gguf.language.llama import LanguageModel, open_llama
+from qap_gguf.vision.images import load_image
 
 
 def main(configs: list[dict[str, Any] | None]) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ import pytest
 import qap_gguf as qap
 from chat.conftest import image_url, text, user
 from qap_gguf import _core
-from qap_gguf.chat.messages import read_messages
-from qap_gguf.chat.templates import IMAGE_FORMATS, TEXT_FORMATS, ChatTemplate, named_template
 from qap_gguf.errors import ModelFileError
+from qap_gguf.generation.messages import read_messages
+from qap_gguf.generation.templates import IMAGE_FORMATS, TEXT_FORMATS, ChatTemplate, named_template
 
 MARK = _core.media_marker()
 LOOP = "{% for m in messages %}{{ m.role }}: BODY{% endfor %}>"

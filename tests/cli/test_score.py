@@ -136,7 +136,7 @@ def test_npz_holds_what_prune_gives(features: bool, truth: Any, sample: str, tmp
 
 def test_png_is_the_plot(truth: Any, sample: str, tmp_path: Path, capsys: Said) -> None:
     pytest.importorskip("matplotlib", reason="needs the extra plot")
-    from qap_gguf.plot import plot
+    from qap_gguf.plotting.plot import plot
 
     image, cut = truth
     out = tmp_path / "kept.PNG"

@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 
 import qap_gguf as qap
 from clip_text.clip_checkpoint import CASES, EXTRA, Case, make_clip
-from qap_gguf.clip_text import ClipTextTower
+from qap_gguf.pruning.clip_text import ClipTextTower
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def test_a_siglip_tower_has_no_text_tower_of_clip(make_llava: Any, clip: Clip, t
 
 
 def test_old_config_dicts_replace_the_sections(clip: Clip) -> None:
-    from qap_gguf.convert.clip_text import _parse
+    from qap_gguf.convert.llava.clip_text import _parse
 
     data = json.loads((clip.folder / "config.json").read_text(encoding="utf-8"))
     text = dict(data["text_config"])

@@ -14,8 +14,8 @@ import qap_gguf as qap
 from clip_text.clip_checkpoint import hidden_states, nmse
 from dropin.children import python
 from dropin.gguf_copy import rewrite
-from qap_gguf.clip_text import ClipTextTower
 from qap_gguf.errors import ConfigError, ModelFileError
+from qap_gguf.pruning.clip_text import ClipTextTower
 
 if TYPE_CHECKING:
     from clip_text.conftest import Clip

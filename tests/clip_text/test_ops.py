@@ -14,7 +14,7 @@ import qap_gguf as qap
 from clip_text.clip_checkpoint import hidden_states
 from ops.graphs import Node, watched
 from ops.tables import BACKENDS, Tables, cases_of, read_tables, why_unsupported
-from qap_gguf.clip_text import ClipTextTower
+from qap_gguf.pruning.clip_text import ClipTextTower
 
 if TYPE_CHECKING:
     from clip_text.conftest import Clip

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from clip_text.clip_checkpoint import hidden_states, nmse
-from qap_gguf.clip_text import ClipTextTower
 from qap_gguf.errors import ArrayError, ConfigError, NativeError
+from qap_gguf.pruning.clip_text import ClipTextTower
 
 if TYPE_CHECKING:
     from clip_text.conftest import Clip

@@ -5,9 +5,8 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
-import pytest
-
 import make_unicode_tables
+import pytest
 
 NAMES = ("unicode-classes.inc", "unicode-forms.inc")
 

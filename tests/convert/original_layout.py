@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.test_errors import Tensors, read_safetensors, write_safetensors
-from qap_gguf.convert.checkpoint import canonical
+from qap_gguf.convert.source.checkpoint import canonical
 
 ARCHITECTURES = {
     "llama": "LlavaLlamaForCausalLM",

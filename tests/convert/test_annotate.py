@@ -17,7 +17,7 @@ import qap_gguf as qap
 from convert import gguf_files as files
 from convert.gguf_files import CLASS_TOKEN, LLAVA_KEYS, LLAVA_TENSORS, build, take_apart, with_key
 from qap_gguf.errors import ConfigError, ConvertError, ModelFileError
-from qap_gguf.files import read_gguf
+from qap_gguf.files.gguf import read_gguf
 
 PACKAGED = qap.packaged_model()
 

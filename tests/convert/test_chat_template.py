@@ -13,7 +13,7 @@ import pytest
 import qap_gguf as qap
 from qap_gguf import _core
 from qap_gguf.convert import convert
-from qap_gguf.prompts import _filled, flatten, render
+from qap_gguf.generation.prompts import _filled, flatten, render
 
 # In the manner of llava-hf's: images first, then texts, out of a list of parts; a text is passed over.
 PARTS = (

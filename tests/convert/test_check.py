@@ -14,7 +14,7 @@ from convert.gguf_files import CLASS_TOKEN, LLAVA_KEYS, LLAVA_TENSORS, build, wi
 from qap_gguf import _core
 from qap_gguf.convert.defects import _TABLE, find_defects
 from qap_gguf.errors import ConvertError
-from qap_gguf.files import GgufInfo
+from qap_gguf.files.gguf import GgufInfo
 
 PACKAGED = qap.packaged_model()
 UPSTREAM = Path(__file__).parents[2] / "native" / "upstream"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from qap_gguf.convert import api, convert
-from qap_gguf.convert.checkpoint import Checkpoint, canonical
-from qap_gguf.convert.writer import cast
+from qap_gguf.convert.output.writer import cast
+from qap_gguf.convert.source.checkpoint import Checkpoint, canonical
 from qap_gguf.errors import ConvertError
 
 Change = Callable[[Path], None]
@@ -314,8 +314,8 @@ def test_memory_stays_near_the_largest_tensor(tmp_path: Path) -> None:
     """A plan's values are made when they are written, and freed after: no list of arrays is ever held."""
     import tracemalloc
 
-    from qap_gguf.convert.checkpoint import TensorRef
-    from qap_gguf.convert.writer import TensorPlan, write_gguf
+    from qap_gguf.convert.output.writer import TensorPlan, write_gguf
+    from qap_gguf.convert.source.checkpoint import TensorRef
 
     rows, columns, count = 512, 1024, 12
     raw = tmp_path / "raw"

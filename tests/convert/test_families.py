@@ -21,8 +21,10 @@ from convert.test_errors import edit_tensors, poison
 from convert.test_imatrix import write_gguf as write_imatrix
 from convert.test_language import IDS, fields, logits, nmse
 from qap_gguf import _core
-from qap_gguf.convert import ConvertResult, convert, families, upstream
-from qap_gguf.convert.writer import write_gguf
+from qap_gguf.convert import ConvertResult, convert
+from qap_gguf.convert.output.writer import write_gguf
+from qap_gguf.convert.upstream import families
+from qap_gguf.convert.upstream import run as upstream
 from qap_gguf.errors import ConvertError
 
 torch = pytest.importorskip("torch")

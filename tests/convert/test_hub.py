@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from qap_gguf.convert import convert, hub
+from qap_gguf.convert import convert
+from qap_gguf.convert.source import hub
 from qap_gguf.errors import ConvertError
 
 huggingface_hub = pytest.importorskip("huggingface_hub")

@@ -12,7 +12,7 @@ import pytest
 
 from convert.test_mmproj import fields, tensors
 from qap_gguf.convert import convert
-from qap_gguf.convert.imatrix import read_imatrix
+from qap_gguf.convert.output.imatrix import read_imatrix
 from qap_gguf.errors import ConvertError
 
 Entries = dict[str, Any]

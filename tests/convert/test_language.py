@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from qap_gguf.convert import QUANTIZE_TYPES, convert
-from qap_gguf.convert.checkpoint import Checkpoint
-from qap_gguf.convert.language import interleave
+from qap_gguf.convert.llava.language import interleave
+from qap_gguf.convert.source.checkpoint import Checkpoint
 
 llama_cpp = pytest.importorskip("llama_cpp")
 Array = npt.NDArray[Any]

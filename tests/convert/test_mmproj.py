@@ -12,7 +12,7 @@ import pytest
 
 from qap_gguf.config import PruneConfig
 from qap_gguf.convert import convert
-from qap_gguf.convert.checkpoint import Checkpoint
+from qap_gguf.convert.source.checkpoint import Checkpoint
 from qap_gguf.errors import ConfigError, ConvertError
 
 LAYER = {

@@ -12,8 +12,8 @@ import pytest
 from convert.original_layout import original_layout
 from convert.test_errors import read_safetensors, write_safetensors
 from qap_gguf.convert import convert
-from qap_gguf.convert.original import original_name, translate
-from qap_gguf.convert.spec import parse
+from qap_gguf.convert.llava.original import original_name, translate
+from qap_gguf.convert.llava.spec import parse
 from qap_gguf.errors import ConvertError
 
 QWEN = {"head_dim": 16, "num_key_value_heads": 4}

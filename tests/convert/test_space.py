@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from dropin.children import environment
-from qap_gguf.convert import QUANTIZE_TYPES, api, convert, space
-from qap_gguf.convert.quantize import FLOAT_TYPES, least_bytes
+from qap_gguf.convert import QUANTIZE_TYPES, api, convert
+from qap_gguf.convert.output import disk_space as space
+from qap_gguf.convert.output.quantize import FLOAT_TYPES, least_bytes
 from qap_gguf.errors import ConvertError
 
 CHILD = Path(__file__).with_name("full_disk.py")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qap_gguf.convert.language import rope_factors
-from qap_gguf.convert.spec import parse
+from qap_gguf.convert.llava.language import rope_factors
+from qap_gguf.convert.llava.spec import parse
 from qap_gguf.errors import ConvertError
 
 LLAVA_15_7B = {  # the keys that llava-1.5-7b-hf's config.json has

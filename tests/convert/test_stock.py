@@ -13,8 +13,9 @@ import pytest
 
 import qap_gguf as qap
 from dropin.children import run_probe
-from qap_gguf import _amx, _core
+from qap_gguf import _core
 from qap_gguf.convert import convert
+from qap_gguf.runtime import amx as _amx
 
 AS_STOCK = {"QAP_DISABLE": "1", "QAP_STOCK_ENCODER": "1"}
 TOKENS = 16  # of an image: 28 pixels wide, patches of 7

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from qap_gguf.convert import bpe, spm, tokenizer
-from qap_gguf.convert.checkpoint import read_json
-from qap_gguf.convert.language import metadata
-from qap_gguf.convert.spec import parse
-from qap_gguf.convert.writer import write_gguf
+from qap_gguf.convert.llava.language import metadata
+from qap_gguf.convert.llava.spec import parse
+from qap_gguf.convert.output.writer import write_gguf
+from qap_gguf.convert.source.checkpoint import read_json
+from qap_gguf.convert.tokenizers import bpe, spm
+from qap_gguf.convert.tokenizers import load as tokenizer
 from qap_gguf.errors import ConvertError
 
 llama_cpp = pytest.importorskip("llama_cpp")

@@ -17,7 +17,7 @@ import pytest
 
 from conftest import PIECES, strings, train_bpe, write_bpe
 from convert.test_tokenizer import Libllama, differing, hf_json, spm_config, steps
-from qap_gguf.convert.checkpoint import read_json
+from qap_gguf.convert.source.checkpoint import read_json
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")

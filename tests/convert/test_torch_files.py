@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from qap_gguf.convert import convert
-from qap_gguf.convert.torch_file import torch_tensors
+from qap_gguf.convert.source.torch_file import torch_tensors
 from qap_gguf.errors import ConvertError
 
 torch = pytest.importorskip("torch")

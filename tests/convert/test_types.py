@@ -15,10 +15,10 @@ import pytest
 import qap_gguf as qap
 from clip_text.clip_checkpoint import CASES, make_clip
 from convert.test_mmproj import tensors
-from qap_gguf.clip_text import ClipTextTower
 from qap_gguf.convert import convert
-from qap_gguf.convert.writer import TensorPlan
+from qap_gguf.convert.output.writer import TensorPlan
 from qap_gguf.errors import ConvertError
+from qap_gguf.pruning.clip_text import ClipTextTower
 
 KINDS = ["f32", "f16", "bf16", "q8_0"]
 # NMSE of the tokens against f32's: rounding of weights and, for the last two, of activations too

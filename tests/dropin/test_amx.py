@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from qap_gguf import _amx, _core
+from qap_gguf import _core
+from qap_gguf.runtime import amx as _amx
 
 
 def library(folder: Path, *comments: bytes) -> Path:

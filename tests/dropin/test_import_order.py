@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dropin.children import outcome, python
-from qap_gguf._load import LLAMA_CPP_PYTHON, library_folder
+from qap_gguf.runtime.load import LLAMA_CPP_PYTHON, library_folder
 
 TRY = """
 try:

@@ -14,8 +14,9 @@ from gguf import GGUFValueType
 
 from dropin.children import run_probe
 from dropin.gguf_copy import rewrite
-from qap_gguf import _amx, _core
+from qap_gguf import _core
 from qap_gguf.config import PruneConfig
+from qap_gguf.runtime import amx as _amx
 
 N = 144
 

@@ -8,7 +8,7 @@ import pytest
 import qap_gguf as qap
 import qap_gguf.eval as qe
 from qap_gguf.errors import ConfigError
-from qap_gguf.likelihood import likelihoods
+from qap_gguf.language.likelihood import likelihoods
 
 TEXTS = ["four", "row 2, column 3", "two", "row 2, column 1"]
 QUESTION = "How many objects are there?"

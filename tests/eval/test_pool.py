@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import qap_gguf as qap
 import qap_gguf.eval as qe
 from qap_gguf.errors import ConfigError
+from qap_gguf.eval.made_tokens import replaced_image, replacement
 from qap_gguf.eval.pool import pool, pooled_grid
-from qap_gguf.eval.replaced import replaced_image, replacement
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.data())

@@ -1,7 +1,7 @@
 """What strangers and careless programs hand to this package, made from seeds: one class for each surface.
 
 A surface makes a case (plain JSON, so that it can be kept in corpus/) and runs it: the answer is a result that holds
-what is promised, or an error of ours in one line. Anything else is an AssertionError. tools/fuzz_surfaces.py runs
+what is promised, or an error of ours in one line. Anything else is an AssertionError. tools/fuzz/fuzz_surfaces.py runs
 them for long.
 """
 
@@ -123,7 +123,7 @@ class Checkpoint:
                 if out.exists():
                     raise AssertionError(f"left behind: {sorted(path.name for path in out.iterdir())}") from err
                 return "refused"
-            from qap_gguf.files import check_pair
+            from qap_gguf.files.gguf import check_pair
 
             check_pair(made.mmproj, made.model, 64)
             return "converted"
@@ -189,7 +189,7 @@ class SentencePiece:
 
     def run(self, case: Case) -> str:
         """Read it; a vocabulary has 256 bytes and as many scores as tokens."""
-        from qap_gguf.convert.spm import from_model
+        from qap_gguf.convert.tokenizers.spm import from_model
 
         if "cut" in case:
             data = self.whole[: case["cut"]]

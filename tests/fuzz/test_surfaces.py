@@ -1,6 +1,6 @@
 """Our own surfaces under cases that are kept (corpus/) and a bounded number of new ones; see surfaces.py.
 
-What tools/fuzz_surfaces.py finds in a long run lands in corpus/ and is run here from then on.
+What tools/fuzz/fuzz_surfaces.py finds in a long run lands in corpus/ and is run here from then on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 
 from fuzz.server_requests import Requests
 from fuzz.surfaces import Arguments, Checkpoint, Metadata, Questions, SentencePiece, Surface, sentencepiece_model
-from qap_gguf.convert.spm import from_model
+from qap_gguf.convert.tokenizers.spm import from_model
 
 CORPUS = Path(__file__).with_name("corpus")
 KEPT = sorted(path.relative_to(CORPUS).as_posix() for path in CORPUS.rglob("*.json"))

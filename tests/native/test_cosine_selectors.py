@@ -23,7 +23,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 
 import qap_gguf as qap
 from qap_gguf import _core, reference
-from qap_gguf.score import cosines
+from qap_gguf.pruning.score import cosines
 
 F32 = npt.NDArray[np.float32]
 METHODS = ("dpp", "divprune")

@@ -15,7 +15,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 from native.features import F32, largest, nmse, tokens
 from qap_gguf import reference
 from qap_gguf.errors import ArrayError
-from qap_gguf.score import cosines, merge_average
+from qap_gguf.pruning.score import cosines, merge_average
 
 I32 = npt.NDArray[np.int32]
 

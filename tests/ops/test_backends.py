@@ -23,9 +23,9 @@ import qap_gguf as qap
 from clip_text.clip_checkpoint import CASES, hidden_states, make_clip
 from ops.graphs import Node, WatchedEncoder, watched
 from ops.tables import BACKENDS, VIEWS, Case, Row, Tables, case_of, cases_of, read_tables, why_unsupported
-from qap_gguf.clip_text import ClipTextTower
 from qap_gguf.config import ERRORS, OUTLIERS
-from qap_gguf.score import cosines
+from qap_gguf.pruning.clip_text import ClipTextTower
+from qap_gguf.pruning.score import cosines
 from tiny_mmproj import PROJECTORS, tiny_mmproj
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,7 @@ KNOWN = STALE_TABLE | CPU_ONLY
 
 @pytest.fixture(scope="session")
 def tables() -> Tables:
-    """The tables of the pinned sources, from the cache of tools/fetch_upstream.py or by it."""
+    """The tables of the pinned sources, from the cache of tools/build/fetch_upstream.py or by it."""
     command = [sys.executable, str(ROOT / "tools" / "fetch_upstream.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     if done.returncode != 0:

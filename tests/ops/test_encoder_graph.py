@@ -63,7 +63,7 @@ def test_scores_leave_the_encoder_alone(encoder: WatchedEncoder, flash_attn: boo
 
 
 def test_every_layer_has_flash_attention() -> None:
-    from qap_gguf.files import read_gguf
+    from qap_gguf.files.gguf import read_gguf
 
     layers = int(read_gguf(qap.packaged_model().mmproj).metadata["clip.vision.block_count"])
     encoder = WatchedEncoder()

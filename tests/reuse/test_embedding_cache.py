@@ -19,9 +19,9 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 import qap_gguf as qap
 from dropin.children import python
 from qap_gguf import _core
-from qap_gguf.embedding_cache import encoder_identity, image_key, n_bytes
-from qap_gguf.embedding_store import EmbeddingStore, pack, unpack
 from qap_gguf.errors import ConfigError
+from qap_gguf.vision.cache import encoder_identity, image_key, n_bytes
+from qap_gguf.vision.store import EmbeddingStore, pack, unpack
 
 SAMPLE = qap.packaged_model().sample
 KEYS = [f"{number:064x}" for number in range(8)]
@@ -182,7 +182,7 @@ def test_a_pickle_in_a_file_is_not_run(store: EmbeddingStore) -> None:
     import hashlib
     import io
 
-    from qap_gguf.embedding_store import _MAGIC
+    from qap_gguf.vision.store import _MAGIC
 
     buffer = io.BytesIO()
     np.savez(buffer, plain=np.array([{"key": KEYS[0]}], dtype=object))
@@ -242,7 +242,7 @@ def test_the_next_process_does_not_encode(tmp_path: Path) -> None:
 
 CROWD = """
 import sys, time
-from qap_gguf.embedding_store import EmbeddingStore
+from qap_gguf.vision.store import EmbeddingStore
 import numpy as np, qap_gguf as qap
 store = EmbeddingStore(sys.argv[1], int(sys.argv[2]))
 keys = [f"{n:064x}" for n in range(8)]

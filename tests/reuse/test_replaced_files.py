@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_type=ImportError)
 
 import qap_gguf as qap
-from qap_gguf.embedding_cache import encoder_identity, file_stamp
+from qap_gguf.vision.cache import encoder_identity, file_stamp
 
 FILES = qap.packaged_model()
 

@@ -1,6 +1,6 @@
 """Interrupted, killed, starved and simultaneous work: no half file under a final name, and the work resumes.
 
-tools/faults.py strikes conversions at every step and prints counts; here it strikes at some.
+tools/fuzz/faults.py strikes conversions at every step and prints counts; here it strikes at some.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import qap_gguf as qap
 from dropin.children import environment
 from fault_points import CacheWrites, Evaluation
 from faults import DONE, REFUSED, Conversion, hashes, in_child, strike, strike_work
-from qap_gguf.convert.leftovers import shared, temporary_name
-from qap_gguf.embedding_store import EmbeddingStore, pack
-from qap_gguf.files import check_pair
+from qap_gguf.convert.output.temporary import shared, temporary_name
+from qap_gguf.files.gguf import check_pair
+from qap_gguf.vision.store import EmbeddingStore, pack
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks and signals")
 

@@ -15,7 +15,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 import qap_gguf as qap
 from gguf_mutations import ARRAY, STRING, Gguf, Key, Tensor, write
 from qap_gguf.errors import ModelFileError
-from qap_gguf.files import check_language, check_mmproj, check_pair
+from qap_gguf.files.gguf import check_language, check_mmproj, check_pair
 
 U32, I32, F32, BOOL, U16 = 4, 5, 6, 7, 2
 F16_TYPE, BF16_TYPE, Q8_0, Q8_1, I32_TYPE = 1, 30, 8, 9, 26
@@ -238,7 +238,7 @@ def test_the_stock_handler_meets_the_gate(make: Callable[..., Path], packaged: q
     """The drop-in library refuses the file before clip.cpp reads it; QAP_DISABLE=1 would let it abort."""
     import llama_cpp.mtmd_cpp as lib
 
-    from qap_gguf.language import open_llama
+    from qap_gguf.language.llama import open_llama
 
     llama = open_llama(packaged.model, n_ctx=64, n_threads=1, verbose=False)
     params = lib.mtmd_context_params_default()

@@ -127,7 +127,7 @@ def test_a_llama_of_the_caller_stays_the_callers(packaged: qap.PackagedModel, an
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from /proc")
 def test_the_leak_check_runs_the_encoder_for_each_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tools/leak_check.py would mean nothing if a cache answered."""
+    """tools/fuzz/leak_check.py would mean nothing if a cache answered."""
     monkeypatch.setattr(leak_check, "WARM", 3)
     _, passes = leak_check.growth(6, answers=True)
     assert passes == 6

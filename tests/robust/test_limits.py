@@ -11,10 +11,10 @@ import pytest
 pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_type=ImportError)
 
 import qap_gguf as qap
-from qap_gguf.clip_text import ClipTextTower
-from qap_gguf.convert.checkpoint import Checkpoint
-from qap_gguf.convert.fields import Fields
+from qap_gguf.convert.llava.config_section import Fields
+from qap_gguf.convert.source.checkpoint import Checkpoint
 from qap_gguf.errors import ArrayError, ConfigError, ConvertError
+from qap_gguf.pruning.clip_text import ClipTextTower
 from tiny_mmproj import tiny_tower
 
 

@@ -1,4 +1,4 @@
-"""The gate in front of native loading: damaged model files never end the process (tools/mutate.py, a bounded run).
+"""The gate in front of native loading: damaged model files never end the process (tools/fuzz/mutate.py, a bounded run).
 
 Each mutation runs in a process of its own. Without the gate (native/src/gate) a tenth of these files abort.
 """
@@ -17,7 +17,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 import qap_gguf as qap
 from gguf_mutations import KINDS, Gguf, write
 from mutate import outcomes, use_tiles
-from qap_gguf.files import check_mmproj
+from qap_gguf.files.gguf import check_mmproj
 from tiny_mmproj import PROJECTORS, tiny_mmproj
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks a process that has loaded ggml")

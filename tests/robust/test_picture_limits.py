@@ -19,8 +19,8 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 
 import qap_gguf as qap
 from dropin.children import run_probe
-from qap_gguf import images
-from qap_gguf.images import load_image
+from qap_gguf.vision import images
+from qap_gguf.vision.images import load_image
 
 Pixels = npt.NDArray[np.uint8]
 RGB: Pixels = np.random.default_rng(1).integers(0, 256, (12, 20, 3), dtype=np.uint8)

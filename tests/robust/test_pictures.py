@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import qap_gguf as qap
-from qap_gguf.images import load_image
+from qap_gguf.vision.images import load_image
 
 Refuse = Callable[..., str]
 Pixels = npt.NDArray[np.uint8]

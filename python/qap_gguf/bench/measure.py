@@ -17,8 +17,8 @@ import numpy as np
 from qap_gguf.bench.memory import kv_bytes
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError
-from qap_gguf.images import ImageSource
 from qap_gguf.model import VisionModel
+from qap_gguf.vision.images import ImageSource
 
 Progress = Callable[[int, int], None]
 

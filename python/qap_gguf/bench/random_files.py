@@ -27,7 +27,7 @@ from qap_gguf.bench.shapes import (
     vision_metadata,
     vision_tensors,
 )
-from qap_gguf.convert.writer import Metadata, OutputFolder, f32_list, i32_list, str_list, value
+from qap_gguf.convert.output.writer import Metadata, OutputFolder, f32_list, i32_list, str_list, value
 from qap_gguf.errors import ConvertError
 
 #: Part of the file names: raise it when the recipe changes, and old files are made anew.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qap_gguf.convert.writer import Metadata, f32, f32_list, i32_list, value
+from qap_gguf.convert.output.writer import Metadata, f32, f32_list, i32_list, value
 from qap_gguf.errors import ConfigError
 
 CLIP_MEAN: Final = [0.48145466, 0.4578275, 0.40821073]

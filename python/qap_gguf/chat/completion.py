@@ -2,7 +2,7 @@
 
 Facts read in llama-cpp-python 0.3.36, llama.py: ``logits_processor`` together with ``logit_bias`` loses both (the
 result of ``list.extend`` is kept), a bias for an unknown token raises inside a callback, where it is lost, and a draft
-model copies ids out of ``input_ids``, which for images are negative (:mod:`qap_gguf.prefill`).
+model copies ids out of ``input_ids``, which for images are negative (:mod:`qap_gguf.generation.prefill`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from qap_gguf.answering import Answers
 from qap_gguf.arguments import check_integer, check_number, is_unicode
 from qap_gguf.chat.grammars import watched
 from qap_gguf.errors import ConfigError
+from qap_gguf.generation.answers import Answers
 
 _FRACTIONS = ("top_p", "min_p", "typical_p")
 _NUMBERS = ("presence_penalty", "frequency_penalty", "repeat_penalty", "tfs_z", "mirostat_tau", "mirostat_eta")

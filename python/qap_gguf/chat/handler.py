@@ -23,19 +23,19 @@ from qap_gguf import _core, defaults
 from qap_gguf.arguments import check_threads
 from qap_gguf.chat.completion import HeldSignals, check_settings, merge_bias, only_text_drafts, steps_of
 from qap_gguf.chat.grammars import check_grammar
-from qap_gguf.chat.messages import ImagePart, images_of, question_of, read_messages
 from qap_gguf.chat.sources import ChatImage, SourceRules
-from qap_gguf.chat.templates import ChatTemplate, Prompt, named_template
 from qap_gguf.chat.tools import forced_tool, modern_tools, response_grammar
 from qap_gguf.config import PruneConfig
-from qap_gguf.embedding import ImageEmbedding
-from qap_gguf.embedding_cache import EmbeddingCache
 from qap_gguf.errors import ConfigError, QapError
-from qap_gguf.files import check_pair
-from qap_gguf.generation import GenerationStats
-from qap_gguf.language import LanguageModel
+from qap_gguf.files.gguf import check_pair
+from qap_gguf.generation.messages import ImagePart, images_of, question_of, read_messages
+from qap_gguf.generation.settings import GenerationStats
+from qap_gguf.generation.templates import ChatTemplate, Prompt, named_template
+from qap_gguf.language.llama import LanguageModel
 from qap_gguf.model import VisionModel
-from qap_gguf.resizing import check_resize
+from qap_gguf.vision.cache import EmbeddingCache
+from qap_gguf.vision.embedding import ImageEmbedding
+from qap_gguf.vision.resize import check_resize
 
 
 class _Unset:
@@ -59,7 +59,7 @@ class ChatHandler:
         clip_model_path: the mmproj file, as for llama-cpp-python's handlers.
         prune: how to prune where nothing nearer says so; None leaves it to the defaults.
         chat_format: None takes the chat template of the GGUF file, or ``llava-1-5`` where it has none; or a name that
-            llama-cpp-python knows (``qap_gguf.chat.templates`` lists them).
+            llama-cpp-python knows (``qap_gguf.generation.templates`` lists them).
         chat_template: Jinja source that takes the place of both.
         sources: where images may come from; None allows files and data URIs, but fetches nothing.
         device: ggml device of the encoder; None takes a GPU if there is one.
@@ -158,7 +158,7 @@ class ChatHandler:
             ModelFileError: no such repository or file, or no network and no copy in the cache.
             ConfigError: no repository id, or huggingface_hub is not installed.
         """
-        from qap_gguf.hub import fetch_mmproj
+        from qap_gguf.files.hub import fetch_mmproj
 
         folder = None if cache_dir is None else os.fspath(cache_dir)
         return cls(fetch_mmproj(repo_id, filename, revision=revision, cache_dir=folder), **settings)

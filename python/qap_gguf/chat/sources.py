@@ -20,9 +20,9 @@ from PIL import Image
 
 from qap_gguf.arguments import check_integer
 from qap_gguf.chat.fetch import fetch
-from qap_gguf.embedding import ImageEmbedding
 from qap_gguf.errors import ConfigError, ImageError
-from qap_gguf.images import ImageSource, Pixels, load_image
+from qap_gguf.vision.embedding import ImageEmbedding
+from qap_gguf.vision.images import ImageSource, Pixels, load_image
 
 #: An image of a message: encoded already, or something that :meth:`SourceRules.load` turns into pixels.
 ChatImage: TypeAlias = "ImageSource | ImageEmbedding"

@@ -134,10 +134,10 @@ def bench(
     configs = _configs(n_keep, keep_ratio, prune)
 
     import qap_gguf as qap
+    from qap_gguf.arguments import n_threads_default
     from qap_gguf.bench import Plan, find_shape, make_random_model, peak_bytes, run_passes, summarise
-    from qap_gguf.images import load_image
     from qap_gguf.opening import open_model
-    from qap_gguf.score import n_threads_default
+    from qap_gguf.vision.images import load_image
 
     if shape is not None:
         with counter_bar("tensors") as making:

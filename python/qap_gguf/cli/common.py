@@ -18,8 +18,8 @@ import click
 
 from qap_gguf.config import ERRORS, MERGES, OUTLIERS, POSITIONS, SELECTORS, SEMANTICS, PruneConfig
 from qap_gguf.errors import ConfigError
-from qap_gguf.opening import KV_TYPES
-from qap_gguf.resizing import RESIZES, set_resize
+from qap_gguf.language.kv_types import KV_TYPES
+from qap_gguf.vision.resize import RESIZES, set_resize
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -189,7 +189,7 @@ def _with_hub(function: F, multiple: bool) -> F:
         if hf is not None:
             if settings["model"] or settings["mmproj"]:
                 raise click.UsageError("--hf brings the model and its mmproj; drop -m/--model and --mmproj")
-            from qap_gguf.hub import fetch_pair, split_id
+            from qap_gguf.files.hub import fetch_pair, split_id
 
             repo, quant = split_id(hf)
             found = fetch_pair(repo, quant=quant)

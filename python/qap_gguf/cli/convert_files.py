@@ -32,7 +32,7 @@ def annotate_file(source: Path, out: Path, prune: Mapping[str, Any], *, force: b
         raise click.UsageError("--annotate changes pruning defaults: give --keep-ratio or another, or --dense for none")
 
     import qap_gguf as qap
-    from qap_gguf.files import read_gguf
+    from qap_gguf.files.gguf import read_gguf
 
     config = None
     if given:

@@ -23,7 +23,7 @@ from qap_gguf.cli.common import (
 )
 from qap_gguf.cli.output import counter_bar, print_table
 from qap_gguf.config import ERRORS
-from qap_gguf.opening import KV_TYPES
+from qap_gguf.language.kv_types import KV_TYPES
 
 if TYPE_CHECKING:
     from qap_gguf.config import PruneConfig
@@ -173,7 +173,7 @@ def eval_command(
 
     \b
     Examples:
-      python tools/make_scenes.py --seed 20260000 --n 50 --out scenes
+      python tools/demo/make_scenes.py --seed 20260000 --n 50 --out scenes
       qap-gguf eval scenes/questions.jsonl --n-keep 18 --n-keep 36
       qap-gguf eval scenes/questions.jsonl -m m-Q8_0.gguf -m m-Q2_K.gguf --mmproj mmproj.gguf --kv q4_0 --out results
     """

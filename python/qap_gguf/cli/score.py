@@ -29,7 +29,8 @@ from qap_gguf.cli.common import (
 from qap_gguf.errors import QapError
 
 if TYPE_CHECKING:
-    from qap_gguf.embedding import ImageEmbedding, PrunedImage
+    from qap_gguf.pruning.prune import PrunedImage
+    from qap_gguf.vision.embedding import ImageEmbedding
 
 Row = tuple[str, ...]
 HEAD: Row = ("token", "row", "column", "error", "outlier", "semantic", "sensitivity", "total", "kept")
@@ -206,8 +207,8 @@ def score(
     check_targets({"npz": npz, "png": png}, force)
 
     import qap_gguf as qap
-    from qap_gguf.images import load_image
-    from qap_gguf.plot import plot, require_matplotlib
+    from qap_gguf.plotting.plot import plot, require_matplotlib
+    from qap_gguf.vision.images import load_image
 
     if png is not None:
         require_matplotlib()

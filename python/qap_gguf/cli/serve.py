@@ -149,11 +149,11 @@ def serve(
         raise ConfigError(f"serve: expected the extra serve ({err}); run pip install 'qap_gguf[serve]'") from err
 
     import qap_gguf as qap
-    from qap_gguf.devices import language_settings
-    from qap_gguf.files import check_pair, read_gguf
-    from qap_gguf.language import open_llama
-    from qap_gguf.opening import kv_settings
-    from qap_gguf.score import n_threads_default
+    from qap_gguf.arguments import n_threads_default
+    from qap_gguf.files.gguf import check_pair, read_gguf
+    from qap_gguf.language.kv_types import kv_settings
+    from qap_gguf.language.llama import open_llama
+    from qap_gguf.runtime.devices import language_settings
 
     if model is None or mmproj is None:
         packaged = qap.packaged_model()

@@ -9,10 +9,10 @@ torch files only, torch and transformers for llama.cpp's converter.
 
 from __future__ import annotations
 
-from .annotate import annotate
-from .api import ConvertResult, convert
-from .check import CheckReport, FileReport, PairReport, check_files
-from .quantize import QUANTIZE_TYPES
+from qap_gguf.convert.annotate import annotate
+from qap_gguf.convert.api import ConvertResult, convert
+from qap_gguf.convert.check import CheckReport, FileReport, PairReport, check_files
+from qap_gguf.convert.output.quantize import QUANTIZE_TYPES
 
 __all__ = [
     "QUANTIZE_TYPES",

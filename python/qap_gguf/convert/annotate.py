@@ -17,12 +17,11 @@ import gguf
 
 from qap_gguf import _core
 from qap_gguf.config import METADATA_TYPES, PruneConfig
+from qap_gguf.convert.mmproj_header import mmproj_facts
+from qap_gguf.convert.output.disk_space import require_space, writing
+from qap_gguf.convert.output.writer import OutputFolder
 from qap_gguf.errors import ConfigError, ModelFileError, UnsupportedError
-from qap_gguf.files import GgufInfo, check_vision, read_gguf
-
-from .facts import mmproj_facts
-from .space import require_space, writing
-from .writer import OutputFolder
+from qap_gguf.files.gguf import GgufInfo, check_vision, read_gguf
 
 __all__ = ["annotate"]
 

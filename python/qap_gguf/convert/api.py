@@ -10,21 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qap_gguf.convert.llava import clip_text as text_tower
+from qap_gguf.convert.llava import language, mmproj
+from qap_gguf.convert.llava.original import is_original
+from qap_gguf.convert.llava.source import open_llava
+from qap_gguf.convert.llava.spec import LlavaSpec, parse
+from qap_gguf.convert.llava.tensor_plan import Planner
+from qap_gguf.convert.output.disk_space import require_space
+from qap_gguf.convert.output.imatrix import read_imatrix
+from qap_gguf.convert.output.quantize import FLOAT_TYPES, QUANTIZE_TYPES, file_type, least_bytes, quantize_file
+from qap_gguf.convert.output.writer import OutputFolder, TensorPlan, write_gguf
+from qap_gguf.convert.source.checkpoint import checkpoint_folder, read_json
+from qap_gguf.convert.source.hub import fetch, model_name
+from qap_gguf.convert.tokenizers import load as tokenizer
+from qap_gguf.convert.upstream.families import FamilyFiles, check_family, convert_family, is_llava
 from qap_gguf.errors import ConvertError, ModelFileError
-
-from . import clip_text as text_tower
-from . import language, mmproj, tokenizer
-from .checkpoint import checkpoint_folder, read_json
-from .families import FamilyFiles, check_family, convert_family, is_llava
-from .hub import fetch, model_name
-from .imatrix import read_imatrix
-from .llava_source import open_llava
-from .original import is_original
-from .plan import Planner
-from .quantize import FLOAT_TYPES, QUANTIZE_TYPES, file_type, least_bytes, quantize_file
-from .space import require_space
-from .spec import LlavaSpec, parse
-from .writer import OutputFolder, TensorPlan, write_gguf
 
 if TYPE_CHECKING:
     from qap_gguf.config import PruneConfig
@@ -169,7 +169,7 @@ def _require_space(folder: Path, kind: str, vision: list[TensorPlan], text: list
 
 def _check_made(encoder: Path, model: Path) -> None:
     """What is written must be what whoever loads it lets pass; the room that it needs is another machine's affair."""
-    from qap_gguf.files import check_pair
+    from qap_gguf.files.gguf import check_pair
 
     try:
         check_pair(encoder, model, memory=False)

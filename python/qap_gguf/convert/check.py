@@ -14,12 +14,11 @@ from typing import Any
 
 from qap_gguf import _core
 from qap_gguf.config import PruneConfig
+from qap_gguf.convert.defects import Defect, find_defects
+from qap_gguf.convert.mmproj_header import mmproj_facts
 from qap_gguf.errors import ConfigError, ConvertError, ModelFileError
-from qap_gguf.files import GgufInfo, read_gguf
-from qap_gguf.relevance import AUTO_ORDER
-
-from .defects import Defect, find_defects
-from .facts import mmproj_facts
+from qap_gguf.files.gguf import GgufInfo, read_gguf
+from qap_gguf.pruning.relevance import AUTO_ORDER
 
 __all__ = ["CheckReport", "FileReport", "PairReport", "check_files"]
 

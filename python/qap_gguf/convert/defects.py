@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qap_gguf.files import GgufInfo
+from qap_gguf.files.gguf import GgufInfo
 
 __all__ = ["Defect", "find_defects"]
 
@@ -44,7 +44,7 @@ def find_defects(info: GgufInfo, projector: str) -> tuple[Defect, ...]:
 
     Example:
         >>> import qap_gguf as qap
-        >>> from qap_gguf.files import read_gguf
+        >>> from qap_gguf.files.gguf import read_gguf
         >>> [(d.issue, d.mended) for d in find_defects(read_gguf(qap.packaged_model().mmproj), "mlp")]
         [(25814, True)]
     """
@@ -73,7 +73,7 @@ def _newline(info: GgufInfo) -> bool:
 
 
 def _packable(info: GgufInfo, projector: str) -> bool:
-    """Has what native/src/pack.cpp needs."""
+    """Has what native/src/families/pack.cpp needs."""
     return projector == "mlp" and _newline(info) and _GRID in info.metadata
 
 

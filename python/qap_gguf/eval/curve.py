@@ -85,7 +85,7 @@ def draw(result: Evaluation, path: Path, title: str = "") -> None:
         ConfigError: nothing but dense was measured.
         UnsupportedError: matplotlib is not installed.
     """
-    from qap_gguf.plot import require_matplotlib
+    from qap_gguf.plotting.plot import require_matplotlib
 
     if all(summary.variant.method == "dense" for summary in result.summaries):
         raise ConfigError("a plot of accuracy against K needs a pruned method, got dense alone; add one")

@@ -1,6 +1,6 @@
 """Questions with known answers.
 
-The file format is this project's own (tools/make_scenes.py writes it): one JSON object for each line with the texts
+The file format is ours (tools/demo/make_scenes.py writes it): one JSON object for each line with the texts
 image (a path relative to the file), question, answer and, optionally, kind; instead of answer, answers (a list, what
 several people said); choices (a list that holds the answer) makes it multiple choice.
 """

@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, NativeError, UnsupportedError
 from qap_gguf.eval.data import Question
+from qap_gguf.eval.made_tokens import replaced_image, replacement
 from qap_gguf.eval.methods import REPLACED, Variant
-from qap_gguf.eval.replaced import replaced_image, replacement
 
 MAX_TOKENS: Final = 12  #: "row 2, column 3" has seven tokens
 
@@ -152,7 +152,7 @@ def _generate(model: Any, image: Any, question: Question, config: PruneConfig | 
     )
     if not question.choices:
         return "".join(generation), generation.stats
-    from qap_gguf.likelihood import likelihoods
+    from qap_gguf.language.likelihood import likelihoods
 
     found = likelihoods(model.language_model, question.choices)
     generation.close()

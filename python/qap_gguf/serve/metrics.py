@@ -7,8 +7,8 @@ import time
 from collections import defaultdict
 from typing import Final
 
-from qap_gguf.embedding_cache import CacheStats
-from qap_gguf.generation import GenerationStats
+from qap_gguf.generation.settings import GenerationStats
+from qap_gguf.vision.cache import CacheStats
 
 _HELP: Final = {
     "requests_total": "Requests by status.",

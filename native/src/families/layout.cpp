@@ -1,0 +1,128 @@
+// layout.cpp: see layout.h. One row of the table for each projector that was proven against transformers.
+#include "families/layout.h"
+
+#include "clip-impl.h"
+#include "clip-model.h"
+
+enum class class_token { as_stored, first, last, none };
+
+struct projector_row {
+    projector_type projector;
+    qap_merging    merging;
+    class_token    cls;
+};
+
+static const projector_row PROJECTORS[] = {
+    { PROJECTOR_TYPE_MLP,      qap_merging::none,        class_token::as_stored },
+    { PROJECTOR_TYPE_MLP_NORM, qap_merging::none,        class_token::as_stored },
+    { PROJECTOR_TYPE_IDEFICS3, qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_GEMMA3,   qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_LFM2,     qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_INTERNVL, qap_merging::block,       class_token::first     },
+    { PROJECTOR_TYPE_LLAMA4,   qap_merging::block,       class_token::last      },
+    { PROJECTOR_TYPE_PIXTRAL,  qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_QWEN2VL,  qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_QWEN25VL, qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_QWEN3VL,  qap_merging::consecutive, class_token::none      },
+};
+
+static const projector_row * find_projector(int projector) {
+    for (const projector_row & row : PROJECTORS) {
+        if (row.projector == projector) {
+            return &row;
+        }
+    }
+    return nullptr;
+}
+
+const char * qap_projector_why_not(int projector) {
+    if (find_projector(projector) != nullptr) {
+        return nullptr;
+    }
+    switch (projector) {
+        case PROJECTOR_TYPE_MINICPMV:
+            return "the resampler's queries (projector resampler) have no place in the picture; run it without pruning";
+        case PROJECTOR_TYPE_GEMMA3NV:
+            return "the encoder (projector gemma3nv) mixes scales in every token; run this model without pruning";
+        case PROJECTOR_TYPE_LDP:
+        case PROJECTOR_TYPE_LDPV2:
+        case PROJECTOR_TYPE_GLM_EDGE:
+        case PROJECTOR_TYPE_COGVLM:
+            return "this family was not compared with its original here; run this model without pruning";
+        default: return "this projector is not supported for pruning; run this model without pruning";
+    }
+}
+
+qap_layout qap_layout_of(const clip_model & model, const clip_image_f32 & image) {
+    const clip_hparams &  hparams = model.hparams;
+    const projector_row * row     = find_projector(model.proj_type);
+    qap_layout            layout;
+    if (row == nullptr || hparams.patch_size < 1) {
+        return layout;
+    }
+    layout.n_patches_x        = image.nx() / hparams.patch_size;
+    const int64_t n_patches_y = image.ny() / hparams.patch_size;
+    layout.n_patches          = layout.n_patches_x * n_patches_y;
+    layout.merging            = row->merging;
+    if (row->merging == qap_merging::consecutive) {
+        layout.n_merge = 2; // what their graphs are written for
+    } else if (row->merging == qap_merging::block) {
+        layout.n_merge = hparams.n_merge > 0 ? hparams.n_merge : 1;
+    }
+    const int64_t lines  = n_patches_y / layout.n_merge;
+    const int64_t length = layout.n_patches_x / layout.n_merge;
+    layout.n_tokens      = lines * length;
+    layout.n_planes      = 1 + model.n_deepstack_layers;
+    layout.windows       = model.proj_type == PROJECTOR_TYPE_QWEN25VL && hparams.n_wa_pattern > 0;
+    if (model.proj_type == PROJECTOR_TYPE_PIXTRAL && model.token_embd_img_break != nullptr && lines > 1) {
+        layout.line_length = length;
+    }
+    if (model.class_embedding != nullptr && row->cls != class_token::none) {
+        // upstream's order has it in the last position (002-llava-encoder.patch, 003-internvl-class-token.patch)
+        const bool first = row->cls != class_token::last && !qap_stock_encoder();
+        layout.cls_row   = first ? 0 : layout.n_patches;
+        // stock LLaVA reads positions 1 ... n although the class token is the last of them
+        layout.first_row = first || row->cls == class_token::as_stored ? 1 : 0;
+    }
+    // stock Llama 4 gives its tokens column by column, and sides that do not divide are padded
+    const bool divides = layout.n_patches_x % layout.n_merge == 0 && n_patches_y % layout.n_merge == 0;
+    layout.attention   = divides && !(model.proj_type == PROJECTOR_TYPE_LLAMA4 && qap_stock_encoder());
+    return layout;
+}
+
+ggml_tensor * qap_build_tokens(ggml_context * ctx, ggml_tensor * rows, const qap_layout & layout) {
+    const int64_t width  = rows->ne[0];
+    const int64_t n_embd = width / layout.n_planes;
+    ggml_tensor * x      = ggml_reshape_2d(ctx, rows, width, ggml_nelements(rows) / width);
+    if (layout.line_length > 0) {
+        const int64_t lines = layout.n_tokens / layout.line_length;
+        x = ggml_view_3d(ctx, x, n_embd, layout.line_length, lines, x->nb[1], x->nb[1] * (layout.line_length + 1), 0);
+        x = ggml_reshape_2d(ctx, ggml_cont(ctx, x), n_embd, layout.n_tokens);
+    } else if (layout.n_planes > 1) {
+        x = ggml_cont(ctx, ggml_view_2d(ctx, x, n_embd, layout.n_tokens, x->nb[1], 0));
+    }
+    return x;
+}
+
+ggml_tensor * qap_build_pooled(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * signal, const qap_layout & layout) {
+    const size_t  skip  = (size_t) layout.first_row * sizeof(float);
+    const int64_t n     = layout.n_merge;
+    ggml_tensor * means = ggml_cont(ctx, ggml_view_1d(ctx, signal, layout.n_patches, skip));
+    if (layout.merging == qap_merging::block && n > 1) {
+        const int64_t length = layout.n_patches_x / n;
+        means                = ggml_reshape_4d(ctx, means, n, length, n, layout.n_tokens / length);
+        means                = ggml_cont(ctx, ggml_permute(ctx, means, 0, 2, 1, 3)); // [n, n, length, lines]
+    }
+    if (layout.merging != qap_merging::none && n > 1) {
+        means = ggml_sum_rows(ctx, ggml_reshape_2d(ctx, means, n * n, layout.n_tokens)); // [1, n_tokens]
+        means = ggml_scale(ctx, means, 1.0f / (float) (n * n));
+    }
+    if (layout.windows) {
+        ggml_tensor * order = ggml_graph_get_tensor(gf, "window_idx");
+        if (order == nullptr) {
+            return nullptr;
+        }
+        means = ggml_get_rows(ctx, ggml_reshape_2d(ctx, means, 1, layout.n_tokens), order);
+    }
+    return ggml_reshape_1d(ctx, means, layout.n_tokens);
+}

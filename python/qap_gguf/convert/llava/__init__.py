@@ -1,0 +1,1 @@
+"""LLaVA checkpoints: what config.json and tensors say, and what GGUF files need of them."""

@@ -1,0 +1,1 @@
+"""Writing GGUF files: plans, temporary names, room on the disk, quantization."""

@@ -1,0 +1,1 @@
+"""Where a checkpoint comes from: folders, safetensors and torch files, the hub."""

@@ -1,0 +1,1 @@
+"""Families that llama.cpp's own converter knows, and that converter in a process of its own."""

@@ -1,0 +1,1 @@
+"""From messages to an answer: prompt, prefill, decoding, settings."""

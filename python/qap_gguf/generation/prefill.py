@@ -1,0 +1,131 @@
+"""A tokenized prompt into the KV cache: text tokens and kept image rows, in their order, as far as they are new.
+
+llama-cpp-python notes the tokens of its KV cache in ``Llama.input_ids``. An image has no token ids, so its positions
+get negative numbers that are made from what is in the cache there: the rows and their places. No text has such
+numbers, and no other image; hence whoever compares ``input_ids`` with a prompt finds equal what is equal.
+
+What is reused, and why no more: a prompt is evaluated in steps, a batch of text or an image, and a step is kept when
+it and all before it are the same as in the last prompt. Within a step nothing is kept, for half a batch is computed
+by other kernels than a whole one, and the last bits differ. So an answer is the same, bit for bit, with and without
+reuse. The last step is always evaluated, because it gives the logits of the first token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qap_gguf import _core
+from qap_gguf.arguments import FloatArray, IndexArray
+from qap_gguf.language.kv_record import Done, image_ids
+
+if TYPE_CHECKING:
+    from qap_gguf.language.llama import LanguageModel
+    from qap_gguf.vision.encoder import ImageEncoder
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRows:
+    """What the language model gets of a piece of an image.
+
+    Attributes:
+        features: the rows, float32 (n_rows, n_embd): kept tokens and special rows.
+        indices: numbers of the kept tokens in the piece, int32 (k,), ascending; None where it is all of them.
+        positions: what becomes of their positions, a name of ``PruneConfig.positions``.
+    """
+
+    features: FloatArray
+    indices: IndexArray | None
+    positions: str = "auto"
+
+    def digest(self, chunk: _core.Chunk) -> bytes:
+        """Differs when the rows, their places or the picture's number of tokens differ."""
+        found = hashlib.blake2b(np.ascontiguousarray(self.features).data, digest_size=32)
+        if self.indices is not None:
+            found.update(np.ascontiguousarray(self.indices).data)
+        whole = self.indices is None
+        found.update(f"{self.features.shape} {whole} {chunk.n_tokens} {chunk.n_pos} {self.positions}".encode())
+        return found.digest()
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    key: tuple[int, ...] | bytes
+    chunk: _core.Chunk
+    rows: ImageRows | None
+
+
+def _steps(chunks: Sequence[_core.Chunk], images: Sequence[ImageRows], n_batch: int) -> list[_Step]:
+    steps: list[_Step] = []
+    waiting = iter(images)
+    for chunk in chunks:
+        if chunk.is_image:
+            rows = next(waiting)
+            steps.append(_Step(rows.digest(chunk), chunk, rows))
+            continue
+        tokens = chunk.tokens
+        steps += [_Step(tuple(tokens[i : i + n_batch]), chunk, None) for i in range(0, len(tokens), n_batch)]
+    return steps
+
+
+def _reusable(language: LanguageModel, steps: Sequence[_Step]) -> list[Done]:
+    """Steps of the KV cache that begin this prompt, its last step excepted."""
+    same: list[Done] = []
+    for done, step in zip(language.record.steps, steps[:-1], strict=False):
+        if done.key != step.key or not language.holds(done.start, done.ids):
+            break
+        same.append(done)
+    return same
+
+
+def fill(
+    language: LanguageModel,
+    encoder: ImageEncoder,
+    chunks: Sequence[_core.Chunk],
+    images: Sequence[ImageRows],
+    n_batch: int,
+) -> int:
+    """Put a prompt into the KV cache.
+
+    Args:
+        language: the language model.
+        encoder: what `chunks` came from.
+        chunks: text and images, in order.
+        images: rows for each image chunk.
+        n_batch: tokens of a batch.
+
+    Returns:
+        Positions that were in the cache already.
+
+    Raises:
+        NativeError: libllama refuses a batch; the cache is empty then.
+    """
+    steps = _steps(chunks, images, n_batch)
+    same = _reusable(language, steps)
+    n_same = same[-1].start + len(same[-1].ids) if same else 0
+    if not (n_same and language.cut(n_same)):
+        language.reset()  # forgets the record as well
+        same, n_same = [], 0
+    language.record.steps[:] = same
+    language.record.surplus = same[-1].surplus if same else 0
+    try:
+        for step in steps[len(same) :]:
+            start = language.n_past
+            if step.rows is None:
+                assert isinstance(step.key, tuple)
+                language.prefill(step.key)
+                ids = np.array(step.key, dtype=np.int32)
+            else:
+                assert isinstance(step.key, bytes)
+                encoder.prefill(step.chunk, step.rows.features, step.rows.indices, step.rows.positions, n_batch)
+                ids = image_ids(step.key, language.n_past - start)
+                language.note(start, ids)
+            language.record.steps.append(Done(step.key, ids, start, language.record.surplus))
+    except BaseException:
+        language.reset()  # a step may be half in the cache
+        raise
+    return n_same

@@ -1,0 +1,1 @@
+"""The language model: llama_cpp.Llama, its KV cache, its lock."""

@@ -1,0 +1,78 @@
+"""How likely a language model finds texts as the beginning of its answer: what multiple choice is scored by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+from qap_gguf.errors import ConfigError, NativeError
+from qap_gguf.language.llama import LanguageModel
+
+
+def answer_tokens(language: LanguageModel, text: str) -> list[int]:
+    """Tokens of a text where an answer begins.
+
+    A chat template ends with the line break or token that answers follow at once. The form of LLaVA-1.5 ends with
+    "ASSISTANT:", which a space follows; SentencePiece vocabularies put that space in by themselves.
+    """
+    llama = language.llama
+    sentencepiece = llama_cpp.llama_vocab_type(llama._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_SPM
+    bare = sentencepiece or bool(llama.metadata.get("tokenizer.chat_template"))
+    return language.tokenize(text if bare else f" {text}")
+
+
+def _log_softmax(logits: Any) -> Any:
+    wide = np.asarray(logits, np.float64)
+    wide -= wide.max()
+    return wide - np.log(np.exp(wide).sum())
+
+
+def likelihoods(llama: llama_cpp.Llama, texts: Sequence[str]) -> list[float]:
+    """Mean log probability, for each token, of texts as the answer to the prompt that was prefilled last.
+
+    The mean, not the sum, so that a long choice is not at a disadvantage. The KV cache is left as it was found; the
+    logits are not, so the answer must not be read on.
+
+    Args:
+        llama: a model behind a prefill, such as ``VisionModel.language_model`` after ``generate(..., stream=True)``.
+        texts: at least one, none empty.
+
+    Returns:
+        One number <= 0 for each text.
+
+    Raises:
+        ConfigError: no texts, or one without tokens, or no room for them in the context.
+        NativeError: nothing was prefilled, or libllama refuses.
+
+    Example:
+        >>> import qap_gguf as qap
+        >>> with qap.VisionModel() as vlm:
+        ...     answer = vlm.generate([qap.packaged_model().sample, "How many objects are there?"], stream=True)
+        ...     found = likelihoods(vlm.language_model, ["two", "four", "six"])
+        >>> max(zip(found, ["two", "four", "six"]))[1]
+        'four'
+    """
+    language = LanguageModel(llama)
+    tokens = [answer_tokens(language, text) for text in texts]
+    if not tokens or not all(tokens):
+        raise ConfigError(f"choices: expected texts with at least one token, got {list(texts)!r}; correct them")
+    start = language.n_past
+    if start + max(map(len, tokens)) > language.n_ctx:
+        raise ConfigError(f"choices: expected room behind {start} tokens, got n_ctx {language.n_ctx}; raise n_ctx")
+    first = _log_softmax(language.last_logits())
+    memory = llama_cpp.llama_get_memory(llama._ctx.ctx)
+    out = []
+    for ids in tokens:
+        total, after = float(first[ids[0]]), ids[0]
+        for token in ids[1:]:
+            language.prefill([after])
+            total, after = total + float(_log_softmax(language.last_logits())[token]), token
+        if len(ids) > 1:
+            if not llama_cpp.llama_memory_seq_rm(memory, 0, start, -1):
+                raise NativeError("expected to take tokens back out of the KV cache, libllama cannot for this model")
+            language.n_past = start
+        out.append(total / len(ids))
+    return out

@@ -1,0 +1,289 @@
+"""The parts of ``llama_cpp.Llama`` that a vision model needs: prefill of text, sampling, detokenization, KV cache.
+
+All reliance on names of llama-cpp-python that are not public stands here; the pin keeps them in place.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+from qap_gguf import _core
+from qap_gguf.errors import ConfigError, ModelFileError, NativeError
+from qap_gguf.language.input_embeddings import InputEmbeddings
+from qap_gguf.language.interrupts import held_back
+from qap_gguf.language.kv_record import IdArray, KvRecord
+from qap_gguf.language.turn_lock import Turns
+
+
+def open_llama(path: str | os.PathLike[str], **settings: Any) -> llama_cpp.Llama:
+    """Load a language model; failures are one line.
+
+    Raises:
+        ModelFileError: llama.cpp refuses the file.
+    """
+    try:
+        with held_back():
+            return llama_cpp.Llama(model_path=str(Path(path)), **settings)
+    except Exception as err:  # llama-cpp-python reads metadata too: a chat template that is none, text that is no UTF-8
+        raise ModelFileError(
+            f"expected a language model that llama.cpp can load, got {path} ({' '.join(str(err).split())}); "
+            "set verbose=True to see its log"
+        ) from err
+
+
+class LanguageModel:
+    """A loaded ``llama_cpp.Llama`` with one sequence in its KV cache."""
+
+    def __init__(self, llama: llama_cpp.Llama) -> None:
+        self.llama = llama
+        if not self.is_open:
+            raise ConfigError("model: expected an open llama_cpp.Llama, got a closed one; make a new one")
+        if llama.model_params.vocab_only or llama.context_params.embeddings:
+            raise ConfigError("model: expected a Llama that generates, got vocab_only or embedding; make another one")
+        self._shared = _share(llama)
+
+    @property
+    def is_open(self) -> bool:
+        """False once its owner has closed the Llama: its addresses are gone then."""
+        return self.llama._model.model is not None and self.llama._ctx.ctx is not None
+
+    @property
+    def model_address(self) -> int:
+        """Address of the native ``llama_model``."""
+        return int(self.llama._model.model)
+
+    @property
+    def context_address(self) -> int:
+        """Address of the native ``llama_context``."""
+        return int(self.llama._ctx.ctx)
+
+    @property
+    def n_past(self) -> int:
+        """Positions in use: where the next token goes."""
+        return int(self.llama.n_tokens)
+
+    @n_past.setter
+    def n_past(self, value: int) -> None:
+        self.llama.n_tokens = value
+
+    @property
+    def n_ctx(self) -> int:
+        """Positions that fit: libllama rounds the context up, llama-cpp-python's own buffers do not."""
+        return min(int(self.llama.n_ctx()), len(self.llama.input_ids))
+
+    @property
+    def n_kv(self) -> int:
+        """Cells that the sequence occupies, after text: one for each token, whatever their positions are."""
+        memory = llama_cpp.llama_get_memory(self.llama._ctx.ctx)
+        return int(llama_cpp.llama_memory_seq_pos_max(memory, 0)) + 1 + self.record.surplus
+
+    @property
+    def n_embd(self) -> int:
+        """Width of a token inside the model."""
+        return int(self.llama.n_embd())
+
+    def jump(self, position: int, n_rows: int) -> None:
+        """Go on at `position`, after `n_rows` cells were filled: M-RoPE gives an image fewer positions than cells."""
+        self.record.surplus += n_rows - (position - self.n_past)
+        self.n_past = position
+
+    @property
+    def record(self) -> KvRecord:
+        """What is known to be in the KV cache."""
+        return self._shared.record
+
+    @property
+    def turns(self) -> Turns:
+        """The lock of the Llama, and whose answer is in the making."""
+        return self._shared.turns
+
+    def holds(self, start: int, ids: IdArray) -> bool:
+        """Whether the KV cache has what `ids` stand for at the positions from `start` on."""
+        end = start + len(ids)
+        return end <= self.n_past and np.array_equal(self.llama.input_ids[start:end], ids)
+
+    def cut(self, n_past: int) -> bool:
+        """Take all from position `n_past` on out of the KV cache; False where the model cannot give back a part."""
+        memory = llama_cpp.llama_get_memory(self.llama._ctx.ctx)
+        whole = (
+            llama_cpp.llama_memory_seq_pos_min(memory, 0) == 0  # a sliding window drops what is old
+            and llama_cpp.llama_memory_seq_pos_max(memory, 0) >= n_past - 1
+        )
+        if not whole or not llama_cpp.llama_memory_seq_rm(memory, 0, n_past, -1):
+            return False
+        self.n_past = n_past
+        return True
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within the block Ctrl-C stops a native computation on the CPU too, not only what comes after it."""
+        if self._shared.interruptible:
+            yield
+            return
+        guard = _core.Interrupt(self.context_address)
+        guard.watch()
+        self._shared.interruptible = True
+        try:
+            yield
+        except BaseException as err:
+            stopped = guard.error()
+            if stopped is not None:
+                raise stopped from err
+            raise
+        finally:
+            self._shared.interruptible = False
+            if self.is_open:
+                guard.release()
+
+    def reset(self) -> None:
+        """Empty the KV cache."""
+        self.llama.reset()  # type: ignore[no-untyped-call]
+        self.llama._ctx.kv_cache_clear()  # type: ignore[no-untyped-call]
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Evaluate text tokens.
+
+        Raises:
+            NativeError: libllama refuses the batch.
+        """
+        try:
+            self.llama.eval(list(tokens))
+        except RuntimeError as err:
+            raise NativeError(f"prefill failed: {err}") from err
+
+    def note(self, start: int, ids: IdArray) -> None:
+        """Write down what stands at the positions from `start` on, where no text was evaluated."""
+        self.llama.input_ids[start : start + len(ids)] = ids
+
+    def synchronize(self) -> None:
+        """Wait until the device has computed what was asked of it, so that times mean something."""
+        llama_cpp.llama_synchronize(self.llama._ctx.ctx)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a text, special tokens as text."""
+        return list(self.llama.tokenize(text.encode(), add_bos=False, special=False))
+
+    @cached_property
+    def embedder(self) -> InputEmbeddings | None:
+        """Input embeddings of this model's tokens, read from its file; None when it was not loaded from one."""
+        path = Path(str(self.llama.model_path))
+        if not path.is_file():
+            return None
+        return InputEmbeddings(path, self.tokenize, int(self.llama.n_embd()))
+
+    def special_text(self, token: int) -> str:
+        """Text of a special token such as BOS, "" where the model has none."""
+        if token < 0:
+            return ""
+        return str(self.llama.detokenize([token], special=True).decode("utf-8", "replace"))
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends an answer."""
+        return bool(llama_cpp.llama_vocab_is_eog(self.llama._model.vocab, token))
+
+    def last_logits(self) -> Any:
+        """Logits of the last evaluated token, float32 (n_vocab,), copied."""
+        logits = llama_cpp.llama_get_logits_ith(self.llama._ctx.ctx, -1)
+        if not logits:
+            raise NativeError("expected logits of the last token, got none; evaluate text first")
+        return np.ctypeslib.as_array(logits, shape=(int(self.llama.n_vocab()),)).copy()
+
+    def new_sampler(self, temperature: float, top_k: int, top_p: float, min_p: float) -> Any:
+        """A sampler for one whole answer: made anew for each token it would repeat its first draw."""
+        return self.llama._init_sampler(top_k=top_k, top_p=top_p, min_p=min_p, temp=temperature, repeat_penalty=1.0)
+
+    def sample(self, sampler: Any) -> int:
+        """The next token.
+
+        Raises:
+            NativeError: the model gave logits that are not finite; samplers sort them.
+        """
+        if not np.isfinite(self.last_logits()).all():
+            raise NativeError("expected finite logits, got others; check the language model's file")
+        previous = self.llama._sampler
+        self.llama._sampler = sampler
+        try:
+            return int(self.llama.sample())
+        finally:
+            self.llama._sampler = previous
+
+
+@dataclass
+class _Shared:
+    """What all users of one Llama share."""
+
+    turns: Turns
+    record: KvRecord
+    interruptible: bool = False
+
+
+def _share(llama: llama_cpp.Llama) -> _Shared:
+    """The shared part of a Llama, made at its first use.
+
+    Others may use the Llama between two of our answers. Text that they evaluate shows in ``input_ids``; images that a
+    stock chat handler evaluates do not, but it calls ``reset`` before, and so the record is forgotten there.
+    """
+    found: _Shared | None = getattr(llama, "_qap_shared", None)
+    if found is not None:
+        return found
+    shared = _Shared(Turns(), KvRecord())
+    # no strong reference: a cycle would keep some GB until the garbage collector comes
+    weak: Any = llama if isinstance(llama, weakref.ProxyType) else weakref.proxy(llama)
+
+    def reset() -> None:
+        shared.record.forget()
+        weak.__class__.reset(weak)
+
+    watched: Any = llama
+    watched._qap_shared, watched.reset = shared, reset
+    return shared
+
+
+class TextStream:
+    """Turns tokens into text piece by piece; a character spread over several tokens comes out whole."""
+
+    def __init__(self, language: LanguageModel, stop: Sequence[str] = ()) -> None:
+        stop = (stop,) if isinstance(stop, str) else stop  # a str is a sequence of its letters, which nobody means
+        if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
+            raise ConfigError(f"stop: expected texts that are not empty, got {stop!r}; leave it out")
+        self._language = language
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = tuple(stop)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Text that is certain after this token; "" while a stop text may be growing."""
+        self._held += self._decoder.decode(self._language.llama.detokenize([token]))
+        for text in self._stop:
+            at = self._held.find(text)
+            if at >= 0:
+                self._held, self.stopped = self._held[:at], True
+        return self._release(keep=0 if self.stopped else self._overlap())
+
+    def finish(self) -> str:
+        """What is still held back."""
+        if not self.stopped:
+            self._held += self._decoder.decode(b"", final=True)
+        return self._release(keep=0)
+
+    def _overlap(self) -> int:
+        """Length of the longest tail that is the beginning of a stop text."""
+        lengths = [n for text in self._stop for n in range(1, len(text)) if self._held.endswith(text[:n])]
+        return max(lengths, default=0)
+
+    def _release(self, keep: int) -> str:
+        cut = len(self._held) - keep
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out

@@ -1,0 +1,1 @@
+"""Scores, signals and selection over the rows of an encoded image."""

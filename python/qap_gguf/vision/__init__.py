@@ -1,0 +1,1 @@
+"""From a picture to rows: loading, sizes, encoder, embeddings and their cache."""
