@@ -66,6 +66,12 @@ void register_params(py::module_ & m) {
         qap_params params = {};
         return qap_default_get(&params) ? std::optional<qap_params>(params) : std::nullopt;
     });
+    m.def("environment", []() -> std::optional<qap_params> {
+        qap_params params = {};
+        const int  found  = qap_params_from_env(&params);
+        check(found < 0 ? -1 : 0);
+        return found == 1 ? std::optional<qap_params>(params) : std::nullopt;
+    });
     m.def(
         "push_override", [](const qap_params * params) { check(qap_override_push(params)); },
         py::arg("params").none(true));

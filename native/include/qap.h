@@ -127,12 +127,19 @@ QAP_API int               qap_params_check(const struct qap_params * params);
 /* K for n_tokens, or -1 (n_keep larger than n_tokens) */
 QAP_API int32_t qap_params_count(const struct qap_params * params, int32_t n_tokens);
 
+/* Change one parameter by name; the names are those of the GGUF keys without "qap.", values are text ("18", "0.5",
+ * "dpp"; alpha may be "dynamic"). n_keep and keep_ratio replace each other. */
+QAP_API int qap_params_set(struct qap_params * params, const char * name, const char * value);
+/* The defaults, changed by the variables QAP_N_KEEP, QAP_KEEP_RATIO, QAP_ALPHA, ... that are set: 1 where any is, 0
+ * where none is, -1 with an error for a value that cannot be. */
+QAP_API int qap_params_from_env(struct qap_params * params);
+
 /* name <-> id; -1 or NULL for an unknown one. kind: "error", "outlier", "semantic", "select", "positions" */
 QAP_API int32_t      qap_id_from_name(const char * kind, const char * name);
 QAP_API const char * qap_name_from_id(const char * kind, int32_t id);
 
 /* What tokenization uses: the innermost override of the calling thread, else the process default, else the
- * qap.* keys of the mmproj file, else nothing (dense). NULL clears the default; a NULL override means dense. */
+ * environment (qap_params_from_env), else the qap.* keys of the mmproj file, else nothing (dense). NULL clears the default; a NULL override means dense. */
 QAP_API int  qap_default_set(const struct qap_params * params);
 QAP_API bool qap_default_get(struct qap_params * params);
 QAP_API int  qap_override_push(const struct qap_params * params);
@@ -219,6 +226,9 @@ QAP_API void qap_watch_graphs(qap_node_callback callback, void * user);
 
 /* --- chunks of libmtmd --- */
 
+/* The parameters that the calling thread's next tokenization uses: 1; or the defaults, where it prunes nothing: 0; -1 with an
+ * error where the environment says what cannot be. */
+QAP_API int qap_context_params(const struct mtmd_context * ctx, struct qap_params * params);
 /* the qap.* keys of the file that the context was made from; false when it has none */
 QAP_API bool qap_context_file_params(const struct mtmd_context * ctx, struct qap_params * params);
 /* NULL when images of this model can be pruned, else one line that says why not */

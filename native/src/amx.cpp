@@ -33,6 +33,8 @@ static bool offers_amx() {
 #if defined(__linux__) && defined(__x86_64__)
 
 #include <cstdio>
+#include <cstdlib>
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
@@ -85,6 +87,19 @@ bool qap_avoid_amx(void) {
     sigaltstack(&old, nullptr);
     return !offered;
 }
+
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 14
+// Python calls qap_avoid_amx() where it found that ggml is the work of such a compiler. In other programs, such as
+// llama-server, nobody calls it, and a language model is loaded before libmtmd is asked for anything. What compiles
+// this file compiled ggml too, as a rule.
+__attribute__((constructor)) static void guard_programs() {
+    const char * asked = std::getenv("QAP_AMX");
+    const bool   on    = asked != nullptr && std::strcmp(asked, "1") == 0;
+    if (!on && dlsym(RTLD_DEFAULT, "Py_IsInitialized") == nullptr) {
+        qap_avoid_amx();
+    }
+}
+#endif
 
 #else
 

@@ -248,6 +248,13 @@ bool qap_params_active(const qap_params * file, qap_params & out) {
     if (qap_default_get(&out)) {
         return true;
     }
+    const int from_env = qap_params_from_env(&out);
+    if (from_env != 0) {
+        if (from_env < 0) {
+            throw std::runtime_error(std::string("qap: ") + qap_last_error());
+        }
+        return true;
+    }
     if (file != nullptr) {
         out = *file;
         return true;

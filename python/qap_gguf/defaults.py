@@ -1,7 +1,8 @@
 """Default pruning for everything that runs through libmtmd, stock llama-cpp-python chat handlers included.
 
 What a prompt's images get when it is tokenized: the innermost :func:`use` of the thread, else :func:`set_default`,
-else the ``qap.*`` keys of the mmproj file, else nothing (all tokens are kept).
+else the environment (``QAP_N_KEEP`` and the like), else the ``qap.*`` keys of the mmproj file, else nothing (all tokens
+are kept).
 """
 
 from __future__ import annotations
@@ -80,8 +81,21 @@ def set_default(cfg: PruneConfig | None) -> None:
 
 
 def get_default() -> PruneConfig | None:
-    """The config of the last :func:`set_default`, or None."""
-    return _default
+    """The config of the last :func:`set_default`, else that of the environment, else None.
+
+    The environment is read anew at each call: ``QAP_N_KEEP``, ``QAP_KEEP_RATIO``, ``QAP_ALPHA``, ``QAP_SELECT`` and so
+    on, a variable for each field of a PruneConfig. Any of them turns pruning on; the others keep their defaults.
+
+    Raises:
+        ConfigError: a variable has a value that cannot be.
+    """
+    if _default is not None:
+        return _default
+    try:
+        params = _core.environment()
+    except ValueError as err:
+        raise ConfigError(str(err)) from err
+    return None if params is None else from_params(params)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,8 @@ CONVERTER = (
 )
 BUILD = (
     *("LICENSE", "src/llama-ext.h", "tools/mtmd/", "vendor/CMakeLists.txt", "vendor/hash/", "vendor/miniaudio/"),
-    *("vendor/nlohmann/", "vendor/sheredom/", "vendor/stb/"),
+    *("vendor/nlohmann/", "vendor/sheredom/", "vendor/stb/", "vendor/cpp-httplib/"),
+    *("common/", "tools/server/"),
     *CONVERTER,
 )
 REFERENCE = ("docs/ops.md", *(f"docs/ops/{name}.csv" for name in ("CPU", "CUDA", "Metal", "Vulkan")))
