@@ -37,13 +37,8 @@ def test_it_prunes_by_its_environment(env: dict[str, str], n_image: int) -> None
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what Linux's loader tells")
 @pytest.mark.parametrize("name", ["llama-mtmd-cli", "llama-server"])
 def test_each_library_is_loaded_once(name: str) -> None:
-    done = subprocess.run(
-        [program(name), "--version"],
-        env={**os.environ, "LD_DEBUG": "libs"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env = {**os.environ, "LD_DEBUG": "libs"}
+    done = subprocess.run([program(name), "--version"], env=env, capture_output=True, text=True, check=False)
     loaded = set(re.findall(r"calling init: (\S+/lib(?:qap|llama|ggml|mtmd)\S*)", done.stderr))
     names = sorted(path.rsplit("/", 1)[1] for path in loaded)
     assert len(names) == len(set(names))
