@@ -277,6 +277,21 @@ struct ggml_tensor;
 typedef void (*qap_node_callback)(const struct ggml_tensor * node, void * user);
 QAP_API void qap_watch_graphs(qap_node_callback callback, void * user);
 
+/* --- encoded pictures --- */
+
+/* Each context keeps the rows of the pictures that it encoded last, so that a picture is encoded once and pruned anew for
+ * each prompt. Not kept: sound, several pictures in one encode, LLaVA-NeXT's tiles, and with QAP_DISABLE=1 nothing. bytes: the
+ * most for each context; 0 keeps nothing; -1 is QAP_IMAGE_CACHE_MB of the environment, or 256 MB. */
+QAP_API int qap_image_cache_limit(int64_t bytes);
+
+struct qap_image_cache_state {
+    int64_t bytes;      /* in use */
+    int64_t n_images;   /* pictures that are kept */
+    int64_t n_encoded;  /* pictures that were encoded, of those that can be kept */
+    int64_t n_recalled; /* encodes that were saved */
+};
+QAP_API void qap_context_image_cache(const struct mtmd_context * ctx, struct qap_image_cache_state * state);
+
 /* --- chunks of libmtmd --- */
 
 /* The parameters that the calling thread's next tokenization uses: 1; or the defaults, where it prunes nothing: 0; -1 with an

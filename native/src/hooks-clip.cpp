@@ -1,6 +1,7 @@
 // hooks-clip.cpp: the hooks inside the image encoder: find the attention in the graph, append the scores,
 // read them back, select, gather. Upstream facts (llama.cpp 0c1e570): clip_encode() takes the last node of the
 // graph as the embeddings; build_attn() makes either flash_attn_ext(q, cast(k), ...) or soft_max(mul_mat(k, q)).
+#include "hooks-clip.h"
 #include "clip-graph.h"
 #include "clip-impl.h"
 #include "clip-model.h"
@@ -91,9 +92,39 @@ static ggml_tensor * find_projector_input(ggml_cgraph * gf, const clip_model & m
     return nullptr;
 }
 
+static void make_output(ggml_cgraph * gf, ggml_tensor * node) {
+    if (node != nullptr) {
+        ggml_set_output(node);
+        ggml_build_forward_expand(gf, node);
+    }
+}
+
+void qap_append_scores(qap_graph & graph, ggml_cgraph * gf, const qap_layout & layout, const qap_params & params) {
+    ggml_context *   ctx    = graph.ctx.get();
+    const int32_t    signal = qap_signal(&params, graph.signals); // -1 is an error after the graph ran
+    const qap_window window = graph.plan != nullptr ? qap_window_of(*graph.plan, layout) : qap_window();
+    ggml_tensor *    x      = qap_build_window(ctx, qap_build_tokens(ctx, graph.embeddings, layout), window);
+    ggml_tensor *    raw    = signal == QAP_SEMANTIC_ATTENTION ? graph.received
+                              : signal == QAP_SEMANTIC_CLS     ? graph.attention
+                                                               : nullptr;
+    if (raw != nullptr && window.lines > 0) {
+        raw = qap_build_window(ctx, ggml_reshape_2d(ctx, raw, 1, layout.n_tokens), window);
+        raw = ggml_reshape_1d(ctx, raw, ggml_nelements(raw));
+    }
+    graph.scores        = qap_build_scores(ctx, x, raw, params);
+    const auto n_real   = (int32_t) x->ne[1];
+    const auto n_chosen = graph.plan != nullptr ? graph.plan->n_keep : n_real - 1; // without a plan: what may be needed
+    if (qap_needs_cosines(params, n_real, n_chosen)) {
+        graph.cosines = qap_build_cosines(ctx, x);
+        make_output(gf, graph.cosines);
+    }
+    qap_expand_scores(gf, graph.scores);
+}
+
+// scores: false where only the signals are noted
 static qap_graph build_nodes(
     const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf, qap_plan * plan,
-    const qap_params & params) {
+    const qap_params & params, bool scores) {
     const qap_layout layout = qap_layout_of(model, imgs.entries[0]);
     qap_graph        graph;
     graph.plan       = plan;
@@ -108,7 +139,8 @@ static qap_graph build_nodes(
     const attention_inputs in      = layout.attention ? find_last_attention(gf, n_pos) : attention_inputs();
     graph.signals                  = find_signals(gf, layout, in);
     const int32_t  signal          = qap_signal(&params, graph.signals); // -1 is an error after the graph ran
-    const uint32_t wanted          = capture ? graph.signals : signal > 0 ? qap_signal_bit(signal) : 0;
+    const bool     all             = capture || qap_hook_notes(imgs);    // whoever prunes the rows later may want any
+    const uint32_t wanted          = all ? graph.signals : signal > 0 ? qap_signal_bit(signal) : 0;
     build_attention(
         graph, gf, layout, in, (wanted & qap_signal_bit(QAP_SEMANTIC_CLS)) != 0,
         (wanted & qap_signal_bit(QAP_SEMANTIC_ATTENTION)) != 0);
@@ -117,44 +149,31 @@ static qap_graph build_nodes(
         ggml_tensor * input = find_projector_input(gf, model);
         graph.hidden        = input != nullptr ? ggml_cont(ctx, input) : nullptr;
     }
-    std::vector<ggml_tensor *> outputs = { graph.embeddings, graph.attention, graph.received, graph.hidden };
-    if (!capture) {
-        const qap_window window = plan != nullptr ? qap_window_of(*plan, layout) : qap_window();
-        ggml_tensor *    x      = qap_build_window(ctx, qap_build_tokens(ctx, graph.embeddings, layout), window);
-        ggml_tensor *    raw    = signal == QAP_SEMANTIC_ATTENTION ? graph.received : graph.attention;
-        if (raw != nullptr && window.lines > 0) {
-            raw = qap_build_window(ctx, ggml_reshape_2d(ctx, raw, 1, layout.n_tokens), window);
-            raw = ggml_reshape_1d(ctx, raw, ggml_nelements(raw));
-        }
-        graph.scores        = qap_build_scores(ctx, x, raw, params);
-        const auto n_real   = (int32_t) x->ne[1];
-        const auto n_chosen = plan != nullptr ? plan->n_keep : n_real - 1; // without a plan: what may be needed
-        if (qap_needs_cosines(params, n_real, n_chosen)) {
-            graph.cosines = qap_build_cosines(ctx, x);
-            outputs.push_back(graph.cosines);
-        }
+    for (ggml_tensor * node : { graph.embeddings, graph.attention, graph.received, graph.hidden }) {
+        make_output(gf, node);
     }
-    for (ggml_tensor * node : outputs) {
-        if (node != nullptr) {
-            ggml_set_output(node);
-            ggml_build_forward_expand(gf, node);
-        }
+    if (scores) {
+        qap_append_scores(graph, gf, layout, params);
     }
-    qap_expand_scores(gf, graph.scores);
     return graph;
 }
 
+static bool can_append(const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf) {
+    return imgs.entries.size() == 1 && !qap_disabled() && qap_projector_why_not(model.proj_type) == nullptr &&
+           ggml_is_contiguous(ggml_graph_node(gf, -1)) && ggml_graph_node(gf, -1)->type == GGML_TYPE_F32;
+}
+
 qap_graph qap_hook_reserve(const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf) {
-    const bool plain = imgs.entries.size() == 1 && ggml_is_contiguous(ggml_graph_node(gf, -1)) &&
-                       ggml_graph_node(gf, -1)->type == GGML_TYPE_F32;
-    if (qap_disabled() || qap_projector_why_not(model.proj_type) != nullptr || !plain) {
-        return {};
-    }
-    return build_nodes(model, imgs, gf, nullptr, qap_params_default());
+    return can_append(model, imgs, gf) ? build_nodes(model, imgs, gf, nullptr, qap_params_default(), true)
+                                       : qap_graph();
 }
 
 qap_graph qap_hook_build(const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf) {
-    return imgs.qap ? build_nodes(model, imgs, gf, imgs.qap.get(), imgs.qap->params) : qap_graph();
+    if (imgs.qap) {
+        return build_nodes(model, imgs, gf, imgs.qap.get(), imgs.qap->params, !imgs.qap->capture);
+    }
+    const bool notes = !imgs.is_audio && qap_hook_notes(imgs) && can_append(model, imgs, gf);
+    return notes ? build_nodes(model, imgs, gf, nullptr, qap_params_default(), false) : qap_graph();
 }
 
 // --- results ---

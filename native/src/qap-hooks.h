@@ -11,7 +11,10 @@
 #include <string>
 #include <vector>
 
+struct ggml_backend;
 struct ggml_backend_device;
+struct ggml_backend_sched;
+class qap_image_cache;
 struct clip_ctx;
 struct clip_encode_params;
 struct clip_hparams;
@@ -64,6 +67,25 @@ qap_graph qap_hook_build(const clip_model & model, const clip_image_f32_batch & 
 // clip.cpp, clip_encode(): after the graph ran, when qap_hook_build() added nodes; its result is clip_encode()'s.
 // Reads the scores, selects, and writes the kept rows to `out`, [n_keep, n_embd].
 bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out);
+
+// hooks-cache.cpp and 011-encode-once.patch, which also gives access to these parts of the context:
+struct qap_clip_parts {
+    ggml_backend *       backend;
+    ggml_backend_sched * sched;
+    qap_image_cache *    cache;
+};
+qap_clip_parts                   qap_clip_parts_of(const clip_ctx * ctx);
+std::shared_ptr<qap_image_cache> qap_hook_new_cache(); // for the context that owns it
+
+// Are the signals of these pictures noted for later prunings?
+bool qap_hook_notes(const clip_image_f32_batch & imgs);
+
+// clip.cpp, clip_encode(), at its start: the rows of a picture that was encoded before, pruned by its plan or all of them.
+enum qap_recalled { QAP_RECALLED_NOTHING, QAP_RECALLED_ROWS, QAP_RECALLED_ERROR };
+qap_recalled qap_hook_recall(clip_ctx * ctx, const clip_image_f32_batch & imgs, std::vector<float> * out);
+
+// clip.cpp, clip_encode(), after the graph ran: keep what it made for the next time.
+void qap_hook_remember(clip_ctx * ctx, const clip_image_f32_batch & imgs, const qap_graph & graph, ggml_cgraph * gf);
 
 // mtmd.cpp, mtmd_context's constructor, before the encoder is loaded. Where the program names no device and does not
 // forbid GPUs, the one of qap_device_set() is taken.

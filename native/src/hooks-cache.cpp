@@ -1,0 +1,133 @@
+// hooks-cache.cpp: a picture is encoded once. Before an encode its rows are looked for; after it they are kept, with the
+// attention that pruning may want; a later prompt prunes them anew, on the device where they lie.
+#include "clip-graph.h"
+#include "clip-impl.h"
+#include "clip-model.h"
+#include "device.h"
+#include "families/layout.h"
+#include "families/pack.h"
+#include "ggml-backend.h"
+#include "hooks-clip.h"
+#include "image-cache.h"
+#include "prune.h"
+#include "qap-error.h"
+#include "qap-hooks.h"
+#include "qap-plan.h"
+
+static const int MAX_NODES = 512; // of scores and cosines
+
+// The one picture of a batch whose rows may be kept; null for sound, several pictures, tiles that are packed on the host,
+// and plans that note signals (their maker keeps what they found).
+static const clip_image_f32 * cacheable(const clip_ctx * ctx, const clip_image_f32_batch & imgs) {
+    if (qap_disabled() || imgs.is_audio || imgs.entries.size() != 1 || (imgs.qap && imgs.qap->capture)) {
+        return nullptr;
+    }
+    const clip_image_f32 & image = imgs.entries[0];
+    return image.is_placeholder() || qap_packs(qap_clip_model(ctx).proj_type, image) ? nullptr : &image;
+}
+
+// What an encode depends on, beside the pixels and the context.
+static std::vector<int32_t> shape_of(const clip_image_f32 & image) {
+    return {
+        image.nx(),          image.ny(),          image.add_viewsep,    image.add_newline,    image.lead_pad,
+        image.anyres.grid_x, image.anyres.grid_y, image.anyres.orig_nx, image.anyres.orig_ny,
+    };
+}
+
+// --- keeping ---
+
+std::shared_ptr<qap_image_cache> qap_hook_new_cache() {
+    return std::make_shared<qap_image_cache>();
+}
+
+bool qap_hook_notes(const clip_image_f32_batch & imgs) {
+    return imgs.entries.size() == 1 && qap_image_cache_bytes() > 0;
+}
+
+static ggml_tensor * keep_tensor(ggml_context * ctx, const ggml_tensor * from) {
+    return from != nullptr ? ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, from->ne) : nullptr;
+}
+
+void qap_hook_remember(clip_ctx * ctx, const clip_image_f32_batch & imgs, const qap_graph & graph, ggml_cgraph * gf) {
+    const size_t           limit = qap_image_cache_bytes();
+    const clip_image_f32 * image = limit > 0 ? cacheable(ctx, imgs) : nullptr;
+    ggml_tensor *          rows  = graph.embeddings != nullptr ? graph.embeddings : ggml_graph_node(gf, -1);
+    if (image == nullptr || rows->type != GGML_TYPE_F32 || !ggml_is_contiguous(rows)) {
+        return;
+    }
+    auto kept    = std::make_unique<qap_cached_image>();
+    kept->shape  = shape_of(*image);
+    kept->pixels = image->get_ro_buf();
+    kept->ctx.reset(ggml_init({ 3 * ggml_tensor_overhead(), nullptr, /* no_alloc */ true }));
+    kept->embeddings = keep_tensor(kept->ctx.get(), rows);
+    kept->attention  = keep_tensor(kept->ctx.get(), graph.attention);
+    kept->received   = keep_tensor(kept->ctx.get(), graph.received);
+    kept->buffer.reset(ggml_backend_alloc_ctx_tensors(kept->ctx.get(), qap_clip_parts_of(ctx).backend));
+    if (!kept->buffer) {
+        return; // no memory to spare: the picture is encoded again when it comes again
+    }
+    ggml_backend_tensor_copy(rows, kept->embeddings);
+    if (kept->attention != nullptr) {
+        ggml_backend_tensor_copy(graph.attention, kept->attention);
+    }
+    if (kept->received != nullptr) {
+        ggml_backend_tensor_copy(graph.received, kept->received);
+    }
+    qap_clip_parts_of(ctx).cache->put(std::move(kept), limit);
+}
+
+// --- recalling ---
+
+// The graph that prunes kept rows: as that of the encoder, with the rows in place of the encoder.
+static int prune(
+    clip_ctx * ctx, const clip_image_f32 & image, const qap_cached_image & kept, qap_plan & plan,
+    std::vector<float> * out) {
+    const qap_layout layout = qap_layout_of(qap_clip_model(ctx), image);
+    qap_graph        graph;
+    graph.plan        = &plan;
+    graph.embeddings  = kept.embeddings;
+    graph.attention   = kept.attention;
+    graph.received    = kept.received;
+    graph.n_tokens    = layout.n_tokens;
+    graph.n_columns   = layout.n_patches_x / layout.n_merge;
+    graph.signals     = (kept.attention != nullptr ? qap_signal_bit(QAP_SEMANTIC_CLS) : 0) |
+                        (kept.received != nullptr ? qap_signal_bit(QAP_SEMANTIC_ATTENTION) : 0);
+    const size_t meta = ggml_tensor_overhead() * MAX_NODES + ggml_graph_overhead_custom(MAX_NODES, false);
+    graph.ctx.reset(ggml_init({ meta, nullptr, /* no_alloc */ true }));
+    ggml_cgraph * gf = ggml_new_graph_custom(graph.ctx.get(), MAX_NODES, false);
+    qap_append_scores(graph, gf, layout, plan.params);
+    ggml_backend_sched_t sched = qap_clip_parts_of(ctx).sched;
+    ggml_backend_sched_reset(sched);
+    if (!ggml_backend_sched_alloc_graph(sched, gf) ||
+        ggml_backend_sched_graph_compute(sched, gf) != GGML_STATUS_SUCCESS) {
+        return qap_fail("expected more memory for the scores of this picture");
+    }
+    return qap_hook_collect(graph, out) ? 0 : -1;
+}
+
+qap_recalled qap_hook_recall(clip_ctx * ctx, const clip_image_f32_batch & imgs, std::vector<float> * out) {
+    const clip_image_f32 * image = qap_image_cache_bytes() > 0 && out != nullptr ? cacheable(ctx, imgs) : nullptr;
+    if (image == nullptr) {
+        return QAP_RECALLED_NOTHING;
+    }
+    qap_image_cache &        cache = *qap_clip_parts_of(ctx).cache;
+    const qap_cached_image * kept  = cache.find(shape_of(*image), image->get_ro_buf());
+    if (kept == nullptr) {
+        cache.n_encoded++;
+        return QAP_RECALLED_NOTHING;
+    }
+    cache.n_recalled++;
+    if (imgs.qap) {
+        return prune(ctx, *image, *kept, *imgs.qap, out) == 0 ? QAP_RECALLED_ROWS : QAP_RECALLED_ERROR;
+    }
+    if (!out->empty()) {
+        if ((int64_t) out->size() != ggml_nelements(kept->embeddings)) {
+            qap_fail(
+                "expected room for %lld numbers, got %zu", (long long) ggml_nelements(kept->embeddings), out->size());
+            LOG_ERR("%s: %s\n", __func__, qap_last_error());
+            return QAP_RECALLED_ERROR;
+        }
+        qap_read_floats(kept->embeddings, out->data());
+    }
+    return QAP_RECALLED_ROWS;
+}
