@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "tools" / "gpu_check.sh"
+SCRIPT = ROOT / "tools" / "build" / "gpu_check.sh"
 COMMIT = next(
     line.split("=")[1].strip()
     for line in (ROOT / "native" / "upstream" / "PIN").read_text(encoding="utf-8").splitlines()
