@@ -50,6 +50,7 @@ static py::object report_of(const chunk_ref & chunk) {
     out["n_total"]    = r.n_total;
     out["n_keep"]     = r.n_keep;
     out["special"]    = copy_array(r.special, (size_t) r.n_special);
+    out["padding"]    = copy_array(r.padding, (size_t) r.n_padding);
     out["n_columns"]  = r.n_columns;
     out["alpha"]      = r.alpha;
     out["indices"]    = copy_array(r.indices, (size_t) r.n_keep);

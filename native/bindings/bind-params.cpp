@@ -58,6 +58,17 @@ void register_params(py::module_ & m) {
             })
         .def("to_dict", &to_dict);
 
+    m.def("default_params", &qap_params_default);
+    m.def(
+        "names",
+        [](const std::string & kind) {
+            std::vector<std::string> names;
+            while (const char * name = qap_name_at(kind.c_str(), (int32_t) names.size())) {
+                names.emplace_back(name);
+            }
+            return py::tuple(py::cast(names));
+        },
+        py::arg("kind"));
     m.def("disabled", &qap_disabled);
     m.def("stock_encoder", &qap_stock_encoder);
     m.def(

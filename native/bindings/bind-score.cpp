@@ -128,14 +128,6 @@ void register_score(py::module_ & m) {
         "select", &select_tokens, py::arg("total").noconvert().none(true), py::arg("cosines").noconvert().none(true),
         py::arg("n_tokens"), py::arg("n_keep"), py::arg("method"), py::arg("seed"));
     m.def(
-        "share",
-        [](const std::vector<int32_t> & sizes, int32_t n_keep) {
-            std::vector<int32_t> out(sizes.size());
-            check(qap_share(sizes.data(), (int32_t) sizes.size(), n_keep, out.data()));
-            return out;
-        },
-        py::arg("sizes"), py::arg("n_keep"));
-    m.def(
         "merge_average", &merge_average, py::arg("x").noconvert(), py::arg("cosines").noconvert(),
         py::arg("indices").noconvert());
 }

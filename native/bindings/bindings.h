@@ -19,6 +19,7 @@ using index_array = py::array_t<int32_t, py::array::c_style>;
 
 void register_params(py::module_ & m);
 void register_score(py::module_ & m);
+void register_prune(py::module_ & m);
 void register_encoder(py::module_ & m);
 void register_gguf(py::module_ & m);
 void register_inspect(py::module_ & m);

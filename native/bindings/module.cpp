@@ -54,6 +54,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("avoid_amx", &qap_avoid_amx);
     register_params(m);
     register_score(m);
+    register_prune(m);
     register_encoder(m);
     register_gguf(m);
     register_inspect(m);

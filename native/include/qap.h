@@ -82,8 +82,9 @@ struct qap_scores {
 
 /* What one encode found; arrays belong to the chunk and live until its next encode. */
 struct qap_report {
-    int32_t n_total;   /* N: tokens that the projector gave */
-    int32_t n_keep;    /* K */
+    int32_t n_total;   /* tokens that the projector gave */
+    int32_t n_padding; /* of them, those that lie wholly in the padding of a letterboxed picture */
+    int32_t n_keep;    /* K, none of them padding */
     int32_t n_special; /* rows that are no tokens and are always kept */
     int32_t n_columns; /* tokens of a line of the picture; 0 before the encode, and where it is several views */
     bool    done;      /* false before the chunk was encoded */
@@ -91,7 +92,9 @@ struct qap_report {
     int64_t bytes_read;      /* copied from the device to the host: rows, scores, and cosines where they are needed */
     const int32_t * indices; /* [n_keep], sorted ascending */
     const int32_t * special; /* [n_special]: their numbers among all rows, ascending */
-    const float *   error;   /* [n_total] or NULL; so are all that follow */
+    const int32_t * padding; /* [n_padding]: their numbers among the tokens, ascending */
+    int32_t         signal;  /* enum qap_semantic: what the relevance was made of */
+    const float *   error;   /* [n_total] or NULL; so are all that follow. Scores are 0 for padding */
     const float *   outlier;
     const float *   sensitivity;
     const float *   semantic;
@@ -124,12 +127,14 @@ QAP_API int qap_check_language(const char * path, bool memory, int64_t n_ctx, in
 
 QAP_API struct qap_params qap_params_default(void);
 QAP_API int               qap_params_check(const struct qap_params * params);
-/* K for n_tokens, or -1 (n_keep larger than n_tokens) */
+/* K for n_tokens of a picture, padding not counted: n_keep or less where there are fewer; ceil(keep_ratio n_tokens);
+ * at least 1. -1 for n_tokens below 1. */
 QAP_API int32_t qap_params_count(const struct qap_params * params, int32_t n_tokens);
 
-/* name <-> id; -1 or NULL for an unknown one. kind: "error", "outlier", "semantic", "select", "positions" */
+/* name <-> id; -1 or NULL for an unknown one. kind: "error", "outlier", "semantic", "select", "positions", "merge" */
 QAP_API int32_t      qap_id_from_name(const char * kind, const char * name);
 QAP_API const char * qap_name_from_id(const char * kind, int32_t id);
+QAP_API const char * qap_name_at(const char * kind, int32_t place); /* from place 0 on, NULL behind the last */
 
 /* What tokenization uses: the innermost override of the calling thread, else the process default, else the
  * qap.* keys of the mmproj file, else nothing (dense). NULL clears the default; a NULL override means dense. */
@@ -169,8 +174,8 @@ QAP_API int qap_select(
     const float * total, const float * cosines, int32_t n_tokens, int32_t n_keep, int32_t selector, uint64_t seed,
     int32_t * indices);
 
-/* K of an image that is cut into slices, in proportion to their tokens (largest remainder), at least 1 each.
- * sizes, share: [n_slices] */
+/* K of an image that is cut into slices, in proportion to their tokens (largest remainder). At least 1 each where K is
+ * enough for that, else some get none; so do slices without tokens. sizes, share: [n_slices] */
 QAP_API int qap_share(const int32_t * sizes, int32_t n_slices, int32_t n_keep, int32_t * share);
 
 /* Ours, beyond the paper: each dropped token is averaged into its most similar kept one, weighted by how many tokens
@@ -178,6 +183,53 @@ QAP_API int qap_share(const int32_t * sizes, int32_t n_slices, int32_t n_keep, i
 QAP_API int qap_merge_average(
     const float * x, const float * cosines, int32_t n_tokens, int32_t n_embd, const int32_t * indices, int32_t n_keep,
     float * out);
+
+/* --- pruning of one piece of a picture (the whole of it, or a tile): signal, scores, selection, rows --- */
+
+/* What an encode left, in host memory. Rows are tokens in their order, and special rows among them, which are no tokens and
+ * are always kept. Tokens that are padding are neither scored nor kept: statistics are over the others. */
+struct qap_piece {
+    const float *   rows; /* [n_rows, n_width] */
+    int32_t         n_rows;
+    int32_t         n_width;
+    int32_t         n_planes; /* scores and cosines look at the first n_width / n_planes numbers of a row */
+    const int32_t * special;  /* [n_special]: numbers among the rows, ascending */
+    int32_t         n_special;
+    const int32_t * padding; /* [n_padding]: numbers among the tokens, ascending */
+    int32_t         n_padding;
+    const float *   attention;       /* class-token attention, [n_tokens] or NULL */
+    const float *   received;        /* attention received, likewise */
+    const float *   prompt;          /* relevance to a prompt, likewise */
+    int32_t         prompt_semantic; /* which one: QAP_SEMANTIC_TEXT or QAP_SEMANTIC_CLIP_TEXT */
+};
+
+/* Caller-owned arrays, each may be NULL. */
+struct qap_pruned {
+    int32_t *         indices;   /* [n_keep]: numbers of the kept tokens, ascending */
+    int32_t *         kept;      /* [n_keep + n_special]: the rows that are kept, ascending */
+    float *           rows;      /* [n_keep + n_special, n_width]: their content, dropped ones merged in if asked for */
+    struct qap_scores scores;    /* [n_tokens] each; 0 for padding */
+    int32_t           semantic;  /* enum qap_semantic: the signal that was used */
+    int64_t           score_us;  /* microseconds of the scores */
+    int64_t           select_us; /* of cosines, selection and rows */
+};
+
+/* n_keep: of this piece, 0 (scores only) to the number of its tokens that are no padding; qap_params_count() and qap_share()
+ * say how many. device, n_threads: as for qap_score */
+QAP_API int qap_prune(
+    const struct qap_piece * piece, const struct qap_params * params, int32_t n_keep, const char * device,
+    int32_t n_threads, struct qap_pruned * out);
+
+/* The signal that these parameters take (enum qap_semantic) of those that are there, 1 << enum qap_semantic each;
+ * QAP_SEMANTIC_NONE where `auto` finds none. -1 when the one that was asked for is not there, or nothing is left to rank by. */
+QAP_API int32_t qap_signal(const struct qap_params * params, uint32_t available);
+/* what `auto` takes, the best first: [count] */
+QAP_API const int32_t * qap_signal_order(int32_t * count);
+
+/* Rows that are kept with these tokens of a piece, the special ones among them. kept: [n_keep + n_special], ascending */
+QAP_API int qap_kept_rows(
+    int32_t n_tokens, const int32_t * special, int32_t n_special, const int32_t * indices, int32_t n_keep,
+    int32_t * kept);
 
 /* --- relevance of patches to a prompt by CLIP: the keys and tensors qap_clip_text.* of an mmproj file --- */
 

@@ -7,7 +7,7 @@
 #include "device.h"
 #include "families/layout.h"
 #include "ggml-backend.h"
-#include "keep.h"
+#include "prune.h"
 #include "qap-error.h"
 #include "qap-hooks.h"
 #include "qap-plan.h"
@@ -58,15 +58,19 @@ static attention_inputs find_last_attention(ggml_cgraph * gf, int64_t n_pos) {
     return {};
 }
 
+// The signals that this graph can give, as bits of qap_signal().
+static uint32_t find_signals(ggml_cgraph * gf, const qap_layout & layout, const attention_inputs & in) {
+    const bool     ordered = !layout.windows || ggml_graph_get_tensor(gf, "window_idx") != nullptr;
+    const uint32_t cls     = layout.cls_row >= 0 ? qap_signal_bit(QAP_SEMANTIC_CLS) : 0;
+    return in.q != nullptr && ordered ? cls | qap_signal_bit(QAP_SEMANTIC_ATTENTION) : 0;
+}
+
 // Raw attention signals of the tokens, each [n_tokens] or null; means over the patches where several make a token.
-static void build_attention(qap_graph & graph, ggml_cgraph * gf, const qap_layout & layout, bool cls, bool received) {
-    ggml_context *         ctx   = graph.ctx.get();
-    const int64_t          n_pos = layout.n_patches + (layout.cls_row >= 0 ? 1 : 0);
-    const attention_inputs in    = layout.attention ? find_last_attention(gf, n_pos) : attention_inputs();
-    if (in.q == nullptr) {
-        return;
-    }
-    if (cls && layout.cls_row >= 0) {
+static void build_attention(
+    qap_graph & graph, ggml_cgraph * gf, const qap_layout & layout, const attention_inputs & in, bool cls,
+    bool received) {
+    ggml_context * ctx = graph.ctx.get();
+    if (cls) {
         ggml_tensor * row = qap_build_attention_row(ctx, in.q, in.k, layout.cls_row, in.scale);
         graph.attention   = qap_build_pooled(ctx, gf, row, layout);
     }
@@ -98,15 +102,16 @@ static qap_graph build_nodes(
     graph.n_columns  = layout.n_patches_x / layout.n_merge;
     graph.ctx.reset(ggml_init({ ggml_tensor_overhead() * max_nodes(layout.n_patches), nullptr, /* no_alloc */ true }));
 
-    ggml_context * ctx     = graph.ctx.get();
-    const bool     capture = plan != nullptr && plan->capture;
-    const bool     auto_   = params.semantic == QAP_SEMANTIC_AUTO;
-    const bool     has_cls = layout.cls_row >= 0;
-
-    // auto: the class token's attention where there is one, else the attention received
+    ggml_context *         ctx     = graph.ctx.get();
+    const bool             capture = plan != nullptr && plan->capture;
+    const int64_t          n_pos   = layout.n_patches + (layout.cls_row >= 0 ? 1 : 0);
+    const attention_inputs in      = layout.attention ? find_last_attention(gf, n_pos) : attention_inputs();
+    graph.signals                  = find_signals(gf, layout, in);
+    const int32_t  signal          = qap_signal(&params, graph.signals); // -1 is an error after the graph ran
+    const uint32_t wanted          = capture ? graph.signals : signal > 0 ? qap_signal_bit(signal) : 0;
     build_attention(
-        graph, gf, layout, capture || auto_ || params.semantic == QAP_SEMANTIC_CLS,
-        capture || (auto_ && !has_cls) || params.semantic == QAP_SEMANTIC_ATTENTION);
+        graph, gf, layout, in, (wanted & qap_signal_bit(QAP_SEMANTIC_CLS)) != 0,
+        (wanted & qap_signal_bit(QAP_SEMANTIC_ATTENTION)) != 0);
 
     if (capture && plan->capture_hidden) {
         ggml_tensor * input = find_projector_input(gf, model);
@@ -114,11 +119,17 @@ static qap_graph build_nodes(
     }
     std::vector<ggml_tensor *> outputs = { graph.embeddings, graph.attention, graph.received, graph.hidden };
     if (!capture) {
-        ggml_tensor * x         = qap_build_tokens(ctx, graph.embeddings, layout);
-        ggml_tensor * relevance = params.semantic == QAP_SEMANTIC_ATTENTION ? graph.received : graph.attention;
-        relevance               = relevance == nullptr && auto_ ? graph.received : relevance;
-        graph.scores            = qap_build_scores(ctx, x, relevance, params);
-        if (qap_selector_needs_cosines(params.select) || params.merge != QAP_MERGE_NONE) {
+        const qap_window window = plan != nullptr ? qap_window_of(*plan, layout) : qap_window();
+        ggml_tensor *    x      = qap_build_window(ctx, qap_build_tokens(ctx, graph.embeddings, layout), window);
+        ggml_tensor *    raw    = signal == QAP_SEMANTIC_ATTENTION ? graph.received : graph.attention;
+        if (raw != nullptr && window.lines > 0) {
+            raw = qap_build_window(ctx, ggml_reshape_2d(ctx, raw, 1, layout.n_tokens), window);
+            raw = ggml_reshape_1d(ctx, raw, ggml_nelements(raw));
+        }
+        graph.scores        = qap_build_scores(ctx, x, raw, params);
+        const auto n_real   = (int32_t) x->ne[1];
+        const auto n_chosen = plan != nullptr ? plan->n_keep : n_real - 1; // without a plan: what may be needed
+        if (qap_needs_cosines(params, n_real, n_chosen)) {
             graph.cosines = qap_build_cosines(ctx, x);
             outputs.push_back(graph.cosines);
         }
@@ -165,13 +176,22 @@ static bool is_finite(const std::vector<float> & values) {
     return true;
 }
 
-// Scores and indices into the plan.
-static int read_scores(const qap_graph & graph, qap_plan & plan, const std::vector<float> & cosines) {
-    read_floats(graph.scores.error, plan.error);
-    read_floats(graph.scores.outlier, plan.outlier);
-    read_floats(graph.scores.sensitivity, plan.sensitivity);
-    read_floats(graph.scores.semantic, plan.semantic);
-    read_floats(graph.scores.total, plan.total);
+// Scores into the plan: those of the tokens that are no padding come out of the graph.
+static int read_scores(const qap_graph & graph, qap_plan & plan, std::vector<float> & total) {
+    std::vector<float> real;
+    const auto         read = [&](ggml_tensor * from, std::vector<float> & to) {
+        read_floats(from, real);
+        to.assign(real.empty() ? 0 : (size_t) plan.n_total, 0.0f);
+        if (!real.empty()) {
+            plan.spread(real.data(), to.data());
+        }
+    };
+    read(graph.scores.error, plan.error);
+    read(graph.scores.outlier, plan.outlier);
+    read(graph.scores.sensitivity, plan.sensitivity);
+    read(graph.scores.semantic, plan.semantic);
+    read(graph.scores.total, plan.total);
+    total      = std::move(real);
     plan.alpha = plan.params.alpha;
     if (graph.scores.alpha != nullptr) {
         qap_read_bytes(graph.scores.alpha, &plan.alpha, 0, sizeof(float));
@@ -187,7 +207,7 @@ static int read_scores(const qap_graph & graph, qap_plan & plan, const std::vect
                    ? qap_fail("error: %s keeps scales in f16, which cannot hold features this large; use int4", name)
                    : qap_fail("expected finite image features, got others from the encoder; check the mmproj file");
     }
-    return qap_keep_best(plan, graph.scores.semantic != nullptr, cosines);
+    return 0;
 }
 
 // Copy the kept rows, runs of neighbours in one piece.
@@ -203,49 +223,70 @@ static void gather_rows(ggml_tensor * embeddings, const std::vector<int32_t> & r
     }
 }
 
-bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
-    qap_plan &    plan   = *graph.plan;
-    const int64_t n_embd = graph.embeddings->ne[0];
-    const int64_t n_rows = ggml_nelements(graph.embeddings) / n_embd;
-    const int64_t before = qap_bytes_read();
-    plan.done            = false;
+// The choice, by what the graph found, into the plan. cosines: empty where neither the selection nor the merge needs them
+static int choose(
+    const qap_graph & graph, qap_plan & plan, const std::vector<int32_t> & real, std::vector<int32_t> & chosen,
+    std::vector<float> & cosines) {
+    std::vector<float> total;
+    read_floats(graph.cosines, cosines);
+    plan.semantic_id = qap_signal(&plan.params, graph.signals);
+    if (plan.semantic_id < 0 || read_scores(graph, plan, total) != 0) {
+        return -1;
+    }
+    if (qap_choose(plan.params, total.data(), cosines.data(), (int32_t) real.size(), plan.n_keep, chosen) != 0) {
+        return -1;
+    }
+    plan.keep_real(real, chosen);
+    return 0;
+}
 
+static int collect(const qap_graph & graph, qap_plan & plan, std::vector<float> & out) {
+    const int64_t width  = graph.embeddings->ne[0];
+    const int64_t n_rows = ggml_nelements(graph.embeddings) / width;
     if (graph.n_tokens != plan.n_total || n_rows != plan.n_rows()) {
-        qap_fail("expected %d tokens from the encoder, got %d", (int) plan.n_total, (int) graph.n_tokens);
-        LOG_ERR("%s: %s\n", __func__, qap_last_error());
-        return false;
+        return qap_fail("expected %d tokens from the encoder, got %d", (int) plan.n_total, (int) graph.n_tokens);
     }
     plan.n_columns = (int32_t) graph.n_columns;
     read_floats(graph.attention, plan.attention);
     read_floats(graph.received, plan.received);
     read_floats(graph.hidden, plan.hidden);
     plan.n_hidden = graph.hidden != nullptr ? (int32_t) graph.hidden->ne[0] : 0;
-    std::vector<float> cosines; // empty where neither the selection nor the merge needs them
-    read_floats(graph.cosines, cosines);
+
+    const std::vector<int32_t> real = plan.real_tokens();
+    std::vector<int32_t>       chosen;
+    std::vector<float>         cosines;
     if (plan.capture) {
         plan.keep_all();
-    } else if (read_scores(graph, plan, cosines) != 0) {
+    } else if (choose(graph, plan, real, chosen, cosines) != 0) {
+        return -1;
+    }
+    if (out.empty()) {
+        return 0; // no rows are wanted
+    }
+    if (out.size() != plan.rows.size() * (size_t) width) {
+        return qap_fail("expected room for %zu rows of %d, got %zu floats", plan.rows.size(), (int) width, out.size());
+    }
+    if (plan.capture || plan.params.merge == QAP_MERGE_NONE) {
+        gather_rows(graph.embeddings, plan.rows, out.data());
+        return 0;
+    }
+    std::vector<float> all; // merging needs all rows on the host
+    read_floats(graph.embeddings, all);
+    return qap_copy_kept(
+        plan.params, all.data(), (int32_t) width, qap_token_rows(plan.n_total, plan.special, real), cosines.data(),
+        chosen, plan.rows, out.data());
+}
+
+bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
+    const int64_t      before = qap_bytes_read();
+    std::vector<float> nowhere;
+    graph.plan->done = false;
+    qap_clear_error();
+    if (collect(graph, *graph.plan, out != nullptr ? *out : nowhere) != 0) {
         LOG_ERR("%s: %s\n", __func__, qap_last_error());
         return false;
     }
-    plan.done = true;
-    if (out != nullptr && !out->empty()) {
-        if (out->size() != plan.rows.size() * (size_t) n_embd) {
-            qap_fail("expected room for %zu rows of %d, got %zu floats", plan.rows.size(), (int) n_embd, out->size());
-            LOG_ERR("%s: %s\n", __func__, qap_last_error());
-            return false;
-        }
-        if (plan.capture || plan.params.merge == QAP_MERGE_NONE) {
-            gather_rows(graph.embeddings, plan.rows, out->data());
-        } else {
-            std::vector<float> all; // merging needs all rows on the host
-            read_floats(graph.embeddings, all);
-            if (qap_keep_merged(plan, all.data(), n_embd, cosines, out->data()) != 0) {
-                LOG_ERR("%s: %s\n", __func__, qap_last_error());
-                return false;
-            }
-        }
-    }
-    plan.bytes_read = qap_bytes_read() - before;
+    graph.plan->done       = true;
+    graph.plan->bytes_read = qap_bytes_read() - before;
     return true;
 }

@@ -5,6 +5,7 @@
 #include "gguf.h"
 #include "qap-error.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdarg>
 #include <cstdio>
@@ -58,7 +59,7 @@ const char * qap_upstream_version(void) {
     return QAP_UPSTREAM_VERSION;
 }
 
-// --- names: one row for each choice; Python's config.py lists the same ---
+// --- names: one row for each choice, in the order in which they are listed; Python reads them from here ---
 
 struct name_row {
     const char * kind;
@@ -86,10 +87,10 @@ static const name_row NAMES[] = {
     { "outlier",   "absmax",    QAP_OUTLIER_ABSMAX                },
     { "outlier",   "crest",     QAP_OUTLIER_CREST                 },
     { "semantic",  "auto",      QAP_SEMANTIC_AUTO                 },
-    { "semantic",  "cls",       QAP_SEMANTIC_CLS                  },
-    { "semantic",  "attention", QAP_SEMANTIC_ATTENTION            },
-    { "semantic",  "text",      QAP_SEMANTIC_TEXT                 },
     { "semantic",  "clip_text", QAP_SEMANTIC_CLIP_TEXT            },
+    { "semantic",  "cls",       QAP_SEMANTIC_CLS                  },
+    { "semantic",  "text",      QAP_SEMANTIC_TEXT                 },
+    { "semantic",  "attention", QAP_SEMANTIC_ATTENTION            },
     { "semantic",  "none",      QAP_SEMANTIC_NONE                 },
     { "select",    "topk",      QAP_SELECT_TOPK                   },
     { "select",    "dpp",       QAP_SELECT_DPP                    },
@@ -115,6 +116,15 @@ int32_t qap_id_from_name(const char * kind, const char * name) {
 const char * qap_name_from_id(const char * kind, int32_t id) {
     for (const name_row & row : NAMES) {
         if (std::strcmp(row.kind, kind) == 0 && row.id == id) {
+            return row.name;
+        }
+    }
+    return nullptr;
+}
+
+const char * qap_name_at(const char * kind, int32_t place) {
+    for (const name_row & row : NAMES) {
+        if (std::strcmp(row.kind, kind) == 0 && place-- == 0) {
             return row.name;
         }
     }
@@ -185,15 +195,10 @@ int32_t qap_params_count(const struct qap_params * params, int32_t n_tokens) {
     if (n_tokens < 1) {
         return qap_fail("expected an image of at least 1 token, got %d", (int) n_tokens);
     }
-    if (params->n_keep > n_tokens) {
-        return qap_fail(
-            "n_keep: expected at most the %d tokens of this image, got %d; lower it or use keep_ratio", (int) n_tokens,
-            (int) params->n_keep);
-    }
     if (params->n_keep > 0) {
-        return params->n_keep;
+        return std::min(params->n_keep, n_tokens);
     }
-    // 0.07 * 100 is a little more than 7 in floating point; the 1e-9 keeps that at 7 (config.py does the same)
+    // 0.07 * 100 is a little more than 7 in floating point; the 1e-9 keeps that at 7
     const double count = std::ceil(params->keep_ratio * n_tokens - 1e-9);
     return count < 1.0 ? 1 : count > n_tokens ? n_tokens : (int32_t) count;
 }

@@ -16,6 +16,7 @@ struct clip_ctx;
 struct clip_encode_params;
 struct clip_hparams;
 struct clip_image_f32;
+struct clip_image_size;
 struct clip_model;
 struct clip_image_f32_batch;
 struct mtmd_context;
@@ -25,6 +26,19 @@ struct mtmd_input_chunks;
 struct mtmd_serialization;
 struct qap_plan;
 
+// Where the picture lies on its canvas, in pixels from the top left. Carried by clip_image_u8 and clip_image_f32
+// (009-padding.patch).
+struct qap_area {
+    bool padded = false; // false: the picture fills its canvas, whatever the numbers are
+    int  x = 0, y = 0, width = 0, height = 0;
+};
+
+// mtmd-image.cpp, img_tool::resize(): the area of what comes out. from: that of the source; pad: enum pad_style
+qap_area qap_hook_resized(
+    const qap_area & from, const clip_image_size & source, const clip_image_size & target, int pad);
+// mtmd-image.cpp, img_tool::crop(): the area of the part that is cut out
+qap_area qap_hook_cropped(const qap_area & from, int x, int y, int width, int height);
+
 // Our nodes behind an encoder graph. Owns the memory of their headers: it must live until the results are read.
 struct qap_graph {
     qap_plan *       plan = nullptr; // null: nothing was added
@@ -32,11 +46,12 @@ struct qap_graph {
     ggml_tensor *    embeddings = nullptr; // [n_embd, n_tokens], what upstream would return
     ggml_tensor *    attention  = nullptr; // [n_tokens], raw, of the class token
     ggml_tensor *    received   = nullptr; // [n_tokens], raw, from all positions
-    ggml_tensor *    cosines    = nullptr; // [n_tokens, n_tokens], where the selection needs them
+    ggml_tensor *    cosines    = nullptr; // [n_real, n_real], where the selection needs them
     ggml_tensor *    hidden     = nullptr; // [n_hidden, n_tokens], the projector's input
-    qap_score_nodes  scores;
-    int64_t          n_tokens  = 0; // rows of `embeddings` that are no special ones
-    int64_t          n_columns = 0; // tokens of a line of the picture
+    qap_score_nodes  scores;               // [n_real]: tokens that are no padding
+    uint32_t         signals   = 0;        // what relevance can be made of here, see qap_signal()
+    int64_t          n_tokens  = 0;        // rows of `embeddings` that are no special ones
+    int64_t          n_columns = 0;        // tokens of a line of the picture
 };
 
 // clip.cpp, clip_model_loader::reserve_compute_meta(): after build(), so that the buffers fit our nodes too.

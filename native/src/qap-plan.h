@@ -7,49 +7,88 @@
 
 #include "qap.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <numeric>
 #include <utility>
 #include <vector>
 
+// The rows of the tokens with these numbers, both ascending; special: rows that are no tokens.
+inline std::vector<int32_t> qap_token_rows(
+    int32_t n_total, const std::vector<int32_t> & special, const std::vector<int32_t> & tokens) {
+    std::vector<int32_t> all((size_t) n_total + special.size()), of_tokens, found;
+    std::iota(all.begin(), all.end(), 0);
+    std::set_difference(all.begin(), all.end(), special.begin(), special.end(), std::back_inserter(of_tokens));
+    for (const int32_t token : tokens) {
+        found.push_back(of_tokens[(size_t) token]);
+    }
+    return found;
+}
+
 struct qap_plan {
     qap_params params         = {};
-    int32_t    n_total        = 0;     // N: tokens that the projector gives for this chunk
-    int32_t    n_keep         = 0;     // K
-    int32_t    pos_type       = -1;    // enum mtmd_pos_type of the chunk before it was planned, or -1: unchanged
+    int32_t    n_total        = 0;  // tokens that the projector gives for this chunk, those of the padding among them
+    int32_t    n_keep         = 0;  // K, of those that are no padding; 0 for a tile that gets none
+    int32_t    pos_type       = -1; // enum mtmd_pos_type of the chunk before it was planned, or -1: unchanged
     bool       capture        = false; // keep everything, note the attention, compute no scores
     bool       capture_hidden = false; // note the projector's input as well
 
     // filled by the encode
-    bool                 done  = false;
-    float                alpha = 0.0f;
-    std::vector<int32_t> indices;        // [n_keep], tokens, ascending
+    bool                 done        = false;
+    float                alpha       = 0.0f;
+    int32_t              semantic_id = QAP_SEMANTIC_NONE; // enum qap_semantic: the signal in the scores
+    std::vector<int32_t> indices;                         // [n_keep], tokens, ascending
     std::vector<int32_t> rows;           // the encoder's rows that are kept: those of the tokens and the special ones
     int64_t              bytes_read = 0; // from the device to the host
-    std::vector<float>   error, outlier, sensitivity, semantic, attention, received, total; // [n_total] or empty
-    std::vector<float>   hidden; // [n_total, n_hidden] or empty
+    std::vector<float>   error, outlier, sensitivity, semantic, total; // [n_total] or empty; zeros for padding
+    std::vector<float>   attention, received;                          // [n_total] or empty
+    std::vector<float>   hidden;                                       // [n_total, n_hidden] or empty
     int32_t              n_hidden  = 0;
     int32_t              n_columns = 0; // tokens of a line of the picture, or 0 where it is several views
 
     // Rows of the encoder that are no tokens, ascending: [IMG_BREAK], the ends of LLaVA-NeXT's lines. Always kept.
     std::vector<int32_t> special;
 
+    // Tokens that lie wholly in the padding of a letterboxed picture, ascending. Pruning drops them all.
+    std::vector<int32_t> padding;
+
     int32_t n_rows() const { return n_total + (int32_t) special.size(); }
+    int32_t n_real() const { return n_total - (int32_t) padding.size(); }
+
+    // Numbers of the tokens that are no padding, ascending.
+    std::vector<int32_t> real_tokens() const {
+        std::vector<int32_t> all((size_t) n_total), real;
+        std::iota(all.begin(), all.end(), 0);
+        std::set_difference(all.begin(), all.end(), padding.begin(), padding.end(), std::back_inserter(real));
+        return real;
+    }
+
+    // Numbers of the tokens that are no padding, [n_real()], to all tokens, [n_total], zeros for the others.
+    void spread(const float * from, float * to) const {
+        std::fill_n(to, n_total, 0.0f);
+        for (const int32_t token : real_tokens()) {
+            to[token] = *from++;
+        }
+    }
 
     // Keep these tokens, and every special row.
     void keep(std::vector<int32_t> tokens) {
-        indices = std::move(tokens);
+        indices                           = std::move(tokens);
+        const std::vector<int32_t> chosen = qap_token_rows(n_total, special, indices);
         rows.clear();
-        size_t next = 0; // how many special rows stand in front of the token
-        for (const int32_t token : indices) {
-            for (; next < special.size() && special[next] <= token + (int32_t) next; next++) {
-                rows.push_back(special[next]);
-            }
-            rows.push_back(token + (int32_t) next);
+        std::merge(chosen.begin(), chosen.end(), special.begin(), special.end(), std::back_inserter(rows));
+    }
+
+    // Keep those of `real` = real_tokens() with these places in it.
+    void keep_real(const std::vector<int32_t> & real, const std::vector<int32_t> & places) {
+        std::vector<int32_t> tokens;
+        for (const int32_t place : places) {
+            tokens.push_back(real[(size_t) place]);
         }
-        rows.insert(rows.end(), special.begin() + (std::ptrdiff_t) next, special.end());
+        keep(std::move(tokens));
     }
 
     void keep_all() {

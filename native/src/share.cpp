@@ -6,25 +6,23 @@
 #include <vector>
 
 int qap_share(const int32_t * sizes, int32_t n_slices, int32_t n_keep, int32_t * share) {
-    int64_t n_total = 0;
+    int64_t n_total  = 0;
+    int32_t n_filled = 0; // slices that have tokens
     for (int32_t i = 0; i < n_slices; i++) {
-        if (sizes[i] < 1) {
-            return qap_fail("sizes: expected at least 1 token in each slice, got %d", (int) sizes[i]);
+        if (sizes[i] < 0) {
+            return qap_fail("sizes: expected numbers from 0, got %d", (int) sizes[i]);
         }
         n_total += sizes[i];
+        n_filled += sizes[i] > 0 ? 1 : 0;
     }
-    if (n_slices < 1 || n_keep > n_total) {
-        return qap_fail("n_keep: expected at most %lld, got %d", (long long) n_total, (int) n_keep);
+    if (n_filled < 1 || n_keep < 1 || n_keep > n_total) {
+        return qap_fail("n_keep: expected a number in 1..%lld, got %d", (long long) n_total, (int) n_keep);
     }
-    if (n_keep < n_slices) {
-        return qap_fail(
-            "n_keep: expected at least 1 token for each of the %d slices of this image, got %d", (int) n_slices,
-            (int) n_keep);
-    }
+    const int32_t        least = n_keep >= n_filled ? 1 : 0;
     std::vector<int32_t> order(n_slices);
     int32_t              given = 0;
     for (int32_t i = 0; i < n_slices; i++) {
-        share[i] = std::max<int32_t>(1, (int32_t) ((int64_t) n_keep * sizes[i] / n_total));
+        share[i] = std::max<int32_t>(std::min(least, sizes[i]), (int32_t) ((int64_t) n_keep * sizes[i] / n_total));
         order[i] = i;
         given += share[i];
     }

@@ -1,20 +1,21 @@
 """What to keep and how to choose it: :class:`PruneConfig` and the tables of allowed values.
 
 The settings are those of QAPruner (arXiv 2604.02816, section 3): the balance ``alpha``, the group size 128, the int4
-error and the range as outlier magnitude. The names and the GGUF keys are in docs/design.md. Everything is checked when
-a config is made, so that no bad value reaches native code.
+error and the range as outlier magnitude. Names, their order and the defaults are those of the native library
+(native/src/params.cpp), which are stated nowhere else. Everything is checked when a config is made, so that no bad
+value reaches native code.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import numbers
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from qap_gguf import _core
 from qap_gguf.errors import ConfigError
 
 __all__ = [
@@ -30,14 +31,14 @@ __all__ = [
     "PruneConfig",
 ]
 
-INT_ERRORS: Final = ("int2", "int3", "int4", "int5", "int6", "int7", "int8")
-GGML_ERRORS: Final = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "q4_K", "q6_K")
-ERRORS: Final = INT_ERRORS + GGML_ERRORS
-OUTLIERS: Final = ("range", "absmax", "crest")
-SEMANTICS: Final = ("auto", "clip_text", "cls", "text", "attention", "none")
-SELECTORS: Final = ("topk", "dpp", "divprune", "random", "uniform")
-POSITIONS: Final = ("auto", "compact", "keep")
-MERGES: Final = ("none", "average")
+ERRORS: Final = _core.names("error")
+INT_ERRORS: Final = tuple(name for name in ERRORS if name.startswith("int"))
+GGML_ERRORS: Final = tuple(name for name in ERRORS if name not in INT_ERRORS)
+OUTLIERS: Final = _core.names("outlier")
+SEMANTICS: Final = _core.names("semantic")
+SELECTORS: Final = _core.names("select")
+POSITIONS: Final = _core.names("positions")
+MERGES: Final = _core.names("merge")
 
 METADATA_VERSION: Final = 1
 #: GGUF value type of each key that :meth:`PruneConfig.to_metadata` writes.
@@ -98,13 +99,22 @@ def _from_f32(value: object) -> object:
     return next((short for short in shortest if struct.pack("<f", short) == stored), value)
 
 
+def shortest(value: float) -> float:
+    """The number that a float32 stands for: 0.7, stored as 0.699999988, comes back as 0.7."""
+    return float(f"{value:.7g}")
+
+
+_NATIVE: Final[Mapping[str, Any]] = _core.default_params().to_dict()
+
+
 @dataclass(frozen=True)
 class PruneConfig:
-    """How many image tokens to keep, and by which score.
+    """How many image tokens to keep, and by which score. Padding is no token, see ``ImageEmbedding.padding``.
 
     Attributes:
         keep_ratio: part of the tokens to keep, in (0, 1]; None when ``n_keep`` is given.
-        n_keep: tokens to keep, at least 1. Wins over ``keep_ratio``, which then becomes None.
+        n_keep: tokens to keep, at least 1; of an image that has fewer, all. Wins over ``keep_ratio``, which then
+            becomes None.
         alpha: weight of the semantic score in [0, 1]; 1 - alpha is the weight of the sensitivity to quantization.
             "dynamic" derives it from the image (0.45..0.55).
         error: quantizer whose error is measured, see ``ERRORS``.
@@ -130,18 +140,18 @@ class PruneConfig:
         64
     """
 
-    keep_ratio: float | None = 0.125
+    keep_ratio: float | None = _NATIVE["keep_ratio"]
     n_keep: int | None = None
-    alpha: float | Literal["dynamic"] = 0.7
-    error: str = "int4"
-    group_size: int = 128
-    outlier: str = "range"
-    outlier_weight: float = 0.5
-    semantic: str = "auto"
-    select: str = "dpp"
-    positions: str = "auto"
-    merge: str = "none"
-    seed: int = 0
+    alpha: float | Literal["dynamic"] = shortest(_NATIVE["alpha"])
+    error: str = _NATIVE["error"]
+    group_size: int = _NATIVE["group_size"]
+    outlier: str = _NATIVE["outlier"]
+    outlier_weight: float = shortest(_NATIVE["outlier_weight"])
+    semantic: str = _NATIVE["semantic"]
+    select: str = _NATIVE["select"]
+    positions: str = _NATIVE["positions"]
+    merge: str = _NATIVE["merge"]
+    seed: int = _NATIVE["seed"]
 
     def __post_init__(self) -> None:
         if self.keep_ratio is None and self.n_keep is None:
@@ -164,34 +174,42 @@ class PruneConfig:
         object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
 
     def count(self, n_tokens: int) -> int:
-        """Return K, how many of `n_tokens` image tokens are kept: ``n_keep``, or ceil(keep_ratio * n_tokens).
-
-        The native side computes the same number before encoding.
+        """Return K, how many of `n_tokens` image tokens are kept: ``n_keep`` if there are that many, else all of them;
+        or ceil(keep_ratio * n_tokens).
 
         Args:
-            n_tokens: tokens of the image before pruning, at least 1.
+            n_tokens: tokens of the image before pruning, at least 1; padding is none (``ImageEmbedding.n_real``).
 
         Returns:
             K in 1..n_tokens.
 
         Raises:
-            ConfigError: ``n_keep`` is larger than `n_tokens`, or `n_tokens` is no positive integer.
+            ConfigError: `n_tokens` is no positive integer.
 
         Example:
-            >>> PruneConfig(keep_ratio=0.1).count(10)
-            1
+            >>> PruneConfig(keep_ratio=0.1).count(10), PruneConfig(n_keep=64).count(24)
+            (1, 24)
         """
-        n_tokens = _as_int("n_tokens", n_tokens, 1, _MAX_I32)
-        if self.n_keep is not None:
-            if self.n_keep > n_tokens:
-                raise ConfigError(
-                    f"n_keep must be at most the image's {n_tokens} tokens, got {self.n_keep}; "
-                    "keep fewer, use keep_ratio, or do not prune"
-                )
-            return self.n_keep
-        assert self.keep_ratio is not None  # __post_init__ saw to it
-        # 0.07 * 100 is 7.000000000000001 in floating point; the 1e-9 keeps that at 7.
-        return min(n_tokens, max(1, math.ceil(self.keep_ratio * n_tokens - 1e-9)))
+        return self.to_params().count(_as_int("n_tokens", n_tokens, 1, _MAX_I32))
+
+    def to_params(self) -> _core.Params:
+        """The native form."""
+        dynamic = isinstance(self.alpha, str)
+        return _core.Params(
+            keep_ratio=_NATIVE["keep_ratio"] if self.keep_ratio is None else self.keep_ratio,
+            n_keep=self.n_keep or 0,
+            alpha=_NATIVE["alpha"] if isinstance(self.alpha, str) else self.alpha,
+            alpha_dynamic=dynamic,
+            error=self.error,
+            group_size=self.group_size,
+            outlier=self.outlier,
+            outlier_weight=self.outlier_weight,
+            semantic=self.semantic,
+            select=self.select,
+            positions=self.positions,
+            merge=self.merge,
+            seed=self.seed,
+        )
 
     def replace(self, /, **changes: Any) -> PruneConfig:
         """Return a copy with some fields changed; a new ``keep_ratio`` takes the place of an old ``n_keep``.

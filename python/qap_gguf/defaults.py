@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 
 from qap_gguf import _core
-from qap_gguf.config import PruneConfig
+from qap_gguf.config import PruneConfig, shortest
 from qap_gguf.errors import ConfigError
 
 _default: PruneConfig | None = None
@@ -27,22 +27,7 @@ def check_config(cfg: object) -> None:
 def to_params(cfg: PruneConfig) -> _core.Params:
     """The native form of a config."""
     check_config(cfg)
-    dynamic = cfg.alpha == "dynamic"
-    return _core.Params(
-        keep_ratio=1.0 if cfg.keep_ratio is None else cfg.keep_ratio,
-        n_keep=cfg.n_keep or 0,
-        alpha=0.5 if isinstance(cfg.alpha, str) else cfg.alpha,
-        alpha_dynamic=dynamic,
-        error=cfg.error,
-        group_size=cfg.group_size,
-        outlier=cfg.outlier,
-        outlier_weight=cfg.outlier_weight,
-        semantic=cfg.semantic,
-        select=cfg.select,
-        positions=cfg.positions,
-        merge=cfg.merge,
-        seed=cfg.seed,
-    )
+    return cfg.to_params()
 
 
 def from_params(params: _core.Params) -> PruneConfig:
@@ -54,7 +39,7 @@ def from_params(params: _core.Params) -> PruneConfig:
     else:
         values["n_keep"] = None
     for name in ("alpha", "outlier_weight"):
-        values[name] = float(f"{values[name]:.7g}")
+        values[name] = shortest(values[name])
     return PruneConfig.from_dict(values | ({"alpha": "dynamic"} if dynamic else {}))
 
 
@@ -62,7 +47,7 @@ def set_default(cfg: PruneConfig | None) -> None:
     """Prune every image that libmtmd tokenizes from now on, in all threads; None takes that back.
 
     None leaves files with ``qap.*`` keys to their own defaults. To keep all tokens of those as well, pass
-    ``PruneConfig(keep_ratio=1.0)``.
+    ``PruneConfig(keep_ratio=1.0)``; only padding is dropped then, see ``ImageEmbedding.padding``.
 
     Raises:
         ConfigError: `cfg` is neither a PruneConfig nor None.

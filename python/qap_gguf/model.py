@@ -262,7 +262,6 @@ class VisionModel:
             prompt: the question, for signals that look at it.
 
         Raises:
-            ConfigError: ``n_keep`` is larger than the image's tokens.
             UnsupportedError: the model cannot be pruned, or cannot give the signal.
         """
         signals = self.signals(image, prompt)
@@ -325,7 +324,7 @@ class VisionModel:
             stream: return a :class:`Generation` that yields the text in pieces.
 
         Raises:
-            ConfigError: malformed messages or settings, ``n_keep`` above the image's tokens, or a prompt above n_ctx.
+            ConfigError: malformed messages or settings, or a prompt above n_ctx.
             ImageError, UnsupportedError: see :meth:`encode` and :meth:`prune`.
         """
         chosen = AnswerSettings(**settings)

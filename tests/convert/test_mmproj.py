@@ -13,7 +13,7 @@ import pytest
 from qap_gguf.config import PruneConfig
 from qap_gguf.convert import convert
 from qap_gguf.convert.source.checkpoint import Checkpoint
-from qap_gguf.errors import ConfigError, ConvertError
+from qap_gguf.errors import ConvertError
 
 LAYER = {
     "ln1.weight": (32,), "ln1.bias": (32,), "ln2.weight": (32,), "ln2.bias": (32,),
@@ -145,12 +145,6 @@ def test_prune_defaults_are_stored(plain_llava: Path, tmp_path: Path) -> None:
     assert types["qap.n_keep"] == types["qap.group_size"] == types["qap.version"] == "UINT32"
     assert types["qap.alpha_dynamic"] == "BOOL"
     assert types["qap.error"] == "STRING"
-
-
-def test_more_kept_tokens_than_the_model_has_are_refused(plain_llava: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError):
-        convert(plain_llava, tmp_path / "out", prune=PruneConfig(n_keep=17))
-    assert not (tmp_path / "out").exists()
 
 
 def with_processor(plain: Path, folder: Path, name: str, config: dict[str, Any]) -> Path:

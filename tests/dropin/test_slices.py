@@ -70,9 +70,15 @@ def test_each_slice_is_encoded_to_its_share(tiled: qap.VisionModel) -> None:
         assert report["n_total"] == N
 
 
-def test_fewer_tokens_than_slices_are_refused(tiled: qap.VisionModel) -> None:
-    with pytest.raises(ValueError, match="at least 1 token for each of the 5 slices"):
-        slices(tiled, PruneConfig(n_keep=4))
+def test_with_fewer_tokens_than_slices_some_get_none(tiled: qap.VisionModel) -> None:
+    chunks = slices(tiled, PruneConfig(n_keep=4))
+    assert [chunk.n_tokens for chunk in chunks] == [1, 1, 1, 1, 0]
+    assert [len(tiled._encoder._native.encode(chunk, False)) for chunk in chunks] == [1, 1, 1, 1, 0]
+    assert [report["indices"].size for chunk in chunks if (report := chunk.report())] == [1, 1, 1, 1, 0]
+
+
+def test_n_keep_above_all_slices_keeps_all(tiled: qap.VisionModel) -> None:
+    assert sum(chunk.n_tokens for chunk in slices(tiled, PruneConfig(n_keep=10**6))) == 5 * N
 
 
 def test_vision_model_does_not_take_tiles_that_are_packed_as_never_trained(tiled: qap.VisionModel) -> None:

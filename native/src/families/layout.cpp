@@ -3,6 +3,8 @@
 
 #include "clip-impl.h"
 #include "clip-model.h"
+#include "families/letterbox.h"
+#include "qap-plan.h"
 
 enum class class_token { as_stored, first, last, none };
 
@@ -125,4 +127,38 @@ ggml_tensor * qap_build_pooled(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor
         means = ggml_get_rows(ctx, ggml_reshape_2d(ctx, means, 1, layout.n_tokens), order);
     }
     return ggml_reshape_1d(ctx, means, layout.n_tokens);
+}
+
+std::vector<int32_t> qap_find_padding(const clip_model & model, const clip_image_f32 & image) {
+    const qap_layout layout = qap_layout_of(model, image);
+    if (!layout.attention || layout.n_tokens < 1) {
+        return {};
+    }
+    const auto columns = (int32_t) (layout.n_patches_x / layout.n_merge);
+    const auto cell    = (int32_t) (model.hparams.patch_size * layout.n_merge);
+    return qap_padding_tokens(image.qap_content, cell, columns, (int32_t) layout.n_tokens / columns);
+}
+
+qap_window qap_window_of(const qap_plan & plan, const qap_layout & layout) {
+    const std::vector<int32_t> real = plan.padding.empty() ? std::vector<int32_t>() : plan.real_tokens();
+    if (real.empty()) {
+        return {}; // no padding; or nothing else, and then no token is kept whatever it scores
+    }
+    qap_window window;
+    window.columns = layout.n_patches_x / layout.n_merge;
+    window.left    = real.front() % window.columns;
+    window.top     = real.front() / window.columns;
+    window.width   = real.back() % window.columns - window.left + 1;
+    window.lines   = real.back() / window.columns - window.top + 1;
+    return window;
+}
+
+ggml_tensor * qap_build_window(ggml_context * ctx, ggml_tensor * x, const qap_window & window) {
+    if (window.lines == 0) {
+        return x;
+    }
+    const size_t  line = x->nb[1] * (size_t) window.columns, start = x->nb[1] * (size_t) window.left;
+    ggml_tensor * part =
+        ggml_view_3d(ctx, x, x->ne[0], window.width, window.lines, x->nb[1], line, line * (size_t) window.top + start);
+    return ggml_reshape_2d(ctx, ggml_cont(ctx, part), x->ne[0], window.width * window.lines);
 }

@@ -8,9 +8,11 @@
 #include "ggml.h"
 
 #include <cstdint>
+#include <vector>
 
 struct clip_model;
 struct clip_image_f32;
+struct qap_plan;
 
 // Which patches were merged into token i, as positions of the encoder's attention.
 enum class qap_merging {
@@ -43,3 +45,18 @@ ggml_tensor * qap_build_tokens(ggml_context * ctx, ggml_tensor * rows, const qap
 
 // Means over the patches of each token. signal: [n_pos] of the attention -> [n_tokens]
 ggml_tensor * qap_build_pooled(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * signal, const qap_layout & layout);
+
+// A rectangle of tokens in a picture's grid; no lines: all of them.
+struct qap_window {
+    int64_t columns = 0; // of the grid
+    int64_t left = 0, top = 0, width = 0, lines = 0;
+};
+
+// Where the tokens of a plan that are no padding lie: nothing where there is no padding.
+qap_window qap_window_of(const qap_plan & plan, const qap_layout & layout);
+
+// The tokens in the window, line by line. x: [n, n_tokens] contiguous -> [n, width * lines] contiguous
+ggml_tensor * qap_build_window(ggml_context * ctx, ggml_tensor * x, const qap_window & window);
+
+// Tokens of this image that lie wholly in its padding, ascending; none where the order of tokens is not known.
+std::vector<int32_t> qap_find_padding(const clip_model & model, const clip_image_f32 & image);

@@ -58,11 +58,11 @@ struct next_preprocessor : mtmd_image_preprocessor_llava_uhd {
         const int             side    = hparams.image_size;
         const int             grid_x = grid.width / side, grid_y = grid.height / side;
 
-        clip_image_u8 stack;
+        const clip_image_u8 base = resized(img, { side, side });
+        clip_image_u8       stack;
         stack.set_size({ side, side * (1 + grid_x * grid_y) }, img.is_placeholder());
         if (!img.is_placeholder()) {
             const bool           stretched = hparams.image_pad_rf == PAD_NONE;
-            const clip_image_u8  base      = resized(img, { side, side });
             const clip_image_u8  refined   = resized(img, stretched ? grid : fitted(picture, grid));
             const int            left      = (grid.width - refined.get_size().width) / 2;
             const int            top       = (grid.height - refined.get_size().height) / 2;
@@ -76,6 +76,7 @@ struct next_preprocessor : mtmd_image_preprocessor_llava_uhd {
         }
         mtmd_image_preproc_out output;
         output.append(hparams, stack, true);
+        output.entries.back().qap_content   = base.qap_content; // of the grid, pack.cpp cuts the padding off
         clip_image_f32::anyres_info & tiles = output.entries.back().anyres;
         tiles.grid_x                        = grid_x;
         tiles.grid_y                        = grid_y;

@@ -1,11 +1,11 @@
 // pack.cpp: see pack.h. Each tile runs through the encoder by itself, as in training; what comes out is put together on the
-// host. Scores are over the whole picture, base and grid, by the function that Python calls too (qap_score).
+// host. Scores are over the whole picture, base and grid, by the function that Python calls too (qap_prune).
 #include "families/pack.h"
 
 #include "clip-impl.h"
 #include "clip-model.h"
 #include "device.h"
-#include "keep.h"
+#include "prune.h"
 #include "qap-error.h"
 #include "qap-hooks.h"
 #include "qap-plan.h"
@@ -183,37 +183,6 @@ struct noted_signals {
     }
 };
 
-// Scores over all tokens, and the selection. tokens: [n_total, width]
-static int choose(
-    qap_plan & plan, const std::vector<float> & tokens, int32_t width, int32_t n_threads,
-    std::vector<float> & cosines) {
-    const qap_params & params = plan.params;
-    const bool         auto_  = params.semantic == QAP_SEMANTIC_AUTO;
-    const float *      signal = nullptr; // the class token's attention where there is one, else the attention received
-    if (auto_ || params.semantic == QAP_SEMANTIC_CLS) {
-        signal = plan.attention.empty() ? nullptr : plan.attention.data();
-    }
-    if ((auto_ && signal == nullptr) || params.semantic == QAP_SEMANTIC_ATTENTION) {
-        signal = plan.received.empty() ? nullptr : plan.received.data();
-    }
-    for (std::vector<float> * out : { &plan.error, &plan.outlier, &plan.sensitivity, &plan.semantic, &plan.total }) {
-        out->resize((size_t) plan.n_total);
-    }
-    qap_scores scores = { plan.error.data(),    plan.outlier.data(), plan.sensitivity.data(),
-                          plan.semantic.data(), plan.total.data(),   0.0f };
-    if (qap_score(tokens.data(), plan.n_total, width, signal, &params, nullptr, n_threads, &scores) != 0) {
-        return -1;
-    }
-    plan.alpha = scores.alpha;
-    if (qap_selector_needs_cosines(params.select) || params.merge != QAP_MERGE_NONE) {
-        cosines.resize((size_t) plan.n_total * plan.n_total);
-        if (qap_cosines(tokens.data(), plan.n_total, width, nullptr, n_threads, cosines.data()) != 0) {
-            return -1;
-        }
-    }
-    return qap_keep_best(plan, signal != nullptr, cosines);
-}
-
 static int encode_packed(clip_ctx * ctx, const clip_encode_params & params) {
     const clip_model &     model   = qap_clip_model(ctx);
     const clip_image_f32 & stack   = params.imgs->entries[0];
@@ -259,33 +228,14 @@ static int encode_packed(clip_ctx * ctx, const clip_encode_params & params) {
     plan->attention = noted_signals::take(signals.attention);
     plan->received  = noted_signals::take(signals.received);
     plan->hidden    = noted_signals::take(signals.hidden);
-    std::vector<float> cosines; // empty where neither the selection nor the merge needs them
     if (plan->capture) {
         plan->keep_all();
-    } else {
-        std::vector<float> tokens((size_t) plan->n_total * width);
-        float *            next = tokens.data();
-        for (int32_t row = 0; row < packing.n_base(); row++) {
-            next = std::copy_n(rows.values.data() + (size_t) row * width, width, next);
-        }
-        for (int32_t line = 0; line < packing.height; line++) {
-            const size_t first = packing.n_base() + (size_t) line * (packing.width + 1);
-            next               = std::copy_n(rows.values.data() + first * width, (size_t) packing.width * width, next);
-        }
-        if (choose(*plan, tokens, width, params.n_threads, cosines) != 0) {
-            return -1;
-        }
+        *params.out_embd = std::move(rows.values);
+    } else if (qap_prune_plan(*plan, rows.values.data(), width, 1, params.n_threads, *params.out_embd) != 0) {
+        return -1;
     }
     plan->done       = true;
     plan->bytes_read = qap_bytes_read() - before;
-    params.out_embd->resize(plan->rows.size() * (size_t) width);
-    if (!plan->capture && plan->params.merge != QAP_MERGE_NONE) {
-        return qap_keep_merged(*plan, rows.values.data(), width, cosines, params.out_embd->data());
-    }
-    float * to = params.out_embd->data();
-    for (const int32_t row : plan->rows) {
-        to = std::copy_n(rows.values.data() + (size_t) row * width, width, to);
-    }
     return 0;
 }
 

@@ -122,7 +122,7 @@ def run_passes(vlm: VisionModel, plan: Plan, progress: Progress | None = None) -
         One list for each round; in it the dense pass, then one for each config.
 
     Raises:
-        ConfigError: a config keeps more than the image's tokens, or two keep the same number.
+        ConfigError: two configs keep the same number of tokens.
         UnsupportedError: the model cannot be pruned, or cuts the picture into tiles that this version cannot join.
     """
     configs: Sequence[PruneConfig | None] = (None, *plan.configs)
@@ -137,10 +137,8 @@ def run_passes(vlm: VisionModel, plan: Plan, progress: Progress | None = None) -
         return result
 
     first = one("a", None)  # a warm-up that also says how many tokens the template has
-    counts = [config.count(first.n_tokens) for config in plan.configs]
+    text = _filler(vlm, plan.n_text - first.n_text + 1)
+    counts = [one(text, config).n_kept for config in plan.configs]
     if len(set(counts)) != len(counts):
         raise ConfigError(f"n_keep: expected numbers that differ, got {counts}; leave one of them out")
-    text = _filler(vlm, plan.n_text - first.n_text + 1)
-    for config in plan.configs:
-        one(text, config)
     return [[one(text, config) for config in configs] for _ in range(plan.rounds)]

@@ -232,7 +232,7 @@ class ChatHandler:
             template_variables: what else the chat template reads.
 
         Raises:
-            ConfigError: malformed messages or settings, ``n_keep`` above the image's tokens, or a prompt above n_ctx.
+            ConfigError: malformed messages or settings, or a prompt above n_ctx.
             ImageError: an image that is not allowed, cannot be read or is too large.
             UnsupportedError: the model cannot be pruned as asked.
             ModelFileError: the mmproj belongs to another model, or the chat template refuses the messages.

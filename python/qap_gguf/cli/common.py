@@ -43,65 +43,79 @@ def parse_alpha(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
         raise click.BadParameter(f'expected a number in 0..1 or "dynamic", got {value!r}', param=param) from None
 
 
+_DEFAULT: Final = PruneConfig()
+
+
+def default_of(name: str) -> str:
+    """The words that end the help of a prune option: its default, as the native library has it."""
+    return f"  [default: {getattr(_DEFAULT, name)}]"
+
+
 _PRUNE: Final[dict[str, Callable[[Any], Any]]] = {
     "n_keep": click.option(
-        "--n-keep", type=click.IntRange(min=1), metavar="K", help="Keep exactly K tokens of each image."
+        "--n-keep", type=click.IntRange(min=1), metavar="K", help="Keep K tokens of each image, or all if it has fewer."
     ),
     "keep_ratio": click.option(
-        "--keep-ratio", type=float, metavar="R", help="Keep this part of the tokens, 0 < R <= 1.  [default: 0.125]"
+        "--keep-ratio",
+        type=float,
+        metavar="R",
+        help="Keep this part of the tokens, 0 < R <= 1." + default_of("keep_ratio"),
     ),
     "alpha": click.option(
         "--alpha",
         callback=parse_alpha,
         metavar="A",
-        help='Weight of the semantic score, 0..1; the rest goes to the sensitivity to quantization. Or "dynamic".  '
-        "[default: 0.7]",
+        help='Weight of the semantic score, 0..1; the rest goes to the sensitivity to quantization. Or "dynamic".'
+        + default_of("alpha"),
     ),
     "error": click.option(
         "--error",
         type=click.Choice(ERRORS),
         metavar="Q",
-        help="Quantizer whose error is measured: int2 to int8, or a ggml type such as q4_0 or q4_K.  [default: int4]",
+        help="Quantizer whose error is measured: int2 to int8, or a ggml type such as q4_0 or q4_K."
+        + default_of("error"),
     ),
     "group_size": click.option(
         "--group-size",
         type=click.IntRange(min=1),
         metavar="G",
-        help="Channels that share one scale, for int2 to int8.  [default: 128]",
+        help="Channels that share one scale, for int2 to int8." + default_of("group_size"),
     ),
     "outlier": click.option(
-        "--outlier", type=click.Choice(OUTLIERS), help="How the outliers of a token are measured.  [default: range]"
+        "--outlier",
+        type=click.Choice(OUTLIERS),
+        help="How the outliers of a token are measured." + default_of("outlier"),
     ),
     "outlier_weight": click.option(
         "--outlier-weight",
         type=float,
         metavar="W",
-        help="Weight of outliers against quantization error, 0..1.  [default: 0.5]",
+        help="Weight of outliers against quantization error, 0..1." + default_of("outlier_weight"),
     ),
     "semantic": click.option(
         "--semantic",
         type=click.Choice(SEMANTICS),
         help="Source of the semantic score: attention of the class token (cls) or of all patches (attention), likeness "
-        "to the prompt in the language model (text) or in CLIP (clip_text). auto takes the first that there is.  "
-        "[default: auto]",
+        "to the prompt in the language model (text) or in CLIP (clip_text). auto takes the first that there is."
+        + default_of("semantic"),
     ),
     "select": click.option(
         "--select",
         type=click.Choice(SELECTORS),
         help="How tokens are chosen: good and different ones (dpp), the best (topk), different ones (divprune), or "
-        "by no score at all.  [default: dpp]",
+        "by no score at all." + default_of("select"),
     ),
     "positions": click.option(
-        "--positions", type=click.Choice(POSITIONS), help="Positions of the kept tokens.  [default: auto]"
+        "--positions", type=click.Choice(POSITIONS), help="Positions of the kept tokens." + default_of("positions")
     ),
     "merge": click.option(
-        "--merge", type=click.Choice(MERGES), help="average folds dropped tokens into kept ones.  [default: none]"
+        "--merge", type=click.Choice(MERGES), help="average folds dropped tokens into kept ones." + default_of("merge")
     ),
     "seed": click.option(
         "--seed",
         type=click.IntRange(0, 2**64 - 1),
         metavar="N",
-        help="Seed of everything random: --select random, sampling, resampling.  [default: 0]",
+        help="Seed of everything random: --select random, sampling, resampling." + default_of("seed"),
     ),
     "dense": click.option("--dense", "--no-prune", "dense", is_flag=True, help="Keep every token: no pruning at all."),
 }

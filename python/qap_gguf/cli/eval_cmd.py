@@ -11,6 +11,7 @@ import click
 
 from qap_gguf.cli.common import (
     check_model_pair,
+    default_of,
     is_debug,
     make_config,
     model_options,
@@ -22,11 +23,10 @@ from qap_gguf.cli.common import (
     sampler_seed,
 )
 from qap_gguf.cli.output import counter_bar, print_table
-from qap_gguf.config import ERRORS
+from qap_gguf.config import ERRORS, PruneConfig
 from qap_gguf.language.kv_types import KV_TYPES
 
 if TYPE_CHECKING:
-    from qap_gguf.config import PruneConfig
     from qap_gguf.eval import Budget, Setup, Variant
 
 _METHODS = "dense,qap,semantic,numeric,dpp,dpp-semantic,dpp-numeric,dpp-flat,divprune,random,uniform,pool"
@@ -41,9 +41,8 @@ def _budgets(n_keep: tuple[int, ...], keep_ratio: tuple[float, ...]) -> list[Bud
         raise click.UsageError("--n-keep and --keep-ratio exclude each other; give one of them")
     if n_keep:
         return [Budget(n_keep=k) for k in n_keep]
-    ratios = keep_ratio or (0.125,)
-    for ratio in ratios:
-        make_config({"keep_ratio": ratio})  # a bad one is a usage error now, not an error later
+    # a bad one is a usage error now, not an error later
+    ratios = [make_config({"keep_ratio": ratio}).keep_ratio for ratio in keep_ratio] or [PruneConfig().keep_ratio]
     return [Budget(keep_ratio=ratio) for ratio in ratios]
 
 
@@ -83,7 +82,7 @@ def _setups(models: Sequence[Path], kvs: Sequence[str]) -> dict[Setup, tuple[Pat
     type=float,
     multiple=True,
     metavar="R",
-    help="Keep this part of the tokens, 0 < R <= 1. Repeatable.  [default: 0.125]",
+    help="Keep this part of the tokens, 0 < R <= 1. Repeatable." + default_of("keep_ratio"),
 )
 @click.option("--methods", default=_METHODS, show_default=True, metavar="LIST", help="What to compare, with commas.")
 @click.option(
@@ -91,14 +90,14 @@ def _setups(models: Sequence[Path], kvs: Sequence[str]) -> dict[Setup, tuple[Pat
     multiple=True,
     callback=parse_alpha,
     metavar="A",
-    help='Weight of the semantic score in fused methods, 0..1, or "dynamic". Repeatable.  [default: 0.7]',
+    help='Weight of the semantic score in fused methods, 0..1, or "dynamic". Repeatable.' + default_of("alpha"),
 )
 @click.option(
     "--error",
     type=click.Choice(ERRORS),
     multiple=True,
     metavar="Q",
-    help="Quantizer whose error is measured: int2 to int8, or a ggml type. Repeatable.  [default: int4]",
+    help="Quantizer whose error is measured: int2 to int8, or a ggml type. Repeatable." + default_of("error"),
 )
 @click.option(
     "--kv",

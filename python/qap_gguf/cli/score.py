@@ -72,11 +72,13 @@ def write_file(path: Path, force: bool, write: Callable[[IO[bytes]], object]) ->
 
 
 def table(image: ImageEmbedding, cut: PrunedImage, top: int) -> list[Row]:
-    """The `top` tokens with the highest totals as rows of words, under ``HEAD``; ties by number, as in selection."""
+    """The `top` tokens with the highest totals as rows of words, under ``HEAD``; padding is left out."""
+    import numpy as np
+
     scores, columns = cut.scores, image.grid[1]
     kept = set(cut.indices.tolist())
     signal = bool(scores.semantic.any())
-    order = sorted(range(image.n_tokens), key=lambda i: (-float(scores.total[i]), i))
+    order = sorted(np.flatnonzero(~image.padding).tolist(), key=lambda i: (-float(scores.total[i]), i))
     return [
         (
             str(i),
@@ -121,6 +123,7 @@ def describe(image: ImageEmbedding, cut: PrunedImage) -> dict[str, Any]:
         "size": list(image.size),
         "grid": list(image.grid),
         "n_tokens": image.n_tokens,
+        "padding": image.padding.nonzero()[0].tolist(),
         "n_keep": len(cut.indices),
         "alpha": cut.scores.alpha,
         "indices": cut.indices.tolist(),
@@ -136,7 +139,7 @@ def arrays(image: ImageEmbedding, cut: PrunedImage, features: bool) -> dict[str,
     import numpy as np
 
     found: dict[str, Any] = {name: getattr(cut.scores, name) for name in _SCORES}
-    found |= {"indices": cut.indices, "positions": cut.positions}
+    found |= {"indices": cut.indices, "positions": cut.positions, "padding": image.padding}
     found |= {"grid": np.array(image.grid, np.int32), "alpha": np.float32(cut.scores.alpha)}
     if image.attention is not None:
         found["attention"] = image.attention
@@ -183,8 +186,8 @@ def score(
     """Show how each token of the picture IMAGE scores, and which tokens are kept.
 
     Each row is one token: a patch of the picture at a row and a column, both from 0 at the top left. The table has
-    those with the highest totals; --json and --npz have all. Without IMAGE, the packaged sample is scored. Settings
-    that are not given come from the mmproj file, if it has any.
+    those with the highest totals; --json and --npz have all, and say which are padding (their scores are 0). Without
+    IMAGE, the packaged sample is scored. Settings that are not given come from the mmproj file, if it has any.
 
     \b
     Columns:
@@ -249,5 +252,6 @@ def score(
         print_json({**files, "config": config.to_dict(), **describe(image, cut)})
         return
     print_table(table(image, cut, top))
-    kept, total = len(cut.indices), image.n_tokens
-    click.echo(f"\nkept {kept} of {total} tokens ({100 * kept / total:.1f} %), alpha {cut.scores.alpha:.3g}")
+    kept, total = len(cut.indices), image.n_real
+    padding = f", {image.n_tokens - total} more are padding" if total < image.n_tokens else ""
+    click.echo(f"\nkept {kept} of {total} tokens ({100 * kept / total:.1f} %){padding}, alpha {cut.scores.alpha:.3g}")

@@ -88,8 +88,6 @@ def _check(info: GgufInfo, prune: PruneConfig | None) -> None:
     if prune is None:
         return
     facts = mmproj_facts(info)
-    if facts.n_tokens is not None:
-        prune.count(facts.n_tokens)
     if prune.semantic == "clip_text" and not facts.text_tower:
         raise ConfigError(
             f"semantic: expected CLIP's text tower in {info.path} for clip_text, found none; "

@@ -8,13 +8,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qap_gguf.convert.llava import clip_text as text_tower
 from qap_gguf.convert.llava import language, mmproj
 from qap_gguf.convert.llava.original import is_original
 from qap_gguf.convert.llava.source import open_llava
-from qap_gguf.convert.llava.spec import LlavaSpec, parse
+from qap_gguf.convert.llava.spec import parse
 from qap_gguf.convert.llava.tensor_plan import Planner
 from qap_gguf.convert.output.disk_space import require_space
 from qap_gguf.convert.output.imatrix import read_imatrix
@@ -117,7 +117,9 @@ def convert(
         with _understanding("config.json and the image processor's config"):
             llava = open_llava(source, config, None if vision_tower is None else fetch(vision_tower))
             spec = parse(llava.config)
-            keys = mmproj.metadata(spec, llava.processor, label, big, _prune_keys(prune, spec))
+            keys = mmproj.metadata(
+                spec, llava.processor, label, big, {} if prune is None else dict(prune.to_metadata())
+            )
         planner = Planner(llava.checkpoint)
         vision = mmproj.tensors(planner, spec, big)
         if clip_text is not None:
@@ -188,14 +190,6 @@ def _understanding(what: str) -> Iterator[None]:
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as err:
         reason = " ".join(f"{type(err).__name__}: {err}".split())
         raise ConvertError(f"cannot understand {what} ({reason}); fetch the checkpoint again") from err
-
-
-def _prune_keys(prune: PruneConfig | None, spec: LlavaSpec) -> dict[str, Any]:
-    if prune is None:
-        return {}
-    if not spec.grid:  # tiles make the number of tokens depend on the image
-        prune.count(spec.vision.n_tokens)  # raises ConfigError where n_keep is more than the model has
-    return dict(prune.to_metadata())
 
 
 class _Counter:

@@ -178,8 +178,6 @@ def _wrong_defaults(report: FileReport) -> str | None:
         return f"its qap.* keys ask for pruning, but {report.why_not_prunable}; {cure} --dense"
     if defaults.semantic not in ("auto", "none", *report.semantics):
         return f"its qap.semantic is {defaults.semantic}, this file gives {', '.join(report.semantics)}; {cure}"
-    if report.n_tokens is not None and defaults.n_keep is not None and defaults.n_keep > report.n_tokens:
-        return f"its qap.n_keep is {defaults.n_keep}, an image has {report.n_tokens} tokens; {cure}"
     return None
 
 

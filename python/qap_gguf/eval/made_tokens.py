@@ -25,21 +25,24 @@ def replacement(method: str, image: Any, n_keep: int) -> FloatArray:
     Args:
         method: one of ``REPLACED``.
         image: an ImageEmbedding.
-        n_keep: tokens to have, 1..n_tok.
+        n_keep: tokens to have, 1..n_real.
 
     Raises:
         ConfigError: the tokens form no grid that pool could average, or rows that are no tokens stand between them.
     """
     if image.n_rows != image.n_tokens:
         raise ConfigError(f"{method}: expected rows that are all tokens, got special ones; leave {method} out")
+    real = np.flatnonzero(~image.padding)  # padding is no token
+    features: FloatArray = image.features[real]
     if method == "dpp-flat":
-        equal = np.ones(image.n_tokens, np.float32)
-        kept: FloatArray = image.features[select(equal, n_keep, features=image.features, method="dpp")]
+        equal = np.ones(len(real), np.float32)
+        kept: FloatArray = features[select(equal, n_keep, features=features, method="dpp")]
         return kept
     rows, columns = image.grid
     if rows * columns != image.n_tokens:
         raise ConfigError(f"pool: expected a grid of {image.n_tokens} tokens, got {rows} x {columns}; leave pool out")
-    averages: FloatArray = pool(image.features, image.grid, pooled_grid(n_keep, image.grid))
+    grid = (len(np.unique(real // columns)), len(np.unique(real % columns)))  # what a letterbox leaves is a rectangle
+    averages: FloatArray = pool(features, grid, pooled_grid(n_keep, grid))
     return averages
 
 

@@ -118,7 +118,7 @@ class _Picture:
         known = self._known.get((question, key))
         if known is not None:
             return known
-        expected = self._image.n_tokens if used is None else used.count(self._image.n_tokens)
+        expected = self._image.n_tokens if used is None else used.count(self._image.n_real)
         said, stats = _generate(self._model, image, question, used, self._max_tokens)
         if stats.n_image_kept != expected:  # a table whose rows kept something else than they say is worse than none
             raise NativeError(
@@ -138,7 +138,7 @@ class _Picture:
         if variant.method not in REPLACED or config is None:
             return self._image, config
         if variant.key not in self._shown:
-            tokens = replacement(variant.method, self._image, config.count(self._image.n_tokens))
+            tokens = replacement(variant.method, self._image, config.count(self._image.n_real))
             kept = config.replace(n_keep=len(tokens))
             indices = self._model.prune(self._image, kept).indices
             self._shown[variant.key] = replaced_image(self._image, tokens, indices), kept
@@ -186,7 +186,7 @@ def evaluate(
         One outcome for each question and variant, picture by picture.
 
     Raises:
-        ConfigError: nothing to ask, or a budget above the image's tokens.
+        ConfigError: nothing to ask.
         UnsupportedError: a variant needs class-token attention and the model has none.
         ImageError and others: whatever the model raises.
     """

@@ -64,13 +64,16 @@ def letterbox(pixels: Pixels, canvas: tuple[int, int]) -> Pixels:
     return np.asarray(page, dtype=np.uint8)
 
 
-def dim_dropped(canvas: Pixels, grid: tuple[int, int], indices: npt.ArrayLike) -> Pixels:
-    """A copy of what the encoder sees, in which kept patches are unchanged and dropped ones grey and dark.
+def dim_dropped(
+    canvas: Pixels, grid: tuple[int, int], indices: npt.ArrayLike, padding: npt.NDArray[np.bool_] | None = None
+) -> Pixels:
+    """A copy of what the encoder sees: kept patches unchanged, dropped ones grey and dark, padding hatched.
 
     Args:
         canvas: uint8 (h, w, 3), see :func:`letterbox`.
         grid: (rows, columns) of the patches that cover it.
         indices: numbers of the kept patches, row by row.
+        padding: which patches are padding, bool (rows * columns,); None: no patch is.
 
     Example:
         >>> dim_dropped(np.full((2, 4, 3), 200, np.uint8), (1, 2), [1])[0, :, 0].tolist()
@@ -80,7 +83,13 @@ def dim_dropped(canvas: Pixels, grid: tuple[int, int], indices: npt.ArrayLike) -
     columns = np.arange(canvas.shape[1]) * grid[1] // canvas.shape[1]
     kept = kept_map(grid, indices)[np.ix_(rows, columns)]
     grey = canvas @ np.array([0.299, 0.587, 0.114]) * 0.42 + 10.0  # still to be made out, never mistaken for kept
-    return np.where(kept[..., None], canvas, np.round(grey).astype(np.uint8)[..., None])
+    shown = np.where(kept[..., None], canvas, np.round(grey).astype(np.uint8)[..., None])
+    if padding is not None:
+        hatched = np.asarray(padding).reshape(grid)[np.ix_(rows, columns)] & ~kept
+        width = max(2, canvas.shape[1] // (4 * grid[1]))  # of a stripe: a quarter of a patch
+        stripes = np.add.outer(np.arange(canvas.shape[0]), np.arange(canvas.shape[1])) // width % 2
+        shown[hatched] = np.where(stripes[hatched], 176, 208)[:, None]
+    return shown
 
 
 def kept_map(grid: tuple[int, int], indices: npt.ArrayLike) -> npt.NDArray[np.bool_]:

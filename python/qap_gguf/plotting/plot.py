@@ -198,10 +198,10 @@ def _draw(
     with matplotlib.style.context("default"):  # a user's own style would break the layout
         page = _Page(width, page_height)
         left = round((_MARGIN + _TICKS) * unit)
-        headline, method = _headline(len(indices), image.n_tokens, scores, cfg)
+        headline, method = _headline(len(indices), image.n_real, scores, cfg)
         page.text(_MARGIN * unit, 50 * unit, _shorten(title) + headline, 30, weight="bold", color=_INK)
         page.text(_MARGIN * unit, 84 * unit, method, 18.5, color=_FAINT)
-        _draw_picture(page, Box(left, top, *canvas), pixels, image.grid, indices)
+        _draw_picture(page, Box(left, top, *canvas), pixels, image, indices)
         first = left + canvas[0] + round(_GAP * unit)
         step = round(map_width + (_BAR_GAP + _BAR + _BAR_LABELS + _GAP - 24) * unit)
         for number, (name, values) in enumerate(_panels(scores, cfg)):
@@ -212,7 +212,8 @@ def _draw(
                 round(map_height),
             )
             marked = indices if number == 3 else None
-            _draw_map(page, box, name, None if values is None else values.reshape(image.grid), marked)
+            shown = None if values is None else np.where(image.padding, np.nan, values).reshape(image.grid)
+            _draw_map(page, box, name, shown, marked)
         return page.image()
 
 
@@ -227,17 +228,22 @@ def _panels(scores: Scores, cfg: PruneConfig | None) -> list[tuple[str, FloatArr
     ]
 
 
-def _draw_picture(page: _Page, box: Box, pixels: Pixels, grid: tuple[int, int], indices: IndexArray) -> None:
+def _draw_picture(page: _Page, box: Box, pixels: Pixels, image: ImageEmbedding, indices: IndexArray) -> None:
     from matplotlib.collections import LineCollection
 
+    grid = image.grid
     canvas = letterbox(pixels, (box.width, box.height))
     place_of = place((pixels.shape[1], pixels.shape[0]), (box.width, box.height))
     padded = (place_of.width, place_of.height) != (box.width, box.height)
-    words = "Kept patches clear, dropped dimmed" + (" (picture padded)" if padded else "")
+    hatched = ", padding hatched" if image.padding.any() else " (picture padded)" if padded else ""
+    words = f"Kept patches clear, dropped dimmed{hatched}"
     page.text(box.left, box.top - 12 * page.unit, words, 19, color=_INK)
     axes = page.axes(box)
     axes.imshow(
-        dim_dropped(canvas, grid, indices), extent=(0, grid[1], grid[0], 0), aspect="auto", interpolation="nearest"
+        dim_dropped(canvas, grid, indices, image.padding),
+        extent=(0, grid[1], grid[0], 0),
+        aspect="auto",
+        interpolation="nearest",
     )
     for colour, line in (("black", 4.0), (_OUTLINE, 2.0)):  # light with a dark rim: seen on any background
         # no antialiasing: lines that overlap at their ends would leave brighter spots there
@@ -263,14 +269,14 @@ def _draw_map(page: _Page, box: Box, name: str, values: FloatArray | None, marke
     axes.set_yticks([])
     axes.spines[:].set_color("#999999")
     axes.spines[:].set_linewidth(0.8 * page.unit)
+    axes.set_facecolor("#efefef")  # seen where there is no signal, and where tokens are padding
     if values is None:
-        axes.set_facecolor("#efefef")
         axes.text(
             0.5, 0.5, "no signal", transform=axes.transAxes, ha="center", va="center", color=_FAINT,
             fontsize=22 * page.unit,
         )  # fmt: skip
         return
-    low, high = float(values.min()), float(values.max())
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
     flat = low == high
     # a constant gets the middle of the map, and a scale with its one number
     limits = (low - 1, low + 1) if flat else (low, high)

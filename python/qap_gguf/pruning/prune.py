@@ -1,20 +1,20 @@
-"""Prune an encoded image: scores, selection and positions of the kept rows."""
+"""Prune an encoded image: the native pruner (native/src/prune.cpp), piece by piece, and positions of the kept rows."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from qap_gguf import _core
 from qap_gguf.arguments import FloatArray, IndexArray
 from qap_gguf.config import PruneConfig
-from qap_gguf.defaults import check_config
-from qap_gguf.errors import UnsupportedError
+from qap_gguf.defaults import check_config, to_params
+from qap_gguf.errors import ArrayError, UnsupportedError
 from qap_gguf.pruning.relevance import Signals
-from qap_gguf.pruning.score import Scores, cosines, merge_average, needs_cosines, needs_scores, score, select_by
+from qap_gguf.pruning.score import Scores
 from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.tiles import Piece, share
 
@@ -33,11 +33,11 @@ class PrunedImage:
 
     Attributes:
         features: kept rows, float32 (k + special rows, n_embd); unchanged unless dropped ones were merged into them.
-        indices: numbers of the kept tokens in the image, int32 (k,), ascending.
+        indices: numbers of the kept tokens in the image, int32 (k,), ascending; none of them is padding.
         positions: their positions relative to the start of their piece: int32 (k,) without gaps, or for M-RoPE models
             that keep places int32 (k, 3), (time, row, column).
         scores: the scores of all tokens.
-        n_total: tokens of the image before pruning.
+        n_total: tokens of the image before pruning, padding among them.
         score_s: seconds for the scores.
         select_s: seconds for selection and gathering.
         pieces: the same, piece by piece.
@@ -55,36 +55,61 @@ class PrunedImage:
     policy: str = "auto"
 
 
-def _spans(pieces: Sequence[Piece], signals: Signals) -> list[Signals]:
-    """The signals of each piece: statistics are over the tokens of one piece, as in the encoder's own graph."""
-    if len(pieces) == 1:
-        return [signals]
-    parts, start = [], 0
-    for piece in pieces:
-        span = slice(start, start + piece.n_tokens)
-        start += piece.n_tokens
-        cut: dict[str, Any] = {}
-        for name in ("features", "attention", "received", "hidden"):
-            whole = getattr(signals, name)
-            cut[name] = None if whole is None else whole[span]
-        parts.append(replace(signals, **cut))
-    return parts
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    """A piece of an image, all of its rows (n_rows, n_embd), and what relevance of its tokens is made of."""
+
+    piece: Piece
+    rows: FloatArray
+    attention: FloatArray | None
+    received: FloatArray | None
+    prompt: FloatArray | None
 
 
-def _score_piece(signals: Signals, cfg: PruneConfig, n_threads: int) -> Scores:
-    relevance = signals.relevance(cfg.semantic)
-    if relevance is None and cfg.alpha == 1.0 and needs_scores(cfg.select):
-        raise UnsupportedError("alpha: 1 leaves nothing to rank by without a semantic signal; use alpha < 1")
-    return score(signals.features, cfg, relevance, n_threads=n_threads)
+def _inputs(image: ImageEmbedding, signals: Signals, signal: str) -> list[_Inputs]:
+    noted = (signals.attention, signals.received, signals.of_prompt(signal))
+    found, row, token = [], 0, 0
+    for piece in image.pieces:
+        rows, span = image.features[row : row + piece.n_rows], slice(token, token + piece.n_tokens)
+        found.append(_Inputs(piece, rows, *(None if whole is None else whole[span] for whole in noted)))
+        row, token = row + piece.n_rows, token + piece.n_tokens
+    return found
 
 
-def _joined(scores: Sequence[Scores]) -> Scores:
-    if len(scores) == 1:
-        return scores[0]
+def _prune(
+    image: ImageEmbedding, signals: Signals, cfg: PruneConfig, counts: Sequence[int], n_threads: int
+) -> list[dict[str, Any]]:
+    """What native/src/prune.cpp makes of each piece, which is scored by itself; `counts`: its K, 0 for scores only."""
+    signal, params = signals.pick(cfg), to_params(cfg)
+    try:
+        return [
+            _core.prune(
+                rows=part.rows,
+                n_planes=image.n_planes,
+                special=list(part.piece.special),
+                padding=list(part.piece.padding),
+                attention=part.attention,
+                received=part.received,
+                prompt=part.prompt,
+                prompt_semantic=signal,
+                params=params,
+                n_keep=n_keep,
+                device=None,
+                n_threads=n_threads,
+            )
+            for part, n_keep in zip(_inputs(image, signals, signal), counts, strict=True)
+        ]
+    except ValueError as err:
+        raise ArrayError(str(err)) from err
+
+
+def _joined(image: ImageEmbedding, found: Sequence[dict[str, Any]]) -> Scores:
     names = ("error", "outlier", "sensitivity", "semantic", "total")
-    arrays = {name: np.concatenate([getattr(part, name) for part in scores]) for name in names}
-    sizes = [len(part.total) for part in scores]
-    return Scores(**arrays, alpha=float(np.average([part.alpha for part in scores], weights=sizes)))
+    arrays = {name: np.concatenate([part[name] for part in found]) for name in names}
+    alphas = [float(part["alpha"]) for part in found]
+    weights = [piece.n_real for piece in image.pieces]
+    alpha = alphas[0] if len(alphas) == 1 else float(np.average(alphas, weights=weights))
+    return Scores(**arrays, alpha=alpha, padding=image.padding if image.n_real < image.n_tokens else None)
 
 
 def score_image(image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_threads: int) -> Scores:
@@ -94,7 +119,7 @@ def score_image(image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_thr
         UnsupportedError: `cfg` asks for a signal that this image does not have.
     """
     check_config(cfg)
-    return _joined([_score_piece(part, cfg, n_threads) for part in _spans(image.pieces, signals)])
+    return _joined(image, _prune(image, signals, cfg, [0] * len(image.pieces), n_threads))
 
 
 def check_positions(cfg: PruneConfig, mrope: bool) -> None:
@@ -112,7 +137,7 @@ def check_positions(cfg: PruneConfig, mrope: bool) -> None:
 def prune_image(
     image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_threads: int, *, mrope: bool = False
 ) -> PrunedImage:
-    """Keep the tokens of an image that score best.
+    """Keep the tokens of an image that score best: K of those that are no padding, or all of these if there are fewer.
 
     Args:
         image: all its tokens.
@@ -122,60 +147,30 @@ def prune_image(
         mrope: whether the language model has positions in time, row and column.
 
     Raises:
-        ConfigError: ``n_keep`` is larger than the image's tokens, or less than one for each of its pieces.
+        ArrayError: features that are not finite, or above 1e30.
         UnsupportedError: `cfg` asks for a signal or for positions that the model does not have.
     """
     check_config(cfg)
     check_positions(cfg, mrope)
-    counts = share([piece.n_tokens for piece in image.pieces], cfg.count(image.n_tokens))
-    started = time.perf_counter()
-    parts = _spans(image.pieces, signals)
-    scores = [_score_piece(part, cfg, n_threads) for part in parts]
-    scored = time.perf_counter()
-    pruned, indices, positions, first_row, first_token = [], [], [], 0, 0
-    for piece, part, found, n_keep in zip(image.pieces, parts, scores, counts, strict=True):
-        rows = image.features[first_row : first_row + piece.n_rows]
-        cut = _prune_piece(piece, rows, part.features, found, cfg, n_keep, n_threads)
-        pruned.append(cut)
-        indices.append(cut.indices + first_token)
+    counts = share([piece.n_real for piece in image.pieces], cfg.count(image.n_real))
+    found = _prune(image, signals, cfg, counts, n_threads)
+    pieces = tuple(PrunedPiece(part["rows"], part["indices"]) for part in found)
+    indices, positions, first = [], [], 0
+    for piece, cut in zip(image.pieces, pieces, strict=True):
+        indices.append(cut.indices + first)
         positions.append(_positions(piece, cut.indices, mrope and cfg.positions != "compact"))
-        first_row, first_token = first_row + piece.n_rows, first_token + piece.n_tokens
-    features = pruned[0].features if len(pruned) == 1 else np.concatenate([cut.features for cut in pruned])
-    done = time.perf_counter()
+        first += piece.n_tokens
     return PrunedImage(
-        features=features,
+        features=pieces[0].features if len(pieces) == 1 else np.concatenate([cut.features for cut in pieces]),
         indices=np.concatenate(indices).astype(np.int32),
         positions=np.concatenate(positions).astype(np.int32),
-        scores=_joined(scores),
+        scores=_joined(image, found),
         n_total=image.n_tokens,
-        score_s=scored - started,
-        select_s=done - scored,
-        pieces=tuple(pruned),
+        score_s=sum(part["score_s"] for part in found),
+        select_s=sum(part["select_s"] for part in found),
+        pieces=pieces,
         policy=cfg.positions,
     )
-
-
-def _prune_piece(
-    piece: Piece,
-    rows: FloatArray,
-    tokens: FloatArray,
-    scores: Scores,
-    cfg: PruneConfig,
-    n_keep: int,
-    n_threads: int,
-) -> PrunedPiece:
-    """`rows`: all of the piece, (n_rows, n_embd); `tokens`: main planes of its tokens, (n_tok, n_embd / n_planes)."""
-    merge = cfg.merge == "average" and n_keep < piece.n_tokens
-    table = cosines(tokens, n_threads=n_threads) if merge or needs_cosines(cfg.select) else None
-    indices = select_by(scores.total, table, n_keep, cfg.select, cfg.seed)
-    if n_keep == piece.n_tokens:  # all tokens: the very same rows, not a copy of them
-        return PrunedPiece(rows, indices)
-    kept_rows = piece.rows_of(indices)
-    kept = np.ascontiguousarray(rows[kept_rows])
-    if merge and table is not None:
-        whole = np.ascontiguousarray(rows[piece.token_rows(range(piece.n_tokens))])
-        kept[np.isin(kept_rows, piece.token_rows(indices))] = merge_average(whole, table, indices)
-    return PrunedPiece(kept, indices)
 
 
 def _positions(piece: Piece, indices: IndexArray, places: bool) -> IndexArray:

@@ -12,12 +12,17 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from qap_gguf import _core
+from qap_gguf.config import PruneConfig
+from qap_gguf.defaults import to_params
 from qap_gguf.errors import UnsupportedError
 
 FloatArray = npt.NDArray[np.float32]
 
 #: What `auto` takes, the first that the model and the prompt allow.
-AUTO_ORDER = ("clip_text", "cls", "text", "attention")
+AUTO_ORDER = tuple(_core.signal_order())
+#: Signals that look at the prompt.
+OF_PROMPT = ("text", "clip_text")
 
 
 class TextTower(Protocol):
@@ -69,29 +74,28 @@ class Signals:
         }
         return tuple(name for name in AUTO_ORDER if have[name])
 
-    def relevance(self, semantic: str) -> FloatArray | None:
-        """Relevance before normalisation, float32 (n_tok,); None for "none", or for "auto" where there is no signal.
+    def pick(self, cfg: PruneConfig) -> str:
+        """The signal that `cfg` takes of those that there are; "none" where ``auto`` finds none.
 
         Raises:
-            UnsupportedError: the signal cannot be given; the message lists those that can.
+            UnsupportedError: the signal cannot be given (the message lists those that can), or without one nothing is
+                left to rank by.
         """
-        available = self.available()
-        if semantic == "auto":
-            semantic = available[0] if available else "none"
-        if semantic == "none":
+        try:
+            return _core.signal(to_params(cfg), list(self.available()))
+        except ValueError as err:
+            asked = cfg.semantic in OF_PROMPT and not self.prompt
+            hint = f"cannot give {cfg.semantic} (it looks at the prompt: pass one)"
+            raise UnsupportedError(
+                str(err).replace(f"cannot give {cfg.semantic}", hint) if asked else str(err)
+            ) from err
+
+    def of_prompt(self, signal: str) -> FloatArray | None:
+        """Relevance to the prompt, float32 (n_tok,), for one of ``OF_PROMPT`` that is available; else None."""
+        if signal not in OF_PROMPT:
             return None
-        if semantic not in available:
-            hint = (
-                " (it looks at the prompt: pass one)" if semantic in ("text", "clip_text") and not self.prompt else ""
-            )
-            listed = ", ".join((*available, "none"))
-            raise UnsupportedError(f"semantic: this model and prompt cannot give {semantic}{hint}; use one of {listed}")
-        if semantic == "cls":
-            return self.attention
-        if semantic == "attention":
-            return self.received
         assert self.prompt is not None  # available() saw to it
-        if semantic == "clip_text":
+        if signal == "clip_text":
             assert self.tower is not None
             assert self.hidden is not None
             return self.tower.relevance(self.hidden, self.prompt)
@@ -100,6 +104,16 @@ class Signals:
         if mean is None:
             raise UnsupportedError("semantic: text needs a prompt with at least one token; use cls, attention or none")
         return cosine_to(self.features, mean)
+
+    def relevance(self, semantic: str) -> FloatArray | None:
+        """Relevance before normalisation, float32 (n_tok,); None for "none", or for "auto" where there is no signal.
+
+        Raises:
+            UnsupportedError: the signal cannot be given; the message lists those that can.
+        """
+        signal = self.pick(PruneConfig(semantic=semantic))
+        noted = {"cls": self.attention, "attention": self.received}
+        return noted[signal] if signal in noted else self.of_prompt(signal)
 
 
 def cosine_to(x: FloatArray, vector: FloatArray) -> FloatArray:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from qap_gguf import _core
 from qap_gguf.arguments import FloatArray, IndexArray, check_array, check_threads, n_threads_default
@@ -29,6 +30,8 @@ class Scores:
         semantic: P in [0, 1], min-max normalised relevance; zeros without a signal.
         alpha: the weight of P that was used.
         total: S = alpha P + (1 - alpha) Q in [0, 1]; higher is kept first.
+        padding: which tokens are padding, bool (n_tok,): those have scores of 0, and the statistics are over the
+            others; None where no token is.
     """
 
     error: FloatArray
@@ -37,6 +40,7 @@ class Scores:
     semantic: FloatArray
     alpha: float
     total: FloatArray
+    padding: npt.NDArray[np.bool_] | None = None
 
 
 def score(
@@ -132,11 +136,6 @@ def select(
             raise ConfigError(f"features: {method} compares tokens, got None; pass the features")
         table = cosines(features)
     return select_by(total, table, int(n_keep), method, int(seed))
-
-
-def needs_scores(method: str) -> bool:
-    """Whether a selector ranks tokens by their scores."""
-    return _core.needs_scores(method)
 
 
 def needs_cosines(method: str) -> bool:

@@ -11,15 +11,18 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qap_gguf.arguments import FloatArray, check_array
 from qap_gguf.errors import ImageError
 from qap_gguf.vision.tiles import Piece, piece_of
 
+BoolArray = npt.NDArray[np.bool_]
+
 
 @dataclass(frozen=True, eq=False)
 class ImageEmbedding:
-    """All tokens of one encoded image.
+    """All tokens of one encoded image, those that are padding among them.
 
     Attributes:
         features: the rows that the language model gets, float32 (n_rows, n_embd): tokens and special rows of all
@@ -52,8 +55,26 @@ class ImageEmbedding:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the image before pruning; special rows do not count."""
+        """Tokens that the encoder gave, padding among them; special rows do not count."""
         return sum(piece.n_tokens for piece in self.pieces)
+
+    @property
+    def n_real(self) -> int:
+        """Tokens that are no padding: those of which K are kept."""
+        return sum(piece.n_real for piece in self.pieces)
+
+    @cached_property
+    def padding(self) -> BoolArray:
+        """Which tokens lie wholly in the padding of a letterboxed picture, bool (n_tok,).
+
+        Pruning drops them all, whatever K is; without pruning the language model reads them, as it did in training.
+        """
+        mask = np.zeros(self.n_tokens, dtype=np.bool_)
+        start = 0
+        for piece in self.pieces:
+            mask[start + np.asarray(piece.padding, np.int64)] = True
+            start += piece.n_tokens
+        return mask
 
     @property
     def n_rows(self) -> int:

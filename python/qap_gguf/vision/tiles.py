@@ -1,8 +1,8 @@
 """The pieces of an encoded image: one for most models, one for each tile where the model cuts a picture.
 
 A row of a piece is a token, or a special row: the [IMG_BREAK] that Pixtral has behind each line of tokens, the end of a
-line of LLaVA-NeXT's grid. Special rows are kept always and do not count as tokens (native/src/qap-plan.h has the same
-rules).
+line of LLaVA-NeXT's grid. Special rows are kept always and do not count as tokens. A token whose patches lie wholly in
+the padding of a letterboxed picture is padding: pruning neither scores nor keeps it (native/src/prune.cpp).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Piece:
         n_tokens: tokens, which can be dropped.
         n_columns: tokens in a line of the picture; 0 where the piece is several views of it (LLaVA-NeXT).
         special: numbers of the special rows among all rows, ascending.
+        padding: numbers of the tokens that are padding, ascending.
 
     Example:
         >>> piece = Piece(n_tokens=6, n_columns=3, special=(3,))
@@ -36,6 +37,12 @@ class Piece:
     n_tokens: int
     n_columns: int
     special: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+
+    @property
+    def n_real(self) -> int:
+        """Tokens that are no padding: K is of these."""
+        return self.n_tokens - len(self.padding)
 
     @property
     def n_special(self) -> int:
@@ -57,8 +64,7 @@ class Piece:
 
     def rows_of(self, indices: Sequence[int] | IndexArray) -> IndexArray:
         """Rows that are kept with these tokens, the special ones among them, int32, ascending."""
-        rows = self.token_rows(indices)
-        return np.union1d(rows, np.array(self.special, np.int32)).astype(np.int32) if self.special else rows
+        return _core.kept_rows(self.n_tokens, list(self.special), np.asarray(indices, dtype=np.int32).tolist())
 
 
 def piece_of(n_rows: int, report: dict[str, Any] | None) -> Piece:
@@ -66,24 +72,31 @@ def piece_of(n_rows: int, report: dict[str, Any] | None) -> Piece:
     if report is None:
         side = int(n_rows**0.5 + 0.5)
         return Piece(n_rows, side if side * side == n_rows else n_rows)
-    return Piece(int(report["n_total"]), int(report["n_columns"]), tuple(report["special"].tolist()))
+    return Piece(
+        int(report["n_total"]),
+        int(report["n_columns"]),
+        tuple(report["special"].tolist()),
+        tuple(report["padding"].tolist()),
+    )
 
 
 def share(sizes: Sequence[int], n_keep: int) -> list[int]:
-    """K shared among pieces in proportion to their tokens: largest remainder, at least one token each.
+    """K shared among pieces in proportion to their tokens: largest remainder.
+
+    Each gets at least one where K is enough for that, else some get none; so do pieces without tokens.
 
     Args:
-        sizes: tokens of each piece.
-        n_keep: K.
+        sizes: tokens of each piece that are no padding.
+        n_keep: K, in 1..sum(sizes).
 
     Raises:
-        ConfigError: K is less than one token for each piece.
+        ConfigError: K is outside its range.
 
     Example:
-        >>> share([16, 16, 4], 9)
-        [4, 4, 1]
+        >>> share([16, 16, 4], 9), share([16, 16, 4], 2)
+        ([4, 4, 1], [1, 1, 0])
     """
     try:
         return _core.share(list(sizes), n_keep)
     except ValueError as err:
-        raise ConfigError(f"{err}; keep more tokens") from err
+        raise ConfigError(str(err)) from err

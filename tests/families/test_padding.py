@@ -1,0 +1,204 @@
+"""Padding is no token: what lies wholly in the padding of a letterboxed picture is neither scored nor kept.
+
+Which tokens those are is found here from the pixels of the canvas that overlay.py draws; the native library has it from
+the resize itself (native/src/families/letterbox.cpp).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import qap_gguf as qap
+from dropin.gguf_copy import rewrite
+from qap_gguf import _core, reference
+from qap_gguf.config import SELECTORS, PruneConfig
+from qap_gguf.eval.made_tokens import replacement
+from qap_gguf.plotting.overlay import PAD_COLOUR, letterbox
+from qap_gguf.vision.embedding import ImageEmbedding
+
+SIZES = [(1024, 768), (1920, 1080), (300, 900)]
+SIDE, CELLS = 192, 12  # of what the packaged encoder sees: pixels, tokens
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def picture(size: tuple[int, int]) -> Pixels:
+    """Noise without the padding's colour."""
+    return np.random.default_rng(5).integers(130, 256, (size[1], size[0], 3), dtype=np.uint8)
+
+
+def padding_of(pixels: Pixels) -> npt.NDArray[np.bool_]:
+    """Which tokens see nothing but the padding's colour."""
+    canvas = letterbox(pixels, (SIDE, SIDE)) == PAD_COLOUR
+    cell = SIDE // CELLS
+    found = canvas.all(axis=-1).reshape(CELLS, cell, CELLS, cell).all(axis=(1, 3))
+    return np.asarray(found.ravel())
+
+
+def chunks_of(vlm: qap.VisionModel, pixels: Pixels, cfg: PruneConfig | None) -> list[_core.Chunk]:
+    """The image's chunks as a stock handler gets them."""
+    with qap.use(cfg):
+        found = vlm._encoder._native.tokenize(_core.media_marker(), [pixels], False, True)
+    return [chunk for chunk in found if chunk.is_image]
+
+
+def hooked(vlm: qap.VisionModel, pixels: Pixels, cfg: PruneConfig) -> list[tuple[Any, dict[str, Any]]]:
+    """Rows and report of each chunk of the drop-in path."""
+    rows = []
+    for chunk in chunks_of(vlm, pixels, cfg):
+        features = vlm._encoder._native.encode(chunk, False)
+        report = chunk.report()
+        assert report is not None
+        rows.append((features, report))
+    return rows
+
+
+def check_both_paths(vlm: qap.VisionModel, image: ImageEmbedding, pixels: Pixels, cfg: PruneConfig) -> None:
+    """No padding is kept, exactly K tokens are, and both paths agree to the last bit of every row."""
+    cut = vlm.prune(image, cfg)
+    assert not image.padding[cut.indices].any()
+    assert len(cut.indices) == cfg.count(image.n_real)
+    found = hooked(vlm, pixels, cfg)
+    starts = np.cumsum([0, *(piece.n_tokens for piece in image.pieces)])[:-1]
+    indices = np.concatenate([report["indices"] + start for (_, report), start in zip(found, starts, strict=True)])
+    np.testing.assert_array_equal(indices, cut.indices)
+    np.testing.assert_array_equal(np.concatenate([rows for rows, _ in found]), cut.features)
+    for name in ("error", "outlier", "sensitivity", "semantic", "total"):
+        scores = np.concatenate([report[name] for _, report in found])
+        np.testing.assert_allclose(scores, getattr(cut.scores, name), rtol=1e-5, atol=1e-6)
+        assert not scores[image.padding].any()
+
+
+@pytest.fixture(scope="module")
+def vlm() -> Iterator[qap.VisionModel]:
+    with qap.VisionModel(n_threads=1) as model:
+        yield model
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_no_padding_is_kept(vlm: qap.VisionModel, size: tuple[int, int]) -> None:
+    pixels = picture(size)
+    image, want = vlm.encode(pixels), padding_of(pixels)
+    np.testing.assert_array_equal(image.padding, want)
+    assert image.n_tokens == CELLS**2
+    assert image.n_real == CELLS**2 - want.sum() < image.n_tokens
+    for n_keep in (36, 18):
+        for select in SELECTORS:
+            check_both_paths(vlm, image, pixels, PruneConfig(n_keep=n_keep, select=select))
+    check_both_paths(vlm, image, pixels, PruneConfig(n_keep=18, merge="average"))
+    check_both_paths(vlm, image, pixels, PruneConfig(keep_ratio=0.125, alpha="dynamic", semantic="attention"))
+
+
+def test_scores_are_those_of_a_picture_without_the_padding(vlm: qap.VisionModel) -> None:
+    image = vlm.encode(picture(SIZES[0]))
+    assert image.attention is not None
+    real = ~image.padding
+    want = reference.score(image.tokens[real], semantic=image.attention[real])
+    found = vlm.score(image)
+    np.testing.assert_array_equal(found.padding, image.padding)
+    np.testing.assert_allclose(found.total[real], want.total, rtol=1e-4, atol=1e-5)
+    assert found.semantic[real].min() == found.sensitivity[real].min() * 0 == 0
+    assert found.semantic[real].max() == 1
+
+
+@pytest.mark.parametrize("cfg", [PruneConfig(n_keep=1000), PruneConfig(keep_ratio=1.0)], ids=["n_keep", "keep_ratio"])
+def test_all_that_is_no_padding_can_be_kept(vlm: qap.VisionModel, cfg: PruneConfig) -> None:
+    pixels = picture(SIZES[1])
+    image = vlm.encode(pixels)
+    check_both_paths(vlm, image, pixels, cfg)
+    np.testing.assert_array_equal(vlm.prune(image, cfg).features, image.features[~image.padding])
+
+
+def test_without_pruning_nothing_is_dropped(vlm: qap.VisionModel) -> None:
+    pixels = picture(SIZES[0])
+    (chunk,) = chunks_of(vlm, pixels, None)
+    dense = vlm._encoder._native.encode(chunk, False)
+    np.testing.assert_array_equal(dense, vlm.encode(pixels).features)
+    answer = vlm.generate([pixels, "What is this?"], max_tokens=1, stream=True)
+    assert answer.stats.n_image_kept == CELLS**2
+    answer = vlm.generate([pixels, "What is this?"], max_tokens=1, prune=PruneConfig(n_keep=18), stream=True)
+    assert answer.stats.n_image_kept == 18
+
+
+def test_a_square_picture_and_a_stretched_one_have_no_padding(vlm: qap.VisionModel) -> None:
+    assert not vlm.encode(picture((300, 300))).padding.any()
+    with qap.VisionModel(n_threads=1, resize="stretch") as stretched:
+        assert not stretched.encode(picture(SIZES[2])).padding.any()
+
+
+def test_the_cache_in_a_folder_keeps_it(tmp_path: Path) -> None:
+    pixels = picture(SIZES[1])
+    for _ in range(2):
+        with qap.VisionModel(n_threads=1, cache=qap.EmbeddingCache(folder=tmp_path)) as model:
+            np.testing.assert_array_equal(model.encode(pixels).padding, padding_of(pixels))
+    assert model.n_encodes == 0
+
+
+def test_made_tokens_leave_it_out(vlm: qap.VisionModel) -> None:
+    image = vlm.encode(picture(SIZES[1]))
+    lines = image.features[~image.padding].reshape(-1, CELLS, image.features.shape[1])
+    whole = replacement("pool", image, image.n_real)
+    np.testing.assert_allclose(whole, lines.reshape(whole.shape), rtol=1e-5, atol=1e-6)
+    assert len(replacement("dpp-flat", image, 9)) == 9
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[qap.VisionModel]:
+    """The packaged encoder with LLaVA-NeXT's tiles, as stock llama.cpp cuts them: each is a chunk."""
+    keys = {
+        "clip.vision.mm_patch_merge_type": "spatial_unpad",
+        "clip.vision.image_grid_pinpoints": [384, 384],
+    }
+    mmproj = rewrite(qap.packaged_model().mmproj, tmp_path_factory.mktemp("tiled") / "mmproj.gguf", keys)
+    with qap.VisionModel(mmproj, qap.packaged_model().model, n_threads=1, resize="pad") as model:
+        yield model
+
+
+def test_tiles_know_their_part_of_the_padding(tiled: qap.VisionModel) -> None:
+    """1200 x 300 pixels on four tiles: 96 of 384 lines are picture, the lower quarter of the upper tiles and so on."""
+    pixels = picture((1200, 300))
+    counts = [len(report["padding"]) for _, report in hooked(tiled, pixels, PruneConfig(n_keep=50))]
+    half = CELLS * (CELLS - 3)  # 48 pixels of 192 are picture: 3 lines of tokens
+    assert counts == [108, half, half, half, half]
+    for _, report in hooked(tiled, pixels, PruneConfig(n_keep=50, select="random")):
+        assert not np.isin(report["indices"], report["padding"]).any()
+    assert sum(chunk.n_tokens for chunk in chunks_of(tiled, pixels, PruneConfig(n_keep=10**6))) == 5 * 36
+
+
+# --- other families, letterboxed on request ---------------------------------------------------------------------------
+
+FAMILY_NAMES = ["qwen2-vl", "gemma-3", "pixtral", "smolvlm", "internvl", "llama-4", "lfm2-vl"]
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_other_families(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    pytest.importorskip("sentencepiece")
+    from families.checkpoints import FAMILIES
+
+    FAMILIES[name].make(tmp_path / "ckpt")
+    made = qap.convert(tmp_path / "ckpt", tmp_path / "gguf", quantize="F32", mmproj_type="f32", name="model")
+    llama = llama_cpp.Llama(str(made.model), n_ctx=64, verbose=False, n_threads=1)
+    try:
+        with qap.VisionModel(made.mmproj, llama, flash_attn=False, resize="pad", n_threads=1) as model:
+            padded = 0
+            for size in ((400, 60), (60, 400)):
+                pixels = picture(size)
+                image = model.encode(pixels)
+                padded += int(image.padding.sum())
+                for select in ("dpp", "topk", "random"):
+                    check_both_paths(model, image, pixels, PruneConfig(keep_ratio=0.5, select=select))
+            print(f"{name}: {padded} tokens of padding")
+            assert padded > 0 or name in ("qwen2-vl", "pixtral", "lfm2-vl")  # those keep the picture's shape
+    finally:
+        llama.close()
