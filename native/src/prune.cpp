@@ -125,6 +125,12 @@ static bool read_piece(const qap_piece & piece, qap_plan & plan) {
         qap_fail("padding: expected ascending numbers of some of the %d tokens", (int) plan.n_total);
         return false;
     }
+    const bool of_prompt =
+        piece.prompt_semantic == QAP_SEMANTIC_TEXT || piece.prompt_semantic == QAP_SEMANTIC_CLIP_TEXT;
+    if (piece.prompt != nullptr && !of_prompt) {
+        qap_fail("prompt_semantic: expected text or clip_text, got id %d", (int) piece.prompt_semantic);
+        return false;
+    }
     plan.special.assign(piece.special, piece.special + piece.n_special);
     plan.padding.assign(piece.padding, piece.padding + piece.n_padding);
     return true;

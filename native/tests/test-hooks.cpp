@@ -6,6 +6,7 @@
 #include "mtmd.h"
 #include "qap.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -107,20 +108,22 @@ int main(int argc, char ** argv) {
             refused++;
             continue;
         }
-        auto * chunk = const_cast<mtmd_input_chunk *>(mtmd_input_chunks_get(chunks.get(), 1));
-        CHECK(mtmd_input_chunk_get_n_tokens(chunk) == (size_t) p.n_keep);
+        auto *       chunk  = const_cast<mtmd_input_chunk *>(mtmd_input_chunks_get(chunks.get(), 1));
+        const size_t n_keep = mtmd_input_chunk_get_n_tokens(chunk); // padding is no token
+        CHECK(n_keep >= 1 && n_keep <= (size_t) p.n_keep);
         if (mtmd_encode_chunk(ctx, chunk) != 0) {
             refused++;
             continue;
         }
         qap_report report = {};
-        CHECK(qap_chunk_report(chunk, &report) == 0 && report.done && report.n_keep == p.n_keep);
+        CHECK(qap_chunk_report(chunk, &report) == 0 && report.done && report.n_keep == (int32_t) n_keep);
+        CHECK(report.n_keep == std::min(p.n_keep, report.n_total - report.n_padding));
         llama_memory_clear(llama_get_memory(context), true);
         llama_pos past = 0;
         CHECK(
             mtmd_helper_decode_image_chunk(
                 ctx, context, chunk, mtmd_get_output_embd(ctx), 0, 0, 64, &past, nullptr, nullptr) == 0);
-        CHECK(past == p.n_keep);
+        CHECK(past == (llama_pos) n_keep);
         loaded += damage(rng, chunk, n_dense);
         encoded++;
 

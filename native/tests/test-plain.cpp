@@ -8,6 +8,7 @@
 #include "qap-params.h"
 #include "qap.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -76,6 +77,59 @@ static int test_scores(generator & rng, int rounds) {
     return refused;
 }
 
+// Pieces with planes, special rows, padding and signals of any kind: what is kept is in order, and no padding.
+static void test_pruning(generator & rng, int rounds) {
+    for (int i = 0; i < rounds; i++) {
+        const int32_t        n_rows = between(rng, 1, 60), n_planes = between(rng, 1, 3);
+        const int32_t        width = n_planes * between(rng, 1, 12);
+        std::vector<int32_t> special, padding;
+        for (int32_t row = 0; row + 1 < n_rows; row++) {
+            if (between(rng, 0, 5) == 0) {
+                special.push_back(row);
+            }
+        }
+        const int32_t n_tokens = n_rows - (int32_t) special.size();
+        for (int32_t token = 0; token < n_tokens; token++) {
+            if (between(rng, 0, 3) == 0) {
+                padding.push_back(token);
+            }
+        }
+        std::vector<float> rows((size_t) (n_rows * width)), signal((size_t) n_tokens);
+        for (float & value : rows) {
+            value = (float) between(rng, -100, 100) / 7.0f;
+        }
+        for (float & value : signal) {
+            value = (float) between(rng, 0, 9);
+        }
+        const float * given         = between(rng, 0, 1) == 0 ? nullptr : signal.data();
+        qap_piece     piece         = { rows.data(),    n_rows,
+                                        width,          n_planes,
+                                        special.data(), (int32_t) special.size(),
+                                        padding.data(), (int32_t) padding.size(),
+                                        given,          given,
+                                        given,          QAP_SEMANTIC_TEXT };
+        qap_params    p             = qap_params_default();
+        p.select                    = any_id(rng, "select");
+        p.merge                     = between(rng, 0, 1);
+        const int32_t        n_real = n_tokens - (int32_t) padding.size(), n_keep = between(rng, 0, n_real);
+        const size_t         n_kept = (size_t) n_keep + special.size();
+        std::vector<int32_t> indices((size_t) n_keep), kept(n_kept);
+        std::vector<float>   total((size_t) n_tokens), out(n_kept * (size_t) width);
+        qap_pruned           pruned = {};
+        pruned.indices              = indices.data();
+        pruned.kept                 = kept.data();
+        pruned.rows                 = out.data();
+        pruned.scores.total         = total.data();
+        CHECK(qap_prune(&piece, &p, n_keep, nullptr, 1, &pruned) == 0);
+        CHECK(std::is_sorted(indices.begin(), indices.end()) && std::is_sorted(kept.begin(), kept.end()));
+        for (const int32_t token : indices) {
+            CHECK(token >= 0 && token < n_tokens && !std::binary_search(padding.begin(), padding.end(), token));
+        }
+        CHECK(qap_prune(&piece, &p, n_real + 1, nullptr, 1, &pruned) == -1);
+        CHECK(qap_kept_rows(n_tokens, special.data(), piece.n_special, indices.data(), n_keep, kept.data()) == 0);
+    }
+}
+
 static void test_bad_arguments() {
     std::vector<float>   x(12, 1.0f), s(3, 0.5f), nan(3, NAN);
     std::vector<int32_t> i(3, 0);
@@ -108,7 +162,7 @@ static void test_bad_arguments() {
     CHECK(qap_merge_average(x.data(), x.data(), 3, 4, i.data(), 3, x.data()) == -1);
     bad        = good;
     bad.n_keep = 7;
-    CHECK(qap_params_count(&bad, 3) == -1);
+    CHECK(qap_params_count(&bad, 3) == 3 && qap_params_count(&bad, 8) == 7);
     CHECK(qap_params_count(&good, 0) == -1);
 }
 
@@ -218,6 +272,7 @@ int main(int argc, char ** argv) {
     test_bad_arguments();
     test_parameters(rng);
     test_text(rng);
+    test_pruning(rng, rounds);
     const int refused = test_scores(rng, rounds);
     CHECK(refused < rounds);
     std::printf("%d random features (%d refused), 3000 sets of keys, 3000 texts\n", rounds, refused);

@@ -72,7 +72,7 @@ def test_damaged_saves_are_refused_and_end_no_process() -> None:
     assert found["without our part"] == N  # upstream's bytes alone are a dense chunk
     assert found["cut"] == ["None"]
     assert found["refused"] > 250
-    assert 1 <= found["least"] <= found["most"] <= N
+    assert 0 <= found["least"] <= found["most"] <= N
 
 
 def test_batches_of_images() -> None:

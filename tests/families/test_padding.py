@@ -188,7 +188,7 @@ def test_other_families(name: str, tmp_path: Path) -> None:
 
     FAMILIES[name].make(tmp_path / "ckpt")
     made = qap.convert(tmp_path / "ckpt", tmp_path / "gguf", quantize="F32", mmproj_type="f32", name="model")
-    llama = llama_cpp.Llama(str(made.model), n_ctx=64, verbose=False, n_threads=1)
+    llama = llama_cpp.Llama(str(made.model), n_ctx=1024, verbose=False, n_threads=1)
     try:
         with qap.VisionModel(made.mmproj, llama, flash_attn=False, resize="pad", n_threads=1) as model:
             padded = 0
@@ -198,6 +198,10 @@ def test_other_families(name: str, tmp_path: Path) -> None:
                 padded += int(image.padding.sum())
                 for select in ("dpp", "topk", "random"):
                     check_both_paths(model, image, pixels, PruneConfig(keep_ratio=0.5, select=select))
+                one = PruneConfig(n_keep=1)  # of several tiles, all but one get none
+                check_both_paths(model, image, pixels, one)
+                answer = model.generate([image, "a"], prune=one, max_tokens=1, stream=True)
+                assert answer.stats.n_image_kept == 1
             print(f"{name}: {padded} tokens of padding")
             assert padded > 0 or name in ("qwen2-vl", "pixtral", "lfm2-vl")  # those keep the picture's shape
     finally:

@@ -137,6 +137,7 @@ def test_nothing_to_rank_by_is_an_error_only_for_selectors_that_rank() -> None:
         ({"n_planes": 0}, "whole number of planes"),
         ({"attention": np.zeros(59, np.float32)}, r"attention: expected shape \(60,\)"),
         ({"prompt_semantic": "best"}, "semantic: unknown name 'best'"),
+        ({"prompt_semantic": "cls", "prompt": np.zeros(60, np.float32)}, "prompt_semantic: expected text or clip_text"),
     ],
 )
 def test_bad_pieces_are_refused_in_one_line(change: dict[str, Any], says: str) -> None:
