@@ -105,7 +105,6 @@ def test_what_cannot_work_is_one_line_and_exit_1(tmp_path: Path) -> None:
         ["--image", text],
         ["--image", tmp_path],
         ["--image", tmp_path / "none.png"],
-        ["--n-keep", "145"],
         ["-m", files.model, "--mmproj", short],
         ["-m", files.model, "--mmproj", stub],
         ["-m", files.model, "--mmproj", text],

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qap_gguf import config, errors
+from qap_gguf import _core, config, errors
+from qap_gguf.cli.common import default_of
 from qap_gguf.config import METADATA_TYPES, PruneConfig
+from qap_gguf.defaults import from_params
 from qap_gguf.errors import ConfigError
 
 configs = st.builds(
@@ -126,6 +128,20 @@ def test_count_of_a_ratio_is_its_ceiling_without_float_dust(ratio: float, n_toke
 def test_count_is_the_exact_ceiling_for_decimals(thousandths_of_ten: int, n_tokens: int) -> None:
     exact = math.ceil(Fraction(thousandths_of_ten, 10**4) * n_tokens)
     assert PruneConfig(keep_ratio=thousandths_of_ten / 10**4).count(n_tokens) == exact
+
+
+def test_defaults_and_names_are_those_of_the_native_library() -> None:
+    """There is no second list: what the library says, the config and the help of the command say."""
+    assert from_params(_core.default_params()) == PruneConfig()
+    params = PruneConfig().to_params().to_dict()
+    assert params == _core.default_params().to_dict()
+    for name, value in PruneConfig().to_dict().items():
+        assert name == "n_keep" or default_of(name) == f"  [default: {value}]"
+    for kind, names in {"error": config.ERRORS, "semantic": config.SEMANTICS, "merge": config.MERGES}.items():
+        assert _core.names(kind) == names
+        assert len(names) == len(set(names)) > 1
+    assert _core.names("colour") == ()
+    assert set(_core.signal_order()) == set(config.SEMANTICS) - {"auto", "none"}
 
 
 def test_n_keep_wins_and_a_smaller_image_keeps_all() -> None:

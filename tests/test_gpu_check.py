@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "tools" / "gpu_check.sh"
+SCRIPT = ROOT / "tools" / "build" / "gpu_check.sh"
 COMMIT = next(
     line.split("=")[1].strip()
     for line in (ROOT / "native" / "upstream" / "PIN").read_text(encoding="utf-8").splitlines()
@@ -117,7 +117,10 @@ def test_the_checker_compiles() -> None:
     """Against the headers that are here: CI cannot build it whole. One source needs a header from inside of ggml."""
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     fetched = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "fetch_upstream.py")], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "tools" / "build" / "fetch_upstream.py")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     package = importlib.util.find_spec("llama_cpp")
     installed = Path(package.origin).parents[1] / "include" if package and package.origin else Path()

@@ -146,7 +146,6 @@ BAD: dict[str, tuple[dict[str, Any], type[QapError], str]] = {
     "tool": ({"tools": [], "tool_choice": {"type": "function", "function": {"name": "a"}}}, ConfigError, "tool_choice"),
     "tools": ({"tools": [{}]}, ConfigError, "tools"),
     "prune": ({"prune": 32}, ConfigError, "PruneConfig"),
-    "keep too many": ({"prune": qap.PruneConfig(n_keep=145)}, ConfigError, "n_keep"),
     "a signal it lacks": ({"prune": qap.PruneConfig(semantic="clip_text")}, UnsupportedError, "semantic"),
 }  # fmt: skip
 

@@ -124,6 +124,7 @@ def test_npz_holds_what_prune_gives(features: bool, truth: Any, sample: str, tmp
     with np.load(out) as got:
         expected = {name: getattr(cut.scores, name) for name in SCORES}
         expected |= {"indices": cut.indices, "positions": cut.positions, "attention": image.attention}
+        expected |= {"padding": np.zeros(144, np.bool_)}
         expected |= {"grid": np.array([12, 12], np.int32), "alpha": np.float32(0.7)}
         if features:
             expected["features"] = image.features
@@ -223,7 +224,7 @@ def test_a_bad_picture_is_one_line(kind: str, tmp_path: Path, capsys: Said) -> N
 
 
 def test_other_errors_are_one_line(sample: str, tmp_path: Path, capsys: Said) -> None:
-    words = {"n_keep": ["--n-keep", "145"], "--npz": ["--npz", str(tmp_path / "no" / "x.npz")]}
+    words = {"--npz": ["--npz", str(tmp_path / "no" / "x.npz")]}
     words["--png"] = ["--png", str(tmp_path / "folder.png")]
     (tmp_path / "folder.png").mkdir()
     for name, given in words.items():

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def tables() -> Tables:
     """ggml's own tables, from the pinned sources."""
-    command = [sys.executable, str(ROOT / "tools" / "fetch_upstream.py")]
+    command = [sys.executable, str(ROOT / "tools" / "build" / "fetch_upstream.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     folder = Path((done.stdout.splitlines() or ["none"])[-1]) / "docs" / "ops"
     if done.returncode != 0 or not folder.is_dir():

@@ -187,8 +187,9 @@ def test_native_parameters_are_checked() -> None:
         with pytest.raises(ValueError, match=name) as error:
             _core.Params(**{**good, name: value})
         assert_one_line(error)
-    with pytest.raises(ValueError, match="n_keep"):
-        _core.Params(**{**good, "n_keep": 145}).count(144)
+    assert _core.Params(**{**good, "n_keep": 145}).count(144) == 144
+    with pytest.raises(ValueError, match="at least 1 token"):
+        _core.Params(**good).count(0)
 
 
 ALLOWED = {

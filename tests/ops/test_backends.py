@@ -46,7 +46,7 @@ KNOWN = STALE_TABLE | CPU_ONLY
 @pytest.fixture(scope="session")
 def tables() -> Tables:
     """The tables of the pinned sources, from the cache of tools/build/fetch_upstream.py or by it."""
-    command = [sys.executable, str(ROOT / "tools" / "fetch_upstream.py")]
+    command = [sys.executable, str(ROOT / "tools" / "build" / "fetch_upstream.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     if done.returncode != 0:
         pytest.skip(f"no upstream sources: {done.stderr.strip()[-200:]}")

@@ -117,7 +117,8 @@ def test_odd_sizes(vlm: qap.VisionModel, size: tuple[int, int]) -> None:
     assert found.features.shape == (144, 256)
     assert np.isfinite(found.features).all()
     assert found.size == size
-    assert len(vlm.prune(found, qap.PruneConfig(n_keep=18)).indices) == 18
+    assert 1 <= found.n_real <= 144  # of a picture that is a line, nearly all is padding
+    assert len(vlm.prune(found, qap.PruneConfig(n_keep=18)).indices) == min(18, found.n_real)
 
 
 def bomb(width: int, height: int) -> bytes:
