@@ -29,7 +29,8 @@ import numpy.typing as npt
 import qap_gguf as qap
 from qap_gguf import _core
 from qap_gguf.bench import RandomModel, Shape, find_shape, make_random_model
-from qap_gguf.language.llama import LanguageModel, open_llama
+from qap_gguf.language.llama import LanguageModel
+from qap_gguf.language.opener import open_llama
 from qap_gguf.pruning.score import cosines, needs_cosines, select_by
 
 SHAPE = find_shape("llava-1.5-7b")
@@ -86,7 +87,7 @@ class DenseEncoder:
         self._llama = open_llama(files.model, n_ctx=256, n_threads=THREADS, n_threads_batch=THREADS, verbose=False)
         self._encoder = _core.Encoder(
             mmproj=str(files.mmproj), model=LanguageModel(self._llama).model_address, device="CPU", n_threads=THREADS,
-            flash_attn=None, verbose=False,
+            flash_attn=None, max_tokens=None, verbose=False,
         )  # fmt: skip
         pixels = np.random.default_rng(0).integers(0, 256, (IMAGE, IMAGE, 3), dtype=np.uint8)
         chunks = self._encoder.tokenize(_core.media_marker(), [pixels], add_special=False, parse_special=True)

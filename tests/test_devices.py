@@ -19,6 +19,7 @@ import qap_gguf as qap
 from qap_gguf import _core
 from qap_gguf import model as model_module
 from qap_gguf.errors import ConfigError, QapError
+from qap_gguf.language import opener
 from qap_gguf.language.turn_lock import Turns
 from qap_gguf.runtime import devices as module
 from qap_gguf.runtime.devices import Device, aliases, device_name, find_device, language_devices, language_settings
@@ -144,7 +145,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return Llama()
 
     monkeypatch.setattr(module, "list_devices", lambda: [*CUDA, CPU])
-    monkeypatch.setattr(model_module, "open_llama", open_llama)
+    monkeypatch.setattr(opener, "open_llama", open_llama)
+    monkeypatch.setattr(opener, "batch_rows", lambda mmproj: 0)
     monkeypatch.setattr(model_module, "ImageEncoder", Encoder)
     monkeypatch.setattr(model_module, "LanguageModel", lambda llama: llama)
     return seen

@@ -25,6 +25,7 @@ using bytes_array = py::array_t<uint8_t, py::array::c_style>;
 struct chunk_ref {
     std::shared_ptr<mtmd_input_chunks> list;
     size_t                             index;
+    int32_t                            n_special;
 
     mtmd_input_chunk * get() const { return const_cast<mtmd_input_chunk *>(mtmd_input_chunks_get(list.get(), index)); }
 
@@ -75,7 +76,7 @@ class encoder {
 public:
     encoder(
         const std::string & mmproj, uintptr_t model, const std::optional<std::string> & device, int n_threads,
-        const std::optional<bool> & flash_attn, bool verbose)
+        const std::optional<bool> & flash_attn, const std::optional<int> & max_tokens, bool verbose)
         : verbose(verbose) {
         const quiet_scope   quiet(verbose);
         mtmd_context_params params = mtmd_context_params_default();
@@ -84,6 +85,7 @@ public:
         if (flash_attn) {
             params.flash_attn_type = *flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
         }
+        params.image_max_tokens = max_tokens.value_or(params.image_max_tokens);
         if (device) {
             params.device = ggml_backend_dev_by_name(device->c_str());
             params.use_gpu =
@@ -124,7 +126,7 @@ public:
         }
         std::vector<chunk_ref> chunks;
         for (size_t i = 0; i < mtmd_input_chunks_size(list.get()); i++) {
-            chunks.push_back({ list, i });
+            chunks.push_back({ list, i, qap_chunk_n_special(ctx.get(), mtmd_input_chunks_get(list.get(), i)) });
         }
         return chunks;
     }
@@ -190,7 +192,9 @@ public:
                 nullptr);
         }
         if (status != 0) {
-            throw std::runtime_error("prefill of the image failed with status " + std::to_string(status));
+            const std::string own = qap_last_error();
+            throw std::runtime_error(
+                !own.empty() ? own : "prefill of the image failed with status " + std::to_string(status));
         }
         return next;
     }
@@ -206,6 +210,8 @@ public:
     }
 
     bool mrope() { return mtmd_decode_use_mrope(open()); }
+
+    bool non_causal() { return mtmd_decode_use_non_causal(open(), nullptr); }
 
     std::optional<qap_params> file_params() {
         qap_params params = {};
@@ -258,6 +264,7 @@ void register_encoder(py::module_ & m) {
         .def_property_readonly("is_image", &chunk_ref::is_image)
         .def_property_readonly("tokens", &chunk_ref::tokens)
         .def_property_readonly("n_tokens", [](const chunk_ref & c) { return mtmd_input_chunk_get_n_tokens(c.get()); })
+        .def_readonly("n_special", &chunk_ref::n_special)
         .def_property_readonly("n_pos", [](const chunk_ref & c) { return mtmd_input_chunk_get_n_pos(c.get()); })
         .def("report", &report_of);
 
@@ -265,9 +272,9 @@ void register_encoder(py::module_ & m) {
         .def(
             py::init<
                 const std::string &, uintptr_t, const std::optional<std::string> &, int, const std::optional<bool> &,
-                bool>(),
+                const std::optional<int> &, bool>(),
             py::kw_only(), py::arg("mmproj"), py::arg("model"), py::arg("device").none(true), py::arg("n_threads"),
-            py::arg("flash_attn").none(true), py::arg("verbose"))
+            py::arg("flash_attn").none(true), py::arg("max_tokens").none(true), py::arg("verbose"))
         .def_readonly("n_embd", &encoder::n_embd)
         .def(
             "tokenize", &encoder::tokenize, py::arg("text"), py::arg("images"), py::arg("add_special"),
@@ -278,6 +285,7 @@ void register_encoder(py::module_ & m) {
             py::arg("indices").noconvert().none(true), py::arg("positions"), py::arg("n_past"), py::arg("n_batch"))
         .def("why_not", &encoder::why_not)
         .def("mrope", &encoder::mrope)
+        .def("non_causal", &encoder::non_causal)
         .def("tiles_why_not", &encoder::tiles_why_not)
         .def("file_params", &encoder::file_params)
         .def("close", &encoder::close);

@@ -1,4 +1,4 @@
-// bind-sampler.cpp: llama_sampler_sample() for a chain with a grammar, without its way to end the process. A grammar can
+// bind-sampler.cpp: llama_sampler_sample() without its ways to end the process or to sort what is no number. A grammar can
 // come to where no token of the vocabulary fits; upstream then takes one anyway, and the grammar aborts on accepting it
 // (llama-grammar.cpp, llama_grammar_accept_impl). Here that is an exception before anything is accepted.
 #include "bindings.h"
@@ -15,6 +15,9 @@ static int32_t sample_checked(uintptr_t lctx, uintptr_t chain_, int32_t idx) {
     const float * const logits  = llama_get_logits_ith(ctx, idx);
     if (logits == nullptr) {
         throw std::runtime_error("expected logits of the last token, got none");
+    }
+    if (!std::all_of(logits, logits + n_vocab, [](float logit) { return std::isfinite(logit); })) {
+        throw std::runtime_error("expected finite logits, got others; check the language model's file");
     }
     std::vector<llama_token_data> rows((size_t) n_vocab);
     for (int32_t id = 0; id < n_vocab; id++) {

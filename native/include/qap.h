@@ -310,10 +310,14 @@ struct qap_mmproj_info {
     int32_t      n_embd; /* width of the embeddings that the language model gets */
     bool         vision;
     bool         audio;
-    const char * why_not; /* as above */
+    const char * why_not;    /* as above */
+    int32_t      batch_rows; /* most rows of a picture whose rows see each other and stand in one batch; else 0 */
 };
 /* model: the language model that the file shall fit, NULL: any. Fails where libmtmd would refuse to load the file. */
 QAP_API int qap_mmproj_inspect(const char * path, const struct llama_model * model, struct qap_mmproj_info * info);
+
+/* rows of an image chunk without a plan that are no tokens: ends of lines */
+QAP_API int32_t qap_chunk_n_special(const struct mtmd_context * ctx, const struct mtmd_input_chunk * chunk);
 
 /* Replace the plan of an image chunk. plan_capture: keep all tokens, note the attention and, if asked, the input of the
  * projector. plan_indices: the given tokens are kept (for embeddings that the caller selected itself), and every special

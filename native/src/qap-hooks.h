@@ -15,6 +15,8 @@ struct ggml_backend;
 struct ggml_backend_device;
 struct ggml_backend_sched;
 class qap_image_cache;
+struct llama_context;
+struct clip_context_params;
 struct clip_ctx;
 struct clip_encode_params;
 struct clip_hparams;
@@ -91,6 +93,14 @@ void qap_hook_remember(clip_ctx * ctx, const clip_image_f32_batch & imgs, const 
 // forbid GPUs, the one of qap_device_set() is taken.
 void qap_hook_device(bool & use_gpu, ggml_backend_device *& device);
 
+// mtmd.cpp, mtmd_context's constructor, behind it. QAP_MAX_IMAGE_TOKENS where the program sets no limit; throws for no number.
+void qap_hook_limits(clip_context_params & params);
+
+// mtmd-helper.cpp, mtmd_helper_decode_image_chunk(), before rows are split into batches: rows of a batch, -1 with an error
+// where a picture that must stay whole does not fit the context's batches.
+int32_t qap_hook_batch(
+    const mtmd_context * ctx, const llama_context * lctx, const mtmd_input_chunk * chunk, int32_t n_batch);
+
 // mtmd.cpp, end of mtmd_context's constructor. The qap.* keys of the file or null; throws for invalid ones.
 std::unique_ptr<qap_params> qap_hook_load(const char * mmproj);
 
@@ -108,6 +118,8 @@ void qap_hook_plan(const mtmd_context * ctx, mtmd_input_chunks & chunks);
 
 // clip.cpp, at loading, behind the parameters of each projector (enum projector_type): 006-resize.patch
 void qap_hook_resize(int projector, clip_hparams & hparams);
+// limits.cpp, called there: as many tiles or pixels as the limit on a picture's tokens leaves
+void qap_limit_tokens(int projector, clip_hparams & hparams);
 
 // clip.cpp, in 007-llava-next.patch: what the context has loaded
 const clip_model & qap_clip_model(const clip_ctx * ctx);

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from qap_gguf.errors import ArrayError, ConfigError
 
 _INT_MAX = 2**31 - 1
+#: Above this a limit on the tokens of a picture is refused (native/src/families/limits.cpp).
+MOST_IMAGE_TOKENS = 65536
 
 
 def check_integer(name: str, value: object, low: int, high: int = _INT_MAX) -> None:

@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import llama_cpp
 
-from qap_gguf.arguments import FloatArray, check_integer, check_threads, n_threads_default
+from qap_gguf.arguments import MOST_IMAGE_TOKENS, FloatArray, check_integer, check_threads, n_threads_default
 from qap_gguf.config import PruneConfig
-from qap_gguf.errors import ConfigError, ImageError, QapError, UnsupportedError
+from qap_gguf.errors import ConfigError, QapError
 from qap_gguf.files.gguf import check_pair
 from qap_gguf.files.packaged import packaged_model
 from qap_gguf.generation.answers import Answers
 from qap_gguf.generation.prompts import flatten, question_of, render
 from qap_gguf.generation.settings import AnswerSettings, ChatSettings, Generation, GenerationStats
-from qap_gguf.language.llama import LanguageModel, TextStream, open_llama
+from qap_gguf.image_side import ImageSide
+from qap_gguf.language.llama import LanguageModel, TextStream
+from qap_gguf.language.opener import open_language
 from qap_gguf.pruning.clip_text import ClipTextTower
-from qap_gguf.pruning.prune import PrunedImage, prune_image, score_image
-from qap_gguf.pruning.relevance import Signals
-from qap_gguf.pruning.score import Scores
-from qap_gguf.runtime.devices import device_name, language_settings
-from qap_gguf.vision.cache import EmbeddingCache, image_key
-from qap_gguf.vision.embedding import ImageEmbedding, check_embedding, check_rows
+from qap_gguf.runtime.devices import device_name
+from qap_gguf.runtime.fork import check_process, note_threads
+from qap_gguf.vision.cache import EmbeddingCache
+from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.encoder import ImageEncoder
-from qap_gguf.vision.images import ImageSource, load_image
+from qap_gguf.vision.images import load_image
 from qap_gguf.vision.resize import check_resize
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ Message = Mapping[str, Any]
 Part = Any  # an ImageEmbedding, an ImageSource, or a str that is text
 
 
-class VisionModel:
+class VisionModel(ImageSide):
     """An image encoder and a language model that answer questions about pictures.
 
     Args:
@@ -50,10 +50,15 @@ class VisionModel:
         device: where the image encoder and the language model run: a ggml device by name or alias, in any case
             ("cpu", "cuda0", "metal", ...; ``qap-gguf info`` lists them); None takes the GPUs there are.
         model_device: another device for the language model; "all" spreads it over all GPUs; None is `device`.
+        kv: type of the KV cache, for a model that is loaded here: "f16", "q8_0", ... (``qap-gguf run --help`` lists
+            them), each with flash attention; None is f16 without.
         n_ctx: cells of the KV cache, for a model that is loaded here.
         n_threads: CPU threads; None is all that the process may use.
-        n_batch: tokens of a prefill batch.
-        seed: of sampling.
+        n_batch: tokens of a prefill batch, for a model that is loaded here; raised to the rows of a picture where the
+            model reads them in one batch.
+        seed: of sampling; None is 0, or the seed of a Llama that is loaded already.
+        max_image_tokens: the most tokens of a picture, for families that can make fewer of it by scaling it down or by
+            cutting it into fewer tiles; None is ``QAP_MAX_IMAGE_TOKENS`` of the environment, or no limit.
         flash_attn: flash attention in the encoder; None is upstream's choice (on where the device has it).
         resize: how pictures come to the encoder's size, "auto" (as the model was trained), "stretch" or "pad"; None is
             that of :func:`~qap_gguf.set_resize`.
@@ -80,10 +85,12 @@ class VisionModel:
         *,
         device: str | None = None,
         model_device: str | None = None,
+        kv: str | None = None,
         n_ctx: int = 2048,
         n_threads: int | None = None,
         n_batch: int = 512,
-        seed: int = 0,
+        seed: int | None = None,
+        max_image_tokens: int | None = None,
         flash_attn: bool | None = None,
         resize: str | None = None,
         cache: EmbeddingCache | None = None,
@@ -91,8 +98,12 @@ class VisionModel:
     ) -> None:
         if (mmproj is None) != (model is None):
             raise ConfigError("mmproj and model: expected both or none (the packaged model), got one; pass the other")
-        for name, value, low in (("n_ctx", n_ctx, 1), ("n_batch", n_batch, 1), ("seed", seed, 0)):
-            check_integer(name, value, low)
+        check_integer("n_ctx", n_ctx, 1)
+        check_integer("n_batch", n_batch, 1)
+        if seed is not None:
+            check_integer("seed", seed, 0)
+        if max_image_tokens is not None:
+            check_integer("max_image_tokens", max_image_tokens, 1, MOST_IMAGE_TOKENS)
         check_threads(n_threads)
         if flash_attn is not None and not isinstance(flash_attn, bool):
             raise ConfigError(f"flash_attn: expected True, False or None, got {flash_attn!r}; choose one of these")
@@ -102,31 +113,34 @@ class VisionModel:
             mmproj, model = packaged.mmproj, packaged.model
 
         self._threads = n_threads or n_threads_default()
+        check_process(self._threads)
         self._closed = False
         encoder_device = device_name(device)
-        settings = language_settings(device if model_device is None else model_device)
+        model_place = device if model_device is None else model_device
         self._owned: llama_cpp.Llama | None = None
         if isinstance(model, llama_cpp.Llama):
-            if model_device is not None:
-                raise ConfigError(
-                    f"model_device: expected None for a Llama that is loaded already, got {model_device!r}; "
-                    "pass the model's path, or load the Llama where it belongs"
-                )
+            for name, given in (("model_device", model_device), ("kv", kv)):
+                if given is not None:
+                    raise ConfigError(
+                        f"{name}: expected None for a Llama that is loaded already, got {given!r}; "
+                        "pass the model's path, or load the Llama with it"
+                    )
             check_pair(mmproj, None)
             llama = model
         else:
-            check_pair(mmproj, model, n_ctx)
-            llama = self._owned = open_llama(
+            llama = self._owned = open_language(
                 model,
+                mmproj,
+                device=model_place,
+                kv=kv,
                 n_ctx=n_ctx,
                 n_batch=n_batch,
                 n_threads=self._threads,
-                n_threads_batch=self._threads,
-                seed=seed,
+                seed=seed or 0,
                 verbose=verbose,
-                **settings,
             )
         self._language = LanguageModel(llama)
+        note_threads(self._threads)
         self._lock = self._language.turns.lock
         try:
             self._encoder = ImageEncoder(
@@ -137,11 +151,12 @@ class VisionModel:
                 flash_attn=flash_attn,
                 verbose=verbose,
                 resize=resize,
+                max_tokens=max_image_tokens,
             )
             self.cache = EmbeddingCache() if cache is None else cache
             self._tower = ClipTextTower.open(mmproj, device=encoder_device, n_threads=self._threads)
             #: Prefill and decoding; for those in this package who generate by themselves.
-            self.answers = Answers(self._language, self._encoder, int(llama.n_batch), self._check_open)
+            self.answers = Answers(self._language, self._encoder, int(llama.n_batch), self._check_open, seed)
         except QapError:
             self.close()
             raise
@@ -181,48 +196,10 @@ class VisionModel:
         found = fetch_pair(repo, quant=quant, filename=filename, mmproj=mmproj, revision=revision, cache_dir=folder)
         return cls(found.mmproj, found.model, **settings)
 
-    # --- image to tokens ---
-
     @property
     def language_model(self) -> llama_cpp.Llama:
         """The language model underneath."""
         return self._language.llama
-
-    @property
-    def why_not_prunable(self) -> str | None:
-        """None when images of this model can be pruned, else one line that says why not."""
-        self._check_open()
-        return self._encoder.why_not_prunable
-
-    @property
-    def file_config(self) -> PruneConfig | None:
-        """The ``qap.*`` keys of the mmproj file, None where it has none. :meth:`chat` does not apply them by itself."""
-        self._check_open()
-        return self._encoder.file_config
-
-    def encode(self, image: ImageSource) -> ImageEmbedding:
-        """Run the image encoder and the projector over a picture; all tokens come back, none is pruned.
-
-        A picture that is in :attr:`cache` is not encoded again; its arrays are shared and cannot be written to.
-
-        Args:
-            image: a path, the bytes of an image file, a Pillow image, or a uint8 array (height, width, 3).
-
-        Raises:
-            ImageError: not a picture, damaged, or too large.
-        """
-        pixels = load_image(image)
-        with self._lock:
-            self._check_open()
-            hidden = self._tower is not None
-            key = image_key(pixels, self._encoder.identity(hidden=hidden, lasting=self.cache.folder is not None))
-            found = self.cache.get(key)
-            return self.cache.put(key, self._encoder.encode(pixels, hidden=hidden)) if found is None else found
-
-    @property
-    def n_encodes(self) -> int:
-        """How often the image encoder has run."""
-        return self._encoder.n_encodes
 
     def forget(self) -> None:
         """Empty :attr:`cache` (its folder excepted) and the KV cache: the next question does all the work again."""
@@ -230,46 +207,6 @@ class VisionModel:
             self._check_open()
             self.cache.clear()
             self._language.reset()
-
-    def score(self, image: ImageEmbedding, cfg: PruneConfig | None = None, prompt: str | None = None) -> Scores:
-        """Scores of all tokens of an image; `prompt` is for the signals that look at the question.
-
-        Raises:
-            UnsupportedError: `cfg` asks for a signal that this model cannot give.
-        """
-        return score_image(image, self.signals(image, prompt), PruneConfig() if cfg is None else cfg, self._threads)
-
-    def signals(self, image: ImageEmbedding, prompt: str | None = None) -> Signals:
-        """What the semantic relevance of an image can be made of; ``signals(...).available()`` lists the names.
-
-        Raises:
-            ImageError: not an ImageEmbedding.
-        """
-        self._check_open()
-        if not isinstance(image, ImageEmbedding):
-            raise ImageError(f"expected an ImageEmbedding, got {type(image).__name__}; call encode(image) first")
-        check_rows(image)
-        return Signals(
-            image.tokens, image.attention, image.received, image.hidden, prompt, self._tower, self._language.embedder
-        )
-
-    def prune(self, image: ImageEmbedding, cfg: PruneConfig | None = None, prompt: str | None = None) -> PrunedImage:
-        """Keep the tokens of an image that score best.
-
-        Args:
-            image: from :meth:`encode`.
-            cfg: None means ``PruneConfig()``.
-            prompt: the question, for signals that look at it.
-
-        Raises:
-            UnsupportedError: the model cannot be pruned, or cannot give the signal.
-        """
-        signals = self.signals(image, prompt)
-        why_not = self.why_not_prunable
-        if why_not is not None:
-            raise UnsupportedError(f"cannot prune this image: {why_not}")
-        cfg = PruneConfig() if cfg is None else cfg
-        return prune_image(image, signals, cfg, self._threads, mrope=self._encoder.mrope)
 
     # --- tokens to text ---
 
@@ -331,13 +268,13 @@ class VisionModel:
         self._check_open()
         text = TextStream(self._language, chosen.stop)
         flat, sources = flatten(messages)
-        images = [part if isinstance(part, ImageEmbedding) else self.encode(part) for part in sources]
-        for image in images:
-            check_embedding(image, self._encoder.n_embd)
+        pictures = [part if isinstance(part, ImageEmbedding) else load_image(part) for part in sources]
+        prompt, add_special = render(self._language, flat)
+        images = self.encode_fitting(prompt, add_special, pictures, chosen.prune)
         stats = GenerationStats()
         with self.answers.turn():
             # Prefill at once: errors belong to this call, not to the first piece.
-            number = self._prefill(flat, images, chosen.prune, question_of(messages), stats)
+            number = self._prefill(prompt, add_special, images, chosen.prune, question_of(messages), stats)
             generation = Generation(self.answers.decode(number, text, stats, chosen), stats)
             return generation if stream else "".join(generation)
 
@@ -349,23 +286,25 @@ class VisionModel:
 
     def _prefill(
         self,
-        flat: list[dict[str, str]],
+        prompt: str,
+        add_special: bool,
         images: list[ImageEmbedding],
         prune: PruneConfig | None,
         question: str,
         stats: GenerationStats,
     ) -> int:
-        prompt, add_special = render(self._language, flat)
         pairs = [(image, None if prune is None else self.prune(image, prune, question)) for image in images]
         return self.answers.place(prompt, pairs, stats, add_special=add_special)
 
     # --- life ---
 
     def _check_open(self) -> None:
+        check_process(self._threads)
         if self._closed:
             raise QapError("this VisionModel is closed; make a new one")
         if not self._language.is_open:
             raise QapError("the Llama of this VisionModel was closed by its owner; make both anew")
+        self._language.check_process()
 
     def close(self) -> None:
         """Free the encoder, and the language model if it was loaded here. Closing twice is fine."""

@@ -13,7 +13,8 @@ from typing import Any
 
 import qap_gguf as qap
 from qap_gguf import _core
-from qap_gguf.language.llama import LanguageModel, open_llama
+from qap_gguf.language.llama import LanguageModel
+from qap_gguf.language.opener import open_llama
 from qap_gguf.vision.images import load_image
 
 
@@ -26,7 +27,7 @@ def main(configs: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
     llama = open_llama(files.model, n_ctx=64, n_threads=1, verbose=False)
     encoder = _core.Encoder(
         mmproj=str(files.mmproj), model=LanguageModel(llama).model_address, device="CPU", n_threads=1, flash_attn=None,
-        verbose=False,
+        max_tokens=None, verbose=False,
     )  # fmt: skip
     pixels = load_image(files.sample)
     rows = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,6 @@ import numpy as np
 import pytest
 
 import qap_gguf
-from qap_gguf import opening
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ImageError, QapError
 
@@ -32,7 +32,8 @@ class FakeGeneration:
             n_image_kept=self.kept, prefill_s=0.02,
             to_dict=lambda: {
                 "n_image_tokens": self.total, "n_image_kept": self.kept, "n_prompt_tokens": 20, "n_generated": 2,
-                "n_kv": 40, "encode_s": 0.05, "score_s": 0.001, "select_s": 0.0001, "prefill_s": 0.02, "decode_s": 0.04,
+                "n_kv": 40, "n_cached": 0, "encode_s": 0.05, "score_s": 0.001, "select_s": 0.0001, "prefill_s": 0.02,
+                "decode_s": 0.04,
             },
         )  # fmt: skip
 
@@ -49,6 +50,7 @@ class FakeModel:
 
     def __init__(self, mmproj: Any = None, model: Any = None, **kwargs: Any) -> None:
         self.files, self.kwargs = (mmproj, model), kwargs
+        self.limit = os.environ.get("QAP_MAX_IMAGE_TOKENS")
         self.encoded: list[Path] = []
         self.calls: list[dict[str, Any]] = []
         self.closed = False
@@ -65,6 +67,9 @@ class FakeModel:
 
     def __exit__(self, *exc: object) -> None:
         self.closed = True
+
+    def load_fitting(self, images: Any, prune: Any, text: str = "") -> list[Any]:
+        return list(images)
 
     def encode(self, image: Path) -> Any:
         if "broken" in str(image):
@@ -100,5 +105,4 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeModel]:
     monkeypatch.setattr(FakeModel, "opened", [])
     for name, value in {"VisionModel": FakeModel, "packaged_model": lambda: files}.items():
         monkeypatch.setattr(qap_gguf, name, value, raising=False)
-    monkeypatch.setattr(opening, "VisionModel", FakeModel)
     return FakeModel

@@ -172,6 +172,13 @@ def test_the_prune_options_are_the_same_words_everywhere(capsys: Said) -> None:
     assert set(common._PRUNE) - {"dense"} == fields
 
 
+def test_every_command_that_opens_a_model_has_the_same_options(capsys: Said) -> None:
+    for command in ("run", "score", "eval", "bench", "serve"):
+        assert main([command, "-h"]) == 0
+        text = capsys.readouterr().out
+        assert all(f"--{name}" in text for name in ("kv", "max-image-tokens", "ctx", "threads", "model-device"))
+
+
 def test_version_and_help_of_the_group(capsys: Said) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("qap-gguf")

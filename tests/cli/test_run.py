@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def test_run_streams_the_answer_and_notes_the_numbers(fake: Any, tmp_path: Path,
     assert fake.only().files == (tmp_path / "mmproj.gguf", tmp_path / "model.gguf")
     assert fake.only().kwargs == {
         "device": None,
+        "kv": None,
         "model_device": None,
         "n_ctx": 2048,
         "n_threads": None,
@@ -45,15 +47,17 @@ def test_run_streams_the_answer_and_notes_the_numbers(fake: Any, tmp_path: Path,
 def test_run_passes_on_what_was_asked_for(fake: Any, capsys: Said) -> None:
     words = (
         "run -m m.gguf --mmproj p.gguf --image a.png --image b.png -p Hi --max-tokens 5 --temperature 0.5 --threads 3 "
-        "--device cpu --model-device all --ctx 512 --n-keep 9 --alpha dynamic --error int8 --group-size 32 "
+        "--device cpu --model-device all --kv q8_0 --max-image-tokens 99 "
+        "--ctx 512 --n-keep 9 --alpha dynamic --error int8 --group-size 32 "
         "--outlier range "
         "--outlier-weight 0.25 --semantic none --select random --positions compact --seed 4294967298 --debug"
     )
     assert main(words.split()) == 0
     assert fake.only().files == (Path("p.gguf"), Path("m.gguf"))
     assert fake.only().kwargs == {
-        "device": "cpu", "model_device": "all", "n_ctx": 512, "n_threads": 3, "seed": 2, "verbose": True,
+        "device": "cpu", "kv": "q8_0", "model_device": "all", "n_ctx": 512, "n_threads": 3, "seed": 2, "verbose": True,
     }  # fmt: skip
+    assert (fake.only().limit, os.environ.get("QAP_MAX_IMAGE_TOKENS")) == ("99", None)  # while it ran, and now
     assert fake.only().encoded == [Path("a.png"), Path("b.png")]
     (call,) = fake.only().calls
     assert (call["max_tokens"], call["temperature"]) == (5, 0.5)

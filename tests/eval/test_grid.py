@@ -54,11 +54,9 @@ def counts() -> dict[str, int]:
 def opener(counts: dict[str, int]) -> Any:
     @contextlib.contextmanager
     def opened(setup: qe.Setup) -> Iterator[Any]:
-        from qap_gguf.opening import open_model
-
         counts["open"] += 1
         files = qap.packaged_model()
-        with open_model(files.mmproj, files.model, kv=setup.kv or None, n_threads=1) as vlm:
+        with qap.VisionModel(files.mmproj, files.model, kv=setup.kv or None, n_threads=1) as vlm:
             yield Counting(vlm, counts)
 
     return opened

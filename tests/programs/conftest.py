@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import json
 import os
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,22 +34,21 @@ class Server:
     """A llama-server with the packaged model on a port of its own."""
 
     def __init__(self, port: int) -> None:
-        self._root = f"http://127.0.0.1:{port}"
+        self._port = port
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self._root + path, timeout=60) as reply:
-            return json.load(reply)
+        """The answer to a GET."""
+        return self._call("GET", path)[1]
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        """(status, answer)."""
-        asked = urllib.request.Request(
-            self._root + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(asked, timeout=120) as reply:
-                return reply.status, json.load(reply)
-        except urllib.error.HTTPError as err:
-            return err.code, json.load(err)
+        """(status, answer) of a POST."""
+        return self._call("POST", path, json.dumps(body))
+
+    def _call(self, method: str, path: str, body: str | None = None) -> tuple[int, Any]:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)) as connection:
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            reply = connection.getresponse()
+            return reply.status, json.loads(reply.read())
 
     def ask(self, question: str, **settings: Any) -> tuple[int, Any]:
         """A question about the packaged picture."""
@@ -78,9 +76,9 @@ def running(folder: Path, *words: str, **env: str) -> Iterator[Server]:
     try:
         for _ in range(300):
             assert process.poll() is None, log.read_text()[-2000:]
-            with contextlib.suppress(OSError, urllib.error.URLError):
-                server.get("/health")
-                break
+            with contextlib.suppress(OSError):
+                if server.get("/health").get("status") == "ok":
+                    break
             time.sleep(0.1)
         yield server
     finally:

@@ -238,7 +238,7 @@ def test_the_stock_handler_meets_the_gate(make: Callable[..., Path], packaged: q
     """The drop-in library refuses the file before clip.cpp reads it; QAP_DISABLE=1 would let it abort."""
     import llama_cpp.mtmd_cpp as lib
 
-    from qap_gguf.language.llama import open_llama
+    from qap_gguf.language.opener import open_llama
 
     llama = open_llama(packaged.model, n_ctx=64, n_threads=1, verbose=False)
     params = lib.mtmd_context_params_default()

@@ -40,6 +40,7 @@ static bool trained_on_stretched(projector_type projector) {
 void qap_hook_resize(int projector, clip_hparams & hparams) {
     const auto    type = (projector_type) projector;
     const int32_t mode = resize_mode;
+    qap_limit_tokens(projector, hparams);
     if (qap_stock_encoder()) {
         return;
     }

@@ -86,6 +86,7 @@ def run_pass(vlm: VisionModel, image: ImageSource, text: str, config: PruneConfi
     for _ in answer:
         pass
     stats = answer.stats
+    n_steps = stats.n_kv - n_kv  # the first token comes of the prefill
     return Pass(
         n_tokens=stats.n_image_tokens,
         n_kept=stats.n_image_kept,
@@ -95,7 +96,7 @@ def run_pass(vlm: VisionModel, image: ImageSource, text: str, config: PruneConfi
         select_s=stats.select_s,
         prefill_s=stats.prefill_s,
         first_s=first,
-        decode_s=stats.decode_s / stats.n_generated if stats.n_generated else None,
+        decode_s=stats.decode_s / n_steps if n_steps else None,
         n_kv=n_kv,
         kv_bytes=size,
     )

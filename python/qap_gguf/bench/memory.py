@@ -26,9 +26,9 @@ def kv_bytes(llama: llama_cpp.Llama) -> int:
 def _answer_once(
     mmproj: Path, model: Path, settings: dict[str, Any], image: Any, text: str, config: PruneConfig | None
 ) -> int:
-    from qap_gguf.opening import open_model
+    from qap_gguf.model import VisionModel
 
-    with open_model(mmproj, model, **settings) as vlm:
+    with VisionModel(mmproj, model, **settings) as vlm:
         for _ in vlm.generate([image, text], prune=config, max_tokens=2, stream=True):
             pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -44,7 +44,7 @@ def peak_bytes(
 
     Args:
         mmproj, model: files.
-        settings: arguments of :func:`qap_gguf.opening.open_model`.
+        settings: arguments of :class:`~qap_gguf.VisionModel`.
         image: the picture, as ``VisionModel.encode`` takes it.
         text: the question.
         config: how to prune; None keeps all.

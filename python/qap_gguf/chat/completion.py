@@ -11,7 +11,7 @@ import contextlib
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from qap_gguf.arguments import check_integer, check_number, is_unicode
-from qap_gguf.chat.grammars import watched
 from qap_gguf.errors import ConfigError
 from qap_gguf.generation.answers import Answers
 
@@ -124,37 +123,66 @@ class HeldSignals:
                 handler(number, frame)
 
 
-def steps_of(
-    answers: Answers, llama: llama_cpp.Llama, *, grammar: bool, signals: HeldSignals | None
-) -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """What surrounds each step of a completion: Ctrl-C that works, grammars that raise, signals that are not lost."""
-
-    @contextlib.contextmanager
-    def step() -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(answers.step())
-            if grammar:
-                stack.enter_context(watched(llama))
-            if signals is not None:
-                stack.enter_context(signals.hold())
-            yield
-
-    return step
-
-
 class _TextDrafts:
-    """A draft model whose drafts end where they would run into an image."""
+    """A draft model whose drafts end where they would run into an image, or out of the context."""
 
     def __init__(self, draft: Any) -> None:
         self.draft = draft
+        self.answers: Answers | None = None  # that of the answer in the making
 
     def __call__(self, input_ids: npt.NDArray[np.intc], /, **settings: Any) -> npt.NDArray[np.intc]:
         tokens: npt.NDArray[np.intc] = np.asarray(self.draft(input_ids, **settings))
+        if self.answers is not None:
+            tokens = tokens[: max(0, self.answers.room - 1)]
         return tokens[: int((tokens < 0).argmax())] if (tokens < 0).any() else tokens
 
 
-def only_text_drafts(llama: llama_cpp.Llama) -> None:
-    """Keep a draft model, where there is one, from proposing an image's ids as tokens."""
-    if llama.draft_model is not None and not isinstance(llama.draft_model, _TextDrafts):
-        wrapped: Any = _TextDrafts(llama.draft_model)
-        llama.draft_model = wrapped
+def only_text_drafts(llama: llama_cpp.Llama, answers: Answers) -> None:
+    """Keep a draft model, where there is one, from proposing an image's ids as tokens, or more tokens than fit."""
+    if llama.draft_model is None:
+        return
+    wrapped: Any = llama.draft_model if isinstance(llama.draft_model, _TextDrafts) else _TextDrafts(llama.draft_model)
+    wrapped.answers = answers
+    llama.draft_model = wrapped
+
+
+def fitting_tokens(answers: Answers, max_tokens: int | None) -> int:
+    """`max_tokens`, or what the context has cells for where that is less: llama-cpp-python counts positions."""
+    return answers.room if max_tokens is None or max_tokens <= 0 else min(max_tokens, answers.room)
+
+
+def complete(
+    answers: Answers,
+    llama: llama_cpp.Llama,
+    number: int,
+    prompt: str | list[int],
+    *,
+    stream: bool,
+    logits_processor: Any,
+    **settings: Any,
+) -> Any:
+    """``Llama.create_completion`` for the answer `number`, each of its steps within what every answer's steps need.
+
+    Args:
+        prompt: text, or the tokens in the KV cache.
+        stream: return an iterator of chunks.
+        logits_processor: from :func:`merge_bias`.
+        settings: further arguments of ``create_completion``.
+    """
+    only_text_drafts(llama, answers)
+    signals = HeldSignals() if logits_processor else None
+
+    @contextlib.contextmanager
+    def step() -> Iterator[None]:
+        with answers.step(), signals.hold() if signals is not None else contextlib.nullcontext():
+            yield
+
+    with step():
+        completion: Any = llama.create_completion(
+            prompt,
+            stream=stream,
+            logits_processor=logits_processor,
+            stopping_criteria=llama_cpp.StoppingCriteriaList([signals]) if signals is not None else None,
+            **settings,
+        )
+    return answers.turns.stream(number, completion, step) if stream else completion

@@ -21,7 +21,7 @@ from llama_cpp.llama_grammar import LlamaGrammar
 
 from qap_gguf import _core, defaults
 from qap_gguf.arguments import check_threads
-from qap_gguf.chat.completion import HeldSignals, check_settings, merge_bias, only_text_drafts, steps_of
+from qap_gguf.chat.completion import check_settings, complete, fitting_tokens, merge_bias
 from qap_gguf.chat.grammars import check_grammar
 from qap_gguf.chat.sources import ChatImage, SourceRules
 from qap_gguf.chat.tools import forced_tool, modern_tools, response_grammar
@@ -33,6 +33,7 @@ from qap_gguf.generation.settings import GenerationStats
 from qap_gguf.generation.templates import ChatTemplate, Prompt, named_template
 from qap_gguf.language.llama import LanguageModel
 from qap_gguf.model import VisionModel
+from qap_gguf.runtime.fork import check_process
 from qap_gguf.vision.cache import EmbeddingCache
 from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.resize import check_resize
@@ -67,6 +68,7 @@ class ChatHandler:
         flash_attn: flash attention in the encoder; None is upstream's choice.
         resize: how pictures come to the encoder's size, see :class:`~qap_gguf.VisionModel`.
         cache: where encoded images are kept, so that each is encoded once; None is a cache of its own, in memory.
+        max_image_tokens: the most tokens of a picture, see :class:`~qap_gguf.VisionModel`.
         verbose: let upstream write its log to stderr.
 
     Attributes:
@@ -108,6 +110,7 @@ class ChatHandler:
         flash_attn: bool | None = None,
         resize: str | None = None,
         cache: EmbeddingCache | None = None,
+        max_image_tokens: int | None = None,
         verbose: bool = False,
     ) -> None:
         if prune is not None:
@@ -127,6 +130,7 @@ class ChatHandler:
         self.cache = EmbeddingCache() if cache is None else cache
         self._chat_format, self._chat_template = chat_format, chat_template
         self._encoder_settings: dict[str, Any] = {"device": device, "flash_attn": flash_attn, "verbose": verbose}
+        self._encoder_settings["max_image_tokens"] = max_image_tokens
         self._encoder_settings["resize"] = None if resize is None else check_resize(resize)
         self._n_threads = n_threads
         self._lock = threading.RLock()
@@ -263,72 +267,69 @@ class ChatHandler:
         if grammar is not None:
             check_grammar(llama, grammar)
         vlm, template = self._prepare(llama)
-        images = [self._encode(vlm, source) for source in self._few(images_of(turns))]
+        prompt = template.render(turns, **for_template, **template_variables)
+        images = self._encode(vlm, images_of(turns), prompt, prune)
         with vlm.answers.turn():
-            prompt = template.render(turns, **for_template, **template_variables)
-            number, stats = self._prefill(vlm, images, question_of(turns), prompt, prune)
+            chosen, question, stats = self._choose(prune, vlm), question_of(turns), GenerationStats()
+            pairs = [(image, None if chosen is None else vlm.prune(image, chosen, question)) for image in images]
+            number = vlm.answers.place(prompt.text, pairs, stats, add_special=not prompt.writes_bos)
             self.stats = stats
-            only_text_drafts(llama)
-            processors = merge_bias(llama, logits_processor, logit_bias)
-            signals = HeldSignals() if processors else None
-            step = steps_of(vlm.answers, llama, grammar=grammar is not None, signals=signals)
-            with step():
-                completion: Any = llama.create_completion(
-                    prompt=llama.input_ids[: llama.n_tokens].tolist(),
-                    stop=[*stops, *prompt.stop],
-                    stream=stream,
-                    model=model,
-                    grammar=grammar,
-                    logits_processor=processors,
-                    stopping_criteria=llama_cpp.StoppingCriteriaList([signals]) if signals is not None else None,
-                    logprobs=(top_logprobs or 0) if logprobs else None,
-                    **sampling,
-                )
-            if stream:
-                completion = vlm.answers.turns.stream(number, completion, step)
+            sampling["max_tokens"] = fitting_tokens(vlm.answers, max_tokens)
+            completion = complete(
+                vlm.answers,
+                llama,
+                number,
+                llama.input_ids[: llama.n_tokens].tolist(),
+                stream=stream,
+                logits_processor=merge_bias(llama, logits_processor, logit_bias),
+                stop=[*stops, *prompt.stop],
+                model=model,
+                grammar=grammar,
+                logprobs=(top_logprobs or 0) if logprobs else None,
+                **sampling,
+            )
         if tool is not None:
             return llama_chat_format._convert_completion_to_chat_function(tool[0], completion, stream)
         return llama_chat_format._convert_completion_to_chat(completion, stream=stream)
 
-    def encode_images(self, llama: llama_cpp.Llama, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def encode_images(
+        self,
+        llama: llama_cpp.Llama,
+        messages: Sequence[Mapping[str, Any]],
+        prune: PruneConfig | _Unset | None = UNSET,
+        **for_template: Any,
+    ) -> list[dict[str, Any]]:
         """The same messages with each image encoded: a call with them waits for no disk, network or decoder.
+
+        Args:
+            llama, messages, prune: see the call itself.
+            for_template: `functions`, `function_call`, `tools`, `tool_choice` and what else the chat template reads: a
+                prompt that cannot fit is refused before its images are encoded.
 
         Raises:
             ConfigError, ImageError, UnsupportedError: see the call itself.
         """
         turns = read_messages(messages)
-        self._few(images_of(turns))
-        vlm, _ = self._prepare(llama)
+        vlm, template = self._prepare(llama)
+        images = iter(self._encode(vlm, images_of(turns), template.render(turns, **for_template), prune))
 
         def encoded(part: str | ImagePart) -> str | ImageEmbedding:
-            return part if isinstance(part, str) else self._encode(vlm, part.source)
+            return part if isinstance(part, str) else next(images)
 
         return [
             {**turn.fields, "content": None if turn.parts is None else [encoded(part) for part in turn.parts]}
             for turn in turns
         ]
 
-    def _few(self, sources: list[ChatImage]) -> list[ChatImage]:
+    def _encode(
+        self, vlm: VisionModel, sources: list[ChatImage], prompt: Prompt, prune: PruneConfig | _Unset | None
+    ) -> list[ImageEmbedding]:
         if len(sources) > self.sources.max_images:
             raise ConfigError(
                 f"messages: expected at most {self.sources.max_images} images, got {len(sources)}; send fewer"
             )
-        return sources
-
-    def _encode(self, vlm: VisionModel, source: ChatImage) -> ImageEmbedding:
-        return source if isinstance(source, ImageEmbedding) else vlm.encode(self.sources.load(source))
-
-    def _prefill(
-        self,
-        vlm: VisionModel,
-        images: Sequence[ImageEmbedding],
-        question: str,
-        prompt: Prompt,
-        prune: PruneConfig | _Unset | None,
-    ) -> tuple[int, GenerationStats]:
-        stats, chosen = GenerationStats(), self._choose(prune, vlm)
-        pairs = [(image, None if chosen is None else vlm.prune(image, chosen, question)) for image in images]
-        return vlm.answers.place(prompt.text, pairs, stats, add_special=not prompt.writes_bos), stats
+        pictures = [p if isinstance(p, ImageEmbedding) else self.sources.load(p) for p in sources]
+        return vlm.encode_fitting(prompt.text, not prompt.writes_bos, pictures, self._choose(prune, vlm))
 
     # --- the model underneath ---
 
@@ -338,6 +339,7 @@ class ChatHandler:
 
     def _prepare(self, llama: llama_cpp.Llama) -> tuple[VisionModel, ChatTemplate]:
         """The vision model around `llama`, made at its first call, and its chat template."""
+        check_process(int(llama.n_threads_batch))  # a lock may be held by a thread that the fork left behind
         with self._lock:
             return self._prepare_locked(llama)
 

@@ -12,7 +12,6 @@ import click
 from qap_gguf.cli.common import (
     check_model_pair,
     is_debug,
-    kv_option,
     make_config,
     model_options,
     note,
@@ -95,7 +94,6 @@ def _rounded(value: Any) -> Any:
 @click.option(
     "--memory/--no-memory", default=True, show_default=True, help="Measure peak memory, in a process for each row."
 )
-@kv_option
 @prune_options(without=("n_keep", "keep_ratio", "dense"))
 @output_options
 def bench(
@@ -136,7 +134,6 @@ def bench(
     import qap_gguf as qap
     from qap_gguf.arguments import n_threads_default
     from qap_gguf.bench import Plan, find_shape, make_random_model, peak_bytes, run_passes, summarise
-    from qap_gguf.opening import open_model
     from qap_gguf.vision.images import load_image
 
     if shape is not None:
@@ -155,7 +152,7 @@ def bench(
         "n_threads": threads,
     }
     load = _load()
-    with open_model(mmproj, model, **settings, verbose=is_debug()) as vlm:
+    with qap.VisionModel(mmproj, model, **settings, verbose=is_debug()) as vlm:
         why_not = vlm.why_not_prunable
         if why_not is not None:
             if n_keep or keep_ratio:

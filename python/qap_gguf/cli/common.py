@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from typing import Any, Final, TypeVar, cast
 
 import click
 
+from qap_gguf.arguments import MOST_IMAGE_TOKENS
 from qap_gguf.config import ERRORS, MERGES, OUTLIERS, POSITIONS, SELECTORS, SEMANTICS, PruneConfig
 from qap_gguf.errors import ConfigError
 from qap_gguf.language.kv_types import KV_TYPES
 from qap_gguf.vision.resize import RESIZES, set_resize
 
+_MAX_IMAGE_TOKENS: Final = "QAP_MAX_IMAGE_TOKENS"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -195,6 +198,20 @@ def _apply_resize(ctx: click.Context, _param: click.Parameter, value: str | None
         ctx.call_on_close(lambda: set_resize("auto"))
 
 
+def _apply_max_image_tokens(ctx: click.Context, _param: click.Parameter, value: int | None) -> None:
+    """For whatever this run of the command loads, in processes of its own too."""
+    if value is not None:
+        before = os.environ.get(_MAX_IMAGE_TOKENS)
+        os.environ[_MAX_IMAGE_TOKENS] = str(value)
+        ctx.call_on_close(
+            lambda: (
+                os.environ.pop(_MAX_IMAGE_TOKENS, None)
+                if before is None
+                else os.environ.update({_MAX_IMAGE_TOKENS: before})
+            )
+        )
+
+
 def _with_hub(function: F, multiple: bool) -> F:
     """Let a command take --hf: what it names becomes its `model` and `mmproj`."""
 
@@ -255,13 +272,29 @@ def _model_options(multiple: bool) -> list[Callable[[Any], Any]]:
             "(pad). [default: auto]",
         ),
         click.option(
+            "--max-image-tokens",
+            type=click.IntRange(1, MOST_IMAGE_TOKENS),
+            metavar="N",
+            expose_value=False,
+            callback=_apply_max_image_tokens,
+            help="Scale pictures down, or cut them into fewer tiles, until they have at most N tokens, where the model "
+            "can. [default: QAP_MAX_IMAGE_TOKENS of the environment]",
+        ),
+        click.option(
+            "--kv",
+            type=click.Choice(tuple(KV_TYPES)),
+            multiple=multiple,
+            help=f"Type of the KV cache, with flash attention.{' Repeatable.' if multiple else ''}  "
+            "[default: f16 without flash attention]",
+        ),
+        click.option(
             "--ctx", type=click.IntRange(min=1), default=2048, show_default=True, help="Tokens that fit the KV cache."
         ),
     ]
 
 
 def model_options(*, multiple: bool = False) -> Callable[[F], F]:
-    """Add -m (with `multiple`, repeatable), --mmproj, --hf, --threads, --device, --model-device and --ctx."""
+    """Add what every command opens a model by, from -m to --ctx; with `multiple`, -m and --kv are repeatable."""
 
     def decorate(function: F) -> F:
         function = _with_hub(function, multiple)
@@ -270,15 +303,6 @@ def model_options(*, multiple: bool = False) -> Callable[[F], F]:
         return function
 
     return decorate
-
-
-def kv_option(function: F) -> F:
-    """Add --kv; the command takes it as `kv`."""
-    return click.option(
-        "--kv",
-        type=click.Choice(tuple(KV_TYPES)),
-        help="Type of the KV cache, with flash attention.  [default: f16 without flash attention]",
-    )(function)
 
 
 def check_model_pair(model: Path | None, mmproj: Path | None) -> None:

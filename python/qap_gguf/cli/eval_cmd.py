@@ -24,7 +24,6 @@ from qap_gguf.cli.common import (
 )
 from qap_gguf.cli.output import counter_bar, print_table
 from qap_gguf.config import ERRORS, PruneConfig
-from qap_gguf.language.kv_types import KV_TYPES
 
 if TYPE_CHECKING:
     from qap_gguf.eval import Budget, Setup, Variant
@@ -98,12 +97,6 @@ def _setups(models: Sequence[Path], kvs: Sequence[str]) -> dict[Setup, tuple[Pat
     multiple=True,
     metavar="Q",
     help="Quantizer whose error is measured: int2 to int8, or a ggml type. Repeatable." + default_of("error"),
-)
-@click.option(
-    "--kv",
-    type=click.Choice(tuple(KV_TYPES)),
-    multiple=True,
-    help="Type of the KV cache, with flash attention. Repeatable.  [default: f16 without flash attention]",
 )
 @click.option(
     "--scoring",
@@ -196,7 +189,6 @@ def eval_command(
     questions = load_questions(data, limit, scoring)
 
     import qap_gguf as qap
-    from qap_gguf.opening import open_model
 
     if not model or mmproj is None:
         packaged = qap.packaged_model()
@@ -205,7 +197,7 @@ def eval_command(
 
     def opened(setup: Setup) -> Any:
         path, kv_type = setups[setup]
-        return open_model(
+        return qap.VisionModel(
             mmproj, path, kv=kv_type, device=device, model_device=model_device, n_ctx=ctx, n_threads=threads,
             seed=sampler_seed(base.seed), verbose=is_debug(),
         )  # fmt: skip

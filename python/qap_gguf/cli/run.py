@@ -81,13 +81,15 @@ def stats_block(stats: dict[str, Any]) -> str:
 
     Example:
         >>> print(stats_block({"n_image_tokens": 144, "n_image_kept": 18, "n_generated": 2, "encode_s": 0.05,
-        ...     "score_s": 0.001, "select_s": 0.0, "prefill_s": 0.02, "decode_s": 0.04}))
+        ...     "n_cached": 0, "score_s": 0.001, "select_s": 0.0, "prefill_s": 0.02, "decode_s": 0.04}))
         image tokens: 18 of 144 kept (12.5 %)
         encode 50.0 ms, score 1.0 ms, select 0.0 ms, prefill 20.0 ms, decode 40.0 ms (50.0 tokens/s)
     """
     total, kept = stats["n_image_tokens"], stats["n_image_kept"]
     share = f" ({100 * kept / total:.1f} %)" if total else ""
     times = [f"{name} {1000 * stats[name + '_s']:.1f} ms" for name in _TIMES]
+    if stats["n_cached"]:
+        times[0] += " (cached)" if not stats["encode_s"] else f" ({stats['n_cached']} cached)"
     if stats["n_generated"] and stats["decode_s"] > 0:
         times[-1] += f" ({stats['n_generated'] / stats['decode_s']:.1f} tokens/s)"
     return f"image tokens: {kept} of {total} kept{share}\n{', '.join(times)}"
@@ -169,7 +171,8 @@ def converse(answering: Answering, images: list[Any]) -> None:
                 note("/image needs the path of a picture, as in: /image photo.jpg")
                 continue
             try:
-                conversation = Conversation([answering.vlm.encode(Path(rest.strip()).expanduser())])
+                pictures = answering.vlm.load_fitting([Path(rest.strip()).expanduser()], answering.config)
+                conversation = Conversation([answering.vlm.encode(pictures[0])])
             except (QapError, OSError) as err:
                 note(f"qap-gguf: error: {one_line(err)}; the picture stays as it was")
             else:
@@ -226,6 +229,7 @@ def run(
     threads: int | None,
     device: str | None,
     model_device: str | None,
+    kv: str | None,
     ctx: int,
     image_paths: tuple[Path, ...],
     prompt: str | None,
@@ -267,6 +271,7 @@ def run(
         model,
         device=device,
         model_device=model_device,
+        kv=kv,
         n_ctx=ctx,
         n_threads=threads,
         seed=seed,
@@ -274,7 +279,8 @@ def run(
     ) as vlm:
         if config is not None:
             config = over_file_defaults(vlm.file_config, config, prune)
-        images = [vlm.encode(path) for path in image_paths]
+        pictures = vlm.load_fitting(image_paths, config, prompt or "")
+        images = [vlm.encode(picture) for picture in pictures]
         answering = Answering(vlm, config, max_tokens, temperature)
         if prompt is None:
             converse(answering, images)

@@ -16,7 +16,6 @@ import click
 from qap_gguf.cli.common import (
     check_model_pair,
     is_debug,
-    kv_option,
     model_options,
     note,
     output_options,
@@ -57,7 +56,6 @@ def _address(sock: socket.socket) -> str:
 
 @click.command(short_help="Answer OpenAI-style requests.")
 @model_options()
-@kv_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
@@ -149,11 +147,8 @@ def serve(
         raise ConfigError(f"serve: expected the extra serve ({err}); run pip install 'qap_gguf[serve]'") from err
 
     import qap_gguf as qap
-    from qap_gguf.arguments import n_threads_default
-    from qap_gguf.files.gguf import check_pair, read_gguf
-    from qap_gguf.language.kv_types import kv_settings
-    from qap_gguf.language.llama import open_llama
-    from qap_gguf.runtime.devices import language_settings
+    from qap_gguf.files.gguf import read_gguf
+    from qap_gguf.language.opener import open_language
 
     if model is None or mmproj is None:
         packaged = qap.packaged_model()
@@ -174,12 +169,10 @@ def serve(
         max_requests=max_requests,
         cors=cors,
     )
-    check_pair(mmproj, model)
     if config is not None:
         config = over_file_defaults(qap.PruneConfig.from_metadata(read_gguf(mmproj).metadata), config, prune)
     else:
         config = qap.PruneConfig(keep_ratio=1.0)  # --dense, whatever the mmproj file says
-    threads = threads or n_threads_default()
     cache = qap.EmbeddingCache(cache_mb * _MIB, cache_folder)
     with (
         _listen(host, port) as sock,
@@ -187,16 +180,16 @@ def serve(
             mmproj, config, chat_format=chat_format, sources=rules, device=device, cache=cache, verbose=is_debug()
         ) as handler,
     ):
-        llama = open_llama(
+        llama = open_language(
             model,
+            mmproj,
+            device=device if model_device is None else model_device,
+            kv=kv,
             n_ctx=ctx,
             n_threads=threads,
-            n_threads_batch=threads,
             seed=sampler_seed(prune.get("seed") or 0),
             logits_all=logprobs,
             verbose=is_debug(),
-            **kv_settings(kv),
-            **language_settings(device if model_device is None else model_device),
         )
         handler.vision_model(llama)  # errors of the mmproj belong here, not to the first request
         if not _is_loopback(sock) and api_key is None:

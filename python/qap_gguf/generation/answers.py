@@ -1,6 +1,7 @@
 """One KV cache and the answers that are made in it, one at a time: prompt in, tokens out.
 
-:class:`~qap_gguf.VisionModel` and :class:`~qap_gguf.ChatHandler` share this. Prefill: see prefill.py.
+:class:`~qap_gguf.VisionModel` and :class:`~qap_gguf.ChatHandler` share this: prefill (prefill.py), what fits, turns.
+Tokens are llama-cpp-python's for both: ``Llama.generate``, over the prompt that is in the KV cache.
 """
 
 from __future__ import annotations
@@ -8,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from qap_gguf.errors import ConfigError, NativeError
+from qap_gguf import _core
+from qap_gguf.config import PruneConfig
+from qap_gguf.errors import ConfigError, ImageError, NativeError
 from qap_gguf.generation.prefill import ImageRows, fill
 from qap_gguf.generation.settings import AnswerSettings, GenerationStats
 from qap_gguf.language.llama import LanguageModel, TextStream
 from qap_gguf.language.turn_lock import Stream
 from qap_gguf.pruning.prune import PrunedImage
-from qap_gguf.vision.embedding import ImageEmbedding
+from qap_gguf.vision.embedding import ImageEmbedding, check_embedding
 from qap_gguf.vision.encoder import ImageEncoder
 
 
@@ -38,19 +42,85 @@ class Answers:
         encoder: the image encoder loaded beside it.
         n_batch: tokens of a prefill batch.
         check_open: raises when one of them is closed.
+        seed: of sampling; None is the Llama's own.
 
     Attributes:
         turns: the lock of the model, and whose answer is in the making.
+        fresh: images that were encoded since the last answer: their encode counts for the next one.
     """
 
     def __init__(
-        self, language: LanguageModel, encoder: ImageEncoder, n_batch: int, check_open: Callable[[], None]
+        self,
+        language: LanguageModel,
+        encoder: ImageEncoder,
+        n_batch: int,
+        check_open: Callable[[], None],
+        seed: int | None = None,
     ) -> None:
         self.turns = language.turns
+        self.fresh: weakref.WeakSet[ImageEmbedding] = weakref.WeakSet()
         self._language = language
         self._encoder = encoder
         self._n_batch = n_batch
         self._check_open = check_open
+        self._seed = seed
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that a prompt and its answer can have."""
+        return self._language.n_ctx
+
+    @property
+    def room(self) -> int:
+        """Tokens that an answer to the prompt in the KV cache can have."""
+        return self._language.room
+
+    def check_fit(
+        self, prompt: str, sizes: Sequence[tuple[int, int]], cfg: PruneConfig | None, *, add_special: bool
+    ) -> None:
+        """Refuse a prompt that cannot fit before its pictures are encoded, which may take minutes.
+
+        Args:
+            prompt, add_special: see :meth:`place`.
+            sizes: (width, height) of each picture.
+            cfg: how they will be pruned; None keeps all tokens.
+
+        Raises:
+            ConfigError: it does not fit the context, or a picture not a batch that it must stand in.
+            ImageError: a picture has more tokens than the limit.
+        """
+        self._check_open()
+        n_rows = n_pos = largest = 0
+        places = self._encoder.mrope and (cfg is None or cfg.positions != "compact")
+        limit = self._encoder.max_tokens
+        for size in sizes:
+            counts = self._encoder.count(size)
+            if limit is not None and counts.n_tokens > limit:
+                raise ImageError(
+                    f"image: expected at most {limit} tokens (max_image_tokens), got {counts.n_tokens} for "
+                    f"{size[0]} x {size[1]} pixels; scale it down"
+                )
+            kept = counts.n_tokens if cfg is None else cfg.count(counts.n_tokens)
+            n_rows += kept + counts.n_special
+            n_pos += counts.n_pos if places else kept + counts.n_special
+            largest = max(largest, min(counts.largest, kept + counts.n_special))
+        chunks = self._encoder.tokenize(prompt, list(sizes), add_special=add_special)
+        n_text = sum(len(chunk.tokens) for chunk in chunks if not chunk.is_image)
+        self._check_room(n_text + max(n_rows, n_pos), largest)
+
+    def _check_room(self, needed: int, largest: int) -> None:
+        """`needed`: cells, or positions where those are more; `largest`: rows of a piece of a picture."""
+        language = self._language
+        if needed + 1 > language.n_ctx:
+            raise ConfigError(
+                f"prompt: expected at most {language.n_ctx} tokens (n_ctx), got {needed + 1}; "
+                "keep fewer image tokens, or raise n_ctx"
+            )
+        if self._encoder.non_causal and largest > language.n_whole:
+            raise ConfigError(
+                f"n_batch, n_ubatch: expected at least {largest}, the rows of a picture, which this model reads in one "
+                f"batch, got {language.n_whole}; load the Llama with more"
+            )
 
     def place(
         self,
@@ -73,29 +143,27 @@ class Answers:
 
         Raises:
             ConfigError: the prompt has more tokens than fit, or does not end with text.
+            ArrayError: an image has features that are not finite.
+            NativeError: libllama refuses it, or gives logits that are not finite.
         """
         with self.turns.lock:
             self._check_open()
+            for image, _ in images:
+                check_embedding(image, self._encoder.n_embd)
             chunks = self._encoder.tokenize(prompt, [image.size for image, _ in images], add_special=add_special)
             if not chunks or chunks[-1].is_image:
                 raise ConfigError("prompt: expected text at its end, got none; ask something about the image")
             rows = [part for image, cut in images for part in rows_of(image, cut)]
-            n_pieces = sum(chunk.is_image for chunk in chunks)
-            if len(rows) != n_pieces:
-                raise NativeError(f"expected {n_pieces} pieces of images, got {len(rows)}; encode them with this model")
-            stats.n_image_tokens = sum(image.n_tokens for image, _ in images)
-            stats.n_image_kept = sum(image.n_tokens if cut is None else len(cut.indices) for image, cut in images)
-            stats.encode_s = sum(image.seconds for image, _ in images)
-            stats.encode_bytes = sum(image.bytes_read for image, _ in images)
-            stats.score_s = sum(cut.score_s for _, cut in images if cut is not None)
-            stats.select_s = sum(cut.select_s for _, cut in images if cut is not None)
-            stats.n_prompt_tokens = sum(len(chunk.tokens) for chunk in chunks if not chunk.is_image)
-            needed = stats.n_prompt_tokens + sum(len(row.features) for row in rows) + 1
-            if needed > self._language.n_ctx:
-                raise ConfigError(
-                    f"prompt: expected at most {self._language.n_ctx} tokens (n_ctx), got {needed}; "
-                    "keep fewer image tokens, or raise n_ctx"
+            pieces = [chunk for chunk in chunks if chunk.is_image]
+            if len(rows) != len(pieces):
+                raise NativeError(
+                    f"expected {len(pieces)} pieces of images, got {len(rows)}; encode them with this model"
                 )
+            self._count(images, stats)
+            stats.n_prompt_tokens = sum(len(chunk.tokens) for chunk in chunks if not chunk.is_image)
+            sizes = [len(row.features) for row in rows]
+            n_pos = sum(self._n_pos(chunk, row) for chunk, row in zip(pieces, rows, strict=True))
+            self._check_room(stats.n_prompt_tokens + max(sum(sizes), n_pos), max(sizes, default=0))
             number = self.turns.begin()
             started = time.perf_counter()
             with self._language.interruptible():
@@ -103,7 +171,26 @@ class Answers:
                 self._language.synchronize()
             stats.prefill_s = time.perf_counter() - started
             stats.n_kv = self._language.n_kv
+            self._language.check_logits()
             return number
+
+    def _n_pos(self, chunk: _core.Chunk, row: ImageRows) -> int:
+        """Positions of a piece of an image."""
+        compact = row.indices is not None and row.positions == "compact"
+        return chunk.n_pos if self._encoder.mrope and not compact else len(row.features)
+
+    def _count(self, images: Sequence[tuple[ImageEmbedding, PrunedImage | None]], stats: GenerationStats) -> None:
+        stats.n_image_tokens = sum(image.n_tokens for image, _ in images)
+        stats.n_image_kept = sum(image.n_tokens if cut is None else len(cut.indices) for image, cut in images)
+        for image, _ in images:
+            if image in self.fresh:
+                stats.encode_s += image.seconds
+                stats.encode_bytes += image.bytes_read
+                self.fresh.discard(image)
+            else:
+                stats.n_cached += 1
+        stats.score_s = sum(cut.score_s for _, cut in images if cut is not None)
+        stats.select_s = sum(cut.select_s for _, cut in images if cut is not None)
 
     def turn(self) -> AbstractContextManager[None]:
         """Hold the model for a whole answer, or for the beginning of one that is streamed."""
@@ -113,7 +200,7 @@ class Answers:
     def step(self) -> Iterator[None]:
         """What one step of an answer needs, beside its turn."""
         self._check_open()
-        with self._language.interruptible():
+        with self._language.step():
             yield
 
     def decode(self, number: int, text: TextStream, stats: GenerationStats, chosen: AnswerSettings) -> Stream[str]:
@@ -121,22 +208,28 @@ class Answers:
         return self.turns.stream(number, self._pieces(text, stats, chosen), self.step)
 
     def _pieces(self, text: TextStream, stats: GenerationStats, chosen: AnswerSettings) -> Generator[str, None, None]:
-        language = self._language
-        sampler = language.new_sampler(chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p)
-        while stats.n_generated < chosen.max_tokens and not text.stopped and language.n_past < language.n_ctx:
-            started = time.perf_counter()
-            token = language.sample(sampler)
-            if language.is_end(token):
+        most = min(chosen.max_tokens, self.room)
+        tokens = self._language.tokens(
+            temperature=chosen.temperature, top_k=chosen.top_k, top_p=chosen.top_p, min_p=chosen.min_p, seed=self._seed
+        )
+        with contextlib.closing(tokens):
+            reason = "length"
+            while stats.n_generated < most:
+                started = time.perf_counter()
+                token = next(tokens)
                 stats.decode_s += time.perf_counter() - started
-                break
-            language.prefill([token])
-            language.synchronize()
-            stats.decode_s += time.perf_counter() - started
-            stats.n_generated += 1
-            stats.n_kv = language.n_kv
-            piece = text.push(token)
-            if piece:
-                yield piece
+                stats.n_kv = self._language.n_kv
+                if self._language.is_end(token):
+                    reason = "stop"
+                    break
+                stats.n_generated += 1
+                piece = text.push(token)
+                if piece:
+                    yield piece
+                if text.stopped:
+                    reason = "stop"
+                    break
+        stats.finish_reason = reason
         rest = text.finish()
         if rest:
             yield rest

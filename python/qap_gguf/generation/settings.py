@@ -67,13 +67,16 @@ class GenerationStats:
         n_prompt_tokens: text tokens of the prompt.
         n_reused: positions of the prompt that were in the KV cache already.
         n_generated: tokens of the answer.
+        n_cached: images that an earlier answer, or another process, has encoded.
         n_kv: cells of the KV cache in use after the answer.
-        encode_s: image encoder and projector; the time of the encode, also when its result was used again.
+        encode_s: image encoder and projector, of the images that were encoded for this answer.
         encode_bytes: what those encodes copied from the device to the host.
         score_s: scores of all images.
         select_s: selection and gathering of the kept rows.
         prefill_s: the language model's pass over the prompt.
-        decode_s: the language model's passes for the answer, with sampling.
+        decode_s: the language model's passes for the answer, with sampling; the last token has no pass.
+        finish_reason: "stop" where the model or a stop text ended the answer, "length" where `max_tokens` or the
+            context did; None before the end.
     """
 
     n_image_tokens: int = 0
@@ -81,6 +84,7 @@ class GenerationStats:
     n_prompt_tokens: int = 0
     n_reused: int = 0
     n_generated: int = 0
+    n_cached: int = 0
     n_kv: int = 0
     encode_s: float = 0.0
     encode_bytes: int = 0
@@ -88,6 +92,7 @@ class GenerationStats:
     select_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    finish_reason: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, ready for JSON."""

@@ -59,11 +59,18 @@ def likelihoods(llama: llama_cpp.Llama, texts: Sequence[str]) -> list[float]:
     tokens = [answer_tokens(language, text) for text in texts]
     if not tokens or not all(tokens):
         raise ConfigError(f"choices: expected texts with at least one token, got {list(texts)!r}; correct them")
-    start = language.n_past
-    if start + max(map(len, tokens)) > language.n_ctx:
-        raise ConfigError(f"choices: expected room behind {start} tokens, got n_ctx {language.n_ctx}; raise n_ctx")
+    start, most = language.n_past, max(map(len, tokens))
+    if most > language.room:
+        raise ConfigError(
+            f"choices: expected room for {most} tokens, got {language.room} of n_ctx {language.n_ctx}; raise n_ctx"
+        )
+    with language.turns.lock, language.interruptible():
+        return _means(language, tokens, start)
+
+
+def _means(language: LanguageModel, tokens: Sequence[list[int]], start: int) -> list[float]:
     first = _log_softmax(language.last_logits())
-    memory = llama_cpp.llama_get_memory(llama._ctx.ctx)
+    memory = llama_cpp.llama_get_memory(language.llama._ctx.ctx)
     out = []
     for ids in tokens:
         total, after = float(first[ids[0]]), ids[0]

@@ -1,4 +1,4 @@
-"""The parts of ``llama_cpp.Llama`` that a vision model needs: prefill of text, sampling, detokenization, KV cache.
+"""The parts of ``llama_cpp.Llama`` that a vision model needs: prefill of text, tokens of an answer, KV cache.
 
 All reliance on names of llama-cpp-python that are not public stands here; the pin keeps them in place.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,27 +18,12 @@ import llama_cpp
 import numpy as np
 
 from qap_gguf import _core
-from qap_gguf.errors import ConfigError, ModelFileError, NativeError
+from qap_gguf.errors import ConfigError, NativeError
 from qap_gguf.language.input_embeddings import InputEmbeddings
-from qap_gguf.language.interrupts import held_back
 from qap_gguf.language.kv_record import IdArray, KvRecord
+from qap_gguf.language.sampling import checked
 from qap_gguf.language.turn_lock import Turns
-
-
-def open_llama(path: str | os.PathLike[str], **settings: Any) -> llama_cpp.Llama:
-    """Load a language model; failures are one line.
-
-    Raises:
-        ModelFileError: llama.cpp refuses the file.
-    """
-    try:
-        with held_back():
-            return llama_cpp.Llama(model_path=str(Path(path)), **settings)
-    except Exception as err:  # llama-cpp-python reads metadata too: a chat template that is none, text that is no UTF-8
-        raise ModelFileError(
-            f"expected a language model that llama.cpp can load, got {path} ({' '.join(str(err).split())}); "
-            "set verbose=True to see its log"
-        ) from err
+from qap_gguf.runtime.fork import check_process, note_threads
 
 
 class LanguageModel:
@@ -51,7 +35,24 @@ class LanguageModel:
             raise ConfigError("model: expected an open llama_cpp.Llama, got a closed one; make a new one")
         if llama.model_params.vocab_only or llama.context_params.embeddings:
             raise ConfigError("model: expected a Llama that generates, got vocab_only or embedding; make another one")
+        if llama.context_params.attention_type == llama_cpp.LLAMA_ATTENTION_TYPE_NON_CAUSAL:
+            raise ConfigError("attention_type: expected a Llama with causal attention, got another; leave it out")
+        self.check_process()
+        note_threads(self.n_threads)
         self._shared = _share(llama)
+
+    @property
+    def n_threads(self) -> int:
+        """CPU threads, the more of prefill and decoding."""
+        return max(int(self.llama.n_threads), int(self.llama.n_threads_batch))
+
+    def check_process(self) -> None:
+        """The model can compute in this process.
+
+        Raises:
+            QapError: it has threads that a fork left behind.
+        """
+        check_process(self.n_threads)
 
     @property
     def is_open(self) -> bool:
@@ -79,8 +80,19 @@ class LanguageModel:
 
     @property
     def n_ctx(self) -> int:
-        """Positions that fit: libllama rounds the context up, llama-cpp-python's own buffers do not."""
+        """Cells, and positions, that fit: libllama rounds the context up, llama-cpp-python's own buffers do not."""
         return min(int(self.llama.n_ctx()), len(self.llama.input_ids))
+
+    @property
+    def room(self) -> int:
+        """Tokens that can still be evaluated. M-RoPE images have other numbers of cells than of positions; both end."""
+        return max(0, self.n_ctx - max(self.n_kv, self.n_past))
+
+    @property
+    def n_whole(self) -> int:
+        """Rows that see each other and so must stand in one batch: how many fit."""
+        context = self.llama._ctx.ctx
+        return min(int(llama_cpp.llama_n_batch(context)), int(llama_cpp.llama_n_ubatch(context)))
 
     @property
     def n_kv(self) -> int:
@@ -131,7 +143,7 @@ class LanguageModel:
         if self._shared.interruptible:
             yield
             return
-        guard = _core.Interrupt(self.context_address)
+        guard = _core.Interrupt(self.context_address, bool(self.llama.verbose))
         guard.watch()
         self._shared.interruptible = True
         try:
@@ -143,8 +155,7 @@ class LanguageModel:
             raise
         finally:
             self._shared.interruptible = False
-            if self.is_open:
-                guard.release()
+            guard.release(self.is_open)
 
     def reset(self) -> None:
         """Empty the KV cache."""
@@ -199,24 +210,42 @@ class LanguageModel:
             raise NativeError("expected logits of the last token, got none; evaluate text first")
         return np.ctypeslib.as_array(logits, shape=(int(self.llama.n_vocab()),)).copy()
 
-    def new_sampler(self, temperature: float, top_k: int, top_p: float, min_p: float) -> Any:
-        """A sampler for one whole answer: made anew for each token it would repeat its first draw."""
-        return self.llama._init_sampler(top_k=top_k, top_p=top_p, min_p=min_p, temp=temperature, repeat_penalty=1.0)
-
-    def sample(self, sampler: Any) -> int:
-        """The next token.
+    def check_logits(self) -> None:
+        """The last evaluated token has logits to choose from.
 
         Raises:
-            NativeError: the model gave logits that are not finite; samplers sort them.
+            NativeError: they are not finite, or all the same: products with quantized weights can turn NaN into zeros.
         """
-        if not np.isfinite(self.last_logits()).all():
-            raise NativeError("expected finite logits, got others; check the language model's file")
-        previous = self.llama._sampler
-        self.llama._sampler = sampler
+        logits = self.last_logits()
+        if not np.isfinite(logits).all() or logits.min() == logits.max():
+            raise NativeError("expected finite logits that differ, got others; check the language model's file")
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """What one step of an answer needs: Ctrl-C that works, and samplers that raise."""
+        with self.interruptible(), checked(self.llama):
+            yield
+
+    def tokens(
+        self, *, temperature: float, top_k: int, top_p: float, min_p: float, seed: int | None
+    ) -> Generator[int, None, None]:
+        """Tokens behind the prompt in the KV cache, the one that ends the answer among them.
+
+        Each is drawn within :meth:`step`. `seed` None is the Llama's own.
+        """
+        llama = self.llama
+        found = llama.generate(
+            llama.input_ids[: llama.n_tokens].tolist(),
+            top_k=top_k, top_p=top_p, min_p=min_p, temp=temperature, repeat_penalty=1.0,
+        )  # fmt: skip
+        usual = llama._seed
+        llama._seed = usual if seed is None else seed
         try:
-            return int(self.llama.sample())
+            first = next(found)  # makes the sampler
         finally:
-            self.llama._sampler = previous
+            llama._seed = usual
+        yield first
+        yield from found
 
 
 @dataclass

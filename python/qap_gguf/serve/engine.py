@@ -18,7 +18,7 @@ import llama_cpp
 from llama_cpp.llama_grammar import LlamaGrammar
 
 from qap_gguf.chat import ChatHandler
-from qap_gguf.chat.completion import check_settings, merge_bias, steps_of
+from qap_gguf.chat.completion import check_settings, complete, merge_bias
 from qap_gguf.chat.grammars import check_grammar
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError
@@ -31,7 +31,8 @@ _SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "repeat_penalty", "mirostat_mode", "mirostat_tau",
     "mirostat_eta",
 )  # fmt: skip
-_CHAT = ("functions", "function_call", "tools", "tool_choice", "response_format", "logprobs", "top_logprobs")
+_FOR_TEMPLATE = ("functions", "function_call", "tools", "tool_choice")
+_CHAT = (*_FOR_TEMPLATE, "response_format", "logprobs", "top_logprobs")
 
 
 class Engine:
@@ -85,7 +86,8 @@ class Engine:
         """The request's messages, their images encoded."""
         started = time.perf_counter()
         try:
-            call = self.handler.encode_images
+            for_template = {name: getattr(request, name) for name in _FOR_TEMPLATE}
+            call = partial(self.handler.encode_images, **self.prune_of(request), **for_template)
             return await anyio.to_thread.run_sync(call, self.llama, request.messages, limiter=self._decoding)
         finally:
             self.metrics.add("seconds_total", time.perf_counter() - started, 'step="images"')
@@ -111,21 +113,19 @@ class Engine:
         stops = check_settings(self.llama, plain, stop, request.logprobs is not None, request.logprobs)
         if request.suffix is not None:
             raise ConfigError("suffix: expected none, this server does not fill in; leave it out")
-        n_tokens, most = len(self.llama.tokenize(request.text.encode(), special=True)), self.llama.n_ctx() - 1
+        n_tokens, most = len(self.llama.tokenize(request.text.encode(), special=True)), vlm.answers.n_ctx - 1
         if n_tokens > most:
             raise ConfigError(f"prompt: expected at most {most} tokens (n_ctx less one), got {n_tokens}; shorten it")
+        asked = settings["max_tokens"]
+        settings["max_tokens"] = most + 1 - n_tokens if asked is None else min(asked, most + 1 - n_tokens)
         if settings["grammar"] is not None:
             check_grammar(self.llama, settings["grammar"])
         processors = merge_bias(self.llama, settings.pop("logits_processor"), settings.pop("logit_bias"))
-        step = steps_of(vlm.answers, self.llama, grammar=settings["grammar"] is not None, signals=None)
         with vlm.answers.turn():
-            number = vlm.answers.turns.begin()
-            with step():
-                completion: Any = self.llama.create_completion(
-                    request.text, stop=stops, stream=stream, echo=request.echo, logprobs=request.logprobs,
-                    logits_processor=processors, **settings,
-                )  # fmt: skip
-            return vlm.answers.turns.stream(number, completion, step) if stream else completion
+            return complete(
+                vlm.answers, self.llama, vlm.answers.turns.begin(), request.text, stop=stops, stream=stream,
+                echo=request.echo, logprobs=request.logprobs, logits_processor=processors, **settings,
+            )  # fmt: skip
 
     def _tokens(self, word: str) -> list[int]:
         return self.llama.tokenize(word.encode("utf-8", "replace"), add_bos=False, special=True)

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -23,11 +24,21 @@ import numpy as np
 from qap_gguf import _core
 from qap_gguf.arguments import check_integer
 from qap_gguf.runtime.load import library_folder
-from qap_gguf.vision.embedding import ImageEmbedding
+from qap_gguf.vision.embedding import ImageEmbedding, is_usable
 from qap_gguf.vision.images import Pixels
 from qap_gguf.vision.store import EmbeddingStore
 
 _BLOCK = 1 << 22
+_caches: weakref.WeakSet[EmbeddingCache] = weakref.WeakSet()
+
+
+def _new_locks() -> None:
+    """In a forked process: a thread that held a lock is not there to give it back."""
+    for cache in list(_caches):
+        cache._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_locks)
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,7 @@ class EmbeddingCache:
         self._max_bytes = max_bytes
         self._store = None if folder is None else EmbeddingStore(folder, max_folder_bytes)
         self._lock = threading.Lock()
+        _caches.add(self)
         self._entries: OrderedDict[str, ImageEmbedding] = OrderedDict()
         self._n_bytes = 0
         self._counts = {"hits": 0, "store_hits": 0, "misses": 0}
@@ -110,6 +122,8 @@ class EmbeddingCache:
                 self._counts["hits"] += 1
                 return found
         stored = None if self._store is None else self._store.load(key)
+        if stored is not None and not is_usable(stored.features):
+            stored = None  # no encoder wrote that
         with self._lock:
             self._counts["misses" if stored is None else "store_hits"] += 1
             if stored is not None:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qap_gguf import _core
 from qap_gguf.arguments import FloatArray, check_array
-from qap_gguf.errors import ImageError
+from qap_gguf.errors import ArrayError, ImageError
 from qap_gguf.vision.tiles import Piece, piece_of
 
 BoolArray = npt.NDArray[np.bool_]
@@ -123,14 +124,28 @@ def embedding_of(
     )
 
 
+def is_usable(features: FloatArray) -> bool:
+    """Whether all numbers are finite and small enough for their squares to be.
+
+    Example:
+        >>> import numpy as np
+        >>> [is_usable(np.float32([[1.0, x]])) for x in (2.0, np.nan, -np.inf, 3e38)]
+        [True, False, False, False]
+    """
+    low, high = float(features.min()), float(features.max())  # NaN where there is one
+    return low >= -_core.MAX_MAGNITUDE and high <= _core.MAX_MAGNITUDE
+
+
 def check_embedding(image: ImageEmbedding, n_embd: int) -> None:
     """`image` has the width that the language model reads.
 
     Raises:
-        ArrayError: its features are not float32 (n_rows, n_embd) in C order.
+        ArrayError: its features are not float32 (n_rows, n_embd) in C order, not finite or beyond 1e30.
         ImageError: it was encoded by another model, or has other rows than its pieces.
     """
     check_array("features", image.features, 2)
+    if not is_usable(image.features):
+        raise ArrayError("features: expected finite numbers up to 1e30, got others; encode the picture anew")
     if image.features.shape[1] != n_embd:
         raise ImageError(
             f"image: expected {n_embd} numbers a token, got {image.features.shape[1]}; encode it with this VisionModel"

@@ -8,21 +8,53 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qap_gguf import _core
-from qap_gguf.arguments import FloatArray, IndexArray, one_line
+from qap_gguf.arguments import MOST_IMAGE_TOKENS, FloatArray, IndexArray, check_integer, one_line
 from qap_gguf.config import PruneConfig
 from qap_gguf.defaults import from_params, use
-from qap_gguf.errors import ImageError, ModelFileError, NativeError, UnsupportedError
+from qap_gguf.errors import ConfigError, ImageError, ModelFileError, NativeError, UnsupportedError
 from qap_gguf.language.llama import LanguageModel
 from qap_gguf.vision.cache import encoder_identity, file_stamp
-from qap_gguf.vision.embedding import ImageEmbedding, embedding_of
+from qap_gguf.vision.embedding import ImageEmbedding, embedding_of, is_usable
 from qap_gguf.vision.images import Pixels
 from qap_gguf.vision.resize import default_resize, loading
+
+_LARGE = ((4096, 4096), (4096, 1024), (1024, 4096), (4096, 256), (256, 4096))  # sizes that become many tokens
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a picture becomes.
+
+    Attributes:
+        n_tokens: its tokens before pruning.
+        n_special: further rows that are no tokens, such as ends of lines.
+        largest: rows of its largest piece.
+        n_pos: positions of all its rows.
+    """
+
+    n_tokens: int
+    n_special: int
+    largest: int
+    n_pos: int
+
+
+def max_image_tokens() -> int | None:
+    """``QAP_MAX_IMAGE_TOKENS`` of the environment, None where it is not set.
+
+    Raises:
+        ConfigError: it is no number from 1 to 65536.
+    """
+    text = os.environ.get("QAP_MAX_IMAGE_TOKENS", "")
+    if not text:
+        return None
+    value = int(text) if text.isascii() and text.isdigit() else text
+    check_integer("QAP_MAX_IMAGE_TOKENS", value, 1, MOST_IMAGE_TOKENS)
+    return int(value)
 
 
 class ImageEncoder:
@@ -42,14 +74,18 @@ class ImageEncoder:
         flash_attn: bool | None,
         verbose: bool,
         resize: str | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         self._language = language
+        #: The most tokens of a picture, None: as many as the model makes of it.
+        self.max_tokens = max_image_tokens() if max_tokens is None else max_tokens
         #: How often the encoder has run.
         self.n_encodes = 0
         #: The file, and what else the output depends on; part of the key under which embeddings are kept.
         self.path = Path(mmproj)
         self.settings: dict[str, Any] = {"device": device, "flash_attn": flash_attn, "n_threads": n_threads}
         self.settings["resize"] = default_resize() if resize is None else resize
+        self.settings["max_tokens"] = self.max_tokens
         self._identities: dict[tuple[bool, bool], str] = {}
         try:
             self._stamp = file_stamp(mmproj)  # before it is read: another file may take its name at any time
@@ -60,10 +96,19 @@ class ImageEncoder:
                     device=device,
                     n_threads=n_threads,
                     flash_attn=flash_attn,
+                    max_tokens=self.max_tokens,
                     verbose=verbose,
                 )
         except (RuntimeError, OSError) as err:
             raise ModelFileError(f"{mmproj}: {one_line(err)}") from err
+        if self.max_tokens is not None:
+            most = max(self.count(size).n_tokens for size in _LARGE)
+            if most > self.max_tokens:
+                self.close()
+                raise ConfigError(
+                    f"max_image_tokens: expected at least {most}, the least that this model can be held to, "
+                    f"got {self.max_tokens}; leave it out and prune"
+                )
 
     def identity(self, *, hidden: bool, lasting: bool) -> str:
         """The name under which embeddings of this encoder are kept, see :func:`encoder_identity`."""
@@ -90,6 +135,11 @@ class ImageEncoder:
         return self._native.mrope()
 
     @property
+    def non_causal(self) -> bool:
+        """Whether the rows of a picture see each other, and so must stand in one batch."""
+        return self._native.non_causal()
+
+    @property
     def file_config(self) -> PruneConfig | None:
         """The ``qap.*`` keys of the mmproj file, None where it has none."""
         params = self._native.file_params()
@@ -108,6 +158,16 @@ class ImageEncoder:
                 return self._native.tokenize(text, images, add_special, True)
         except ValueError as err:
             raise ImageError(one_line(err)) from err
+
+    def count(self, size: tuple[int, int]) -> Counts:
+        """What a picture of (width, height) would become, without encoding it.
+
+        Raises:
+            ImageError: libmtmd takes no picture of this size.
+        """
+        pieces = [chunk for chunk in self.tokenize(_core.media_marker(), [size], add_special=False) if chunk.is_image]
+        rows, special = [chunk.n_tokens for chunk in pieces], sum(chunk.n_special for chunk in pieces)
+        return Counts(sum(rows) - special, special, max(rows), sum(chunk.n_pos for chunk in pieces))
 
     def encode(self, pixels: Pixels, *, hidden: bool) -> ImageEmbedding:
         """All tokens of a picture, of every tile that it is cut into; with `hidden` the projector's input as well.
@@ -128,7 +188,7 @@ class ImageEncoder:
         except RuntimeError as err:
             raise NativeError(one_line(err)) from err
         seconds = time.perf_counter() - started
-        if not all(np.isfinite(rows).all() for rows in features):
+        if not all(is_usable(rows) for rows in features):
             raise NativeError("expected finite features from the encoder, got others; check the mmproj file")
         n_planes = max(1, self.n_embd // self._language.n_embd)
         size = (pixels.shape[1], pixels.shape[0])

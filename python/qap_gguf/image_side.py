@@ -1,0 +1,155 @@
+"""The image side of a vision model: pictures to tokens, tokens to scores, scores to the tokens that are kept."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from qap_gguf import _core
+from qap_gguf.config import PruneConfig
+from qap_gguf.errors import ImageError, UnsupportedError
+from qap_gguf.generation.answers import Answers
+from qap_gguf.language.llama import LanguageModel
+from qap_gguf.pruning.clip_text import ClipTextTower
+from qap_gguf.pruning.prune import PrunedImage, prune_image, score_image
+from qap_gguf.pruning.relevance import Signals
+from qap_gguf.pruning.score import Scores
+from qap_gguf.vision.cache import EmbeddingCache, image_key
+from qap_gguf.vision.embedding import ImageEmbedding, check_rows
+from qap_gguf.vision.encoder import ImageEncoder
+from qap_gguf.vision.images import ImageSource, Pixels, load_image
+
+
+class ImageSide(ABC):
+    """What :class:`~qap_gguf.VisionModel` does with pictures; its constructor sets what is declared here.
+
+    Attributes:
+        answers: prefill and decoding; for those in this package who generate by themselves.
+        cache: where encoded images are kept.
+    """
+
+    answers: Answers
+    cache: EmbeddingCache
+    _encoder: ImageEncoder
+    _language: LanguageModel
+    _lock: threading.RLock
+    _threads: int
+    _tower: ClipTextTower | None
+
+    @abstractmethod
+    def _check_open(self) -> None: ...
+
+    @property
+    def why_not_prunable(self) -> str | None:
+        """None when images of this model can be pruned, else one line that says why not."""
+        self._check_open()
+        return self._encoder.why_not_prunable
+
+    @property
+    def file_config(self) -> PruneConfig | None:
+        """The ``qap.*`` keys of the mmproj file, None where it has none. :meth:`chat` does not apply them by itself."""
+        self._check_open()
+        return self._encoder.file_config
+
+    def encode(self, image: ImageSource) -> ImageEmbedding:
+        """Run the image encoder and the projector over a picture; all tokens come back, none is pruned.
+
+        A picture that is in :attr:`cache` is not encoded again; its arrays are shared and cannot be written to.
+
+        Args:
+            image: a path, the bytes of an image file, a Pillow image, or a uint8 array (height, width, 3).
+
+        Raises:
+            ImageError: not a picture, damaged, or too large.
+        """
+        return self._encode(load_image(image))
+
+    def _encode(self, pixels: Pixels) -> ImageEmbedding:
+        self._check_open()
+        with self._lock:
+            self._check_open()
+            hidden = self._tower is not None
+            key = image_key(pixels, self._encoder.identity(hidden=hidden, lasting=self.cache.folder is not None))
+            found = self.cache.get(key)
+            if found is None:
+                found = self.cache.put(key, self._encoder.encode(pixels, hidden=hidden))
+                self.answers.fresh.add(found)
+            return found
+
+    @property
+    def n_encodes(self) -> int:
+        """How often the image encoder has run."""
+        return self._encoder.n_encodes
+
+    def load_fitting(self, images: Sequence[ImageSource], prune: PruneConfig | None, text: str = "") -> list[Pixels]:
+        """Read pictures for :meth:`encode`, unless they and `text` cannot fit the context.
+
+        Args:
+            images: as :meth:`encode` takes them.
+            prune: how they will be pruned; None keeps all tokens.
+            text: what will be asked.
+
+        Raises:
+            ImageError: not a picture, damaged, too large, or more tokens than `max_image_tokens`.
+            ConfigError: they do not fit.
+        """
+        self._check_open()
+        pictures = [load_image(image) for image in images]
+        sizes = [(p.shape[1], p.shape[0]) for p in pictures]
+        self.answers.check_fit(_core.media_marker() * len(sizes) + text, sizes, prune, add_special=True)
+        return pictures
+
+    def encode_fitting(
+        self, prompt: str, add_special: bool, pictures: Sequence[ImageEmbedding | Pixels], prune: PruneConfig | None
+    ) -> list[ImageEmbedding]:
+        """The pictures of a prompt, encoded where they are not; for those in this package who prefill by themselves.
+
+        Raises:
+            ConfigError: with them the prompt does not fit; none was encoded.
+            ImageError: a picture has more tokens than `max_image_tokens`; likewise.
+        """
+        self._check_open()
+        sizes = [p.size if isinstance(p, ImageEmbedding) else (p.shape[1], p.shape[0]) for p in pictures]
+        self.answers.check_fit(prompt, sizes, prune, add_special=add_special)
+        return [p if isinstance(p, ImageEmbedding) else self._encode(p) for p in pictures]
+
+    def score(self, image: ImageEmbedding, cfg: PruneConfig | None = None, prompt: str | None = None) -> Scores:
+        """Scores of all tokens of an image; `prompt` is for the signals that look at the question.
+
+        Raises:
+            UnsupportedError: `cfg` asks for a signal that this model cannot give.
+        """
+        return score_image(image, self.signals(image, prompt), PruneConfig() if cfg is None else cfg, self._threads)
+
+    def signals(self, image: ImageEmbedding, prompt: str | None = None) -> Signals:
+        """What the semantic relevance of an image can be made of; ``signals(...).available()`` lists the names.
+
+        Raises:
+            ImageError: not an ImageEmbedding.
+        """
+        self._check_open()
+        if not isinstance(image, ImageEmbedding):
+            raise ImageError(f"expected an ImageEmbedding, got {type(image).__name__}; call encode(image) first")
+        check_rows(image)
+        return Signals(
+            image.tokens, image.attention, image.received, image.hidden, prompt, self._tower, self._language.embedder
+        )
+
+    def prune(self, image: ImageEmbedding, cfg: PruneConfig | None = None, prompt: str | None = None) -> PrunedImage:
+        """Keep the tokens of an image that score best.
+
+        Args:
+            image: from :meth:`encode`.
+            cfg: None means ``PruneConfig()``.
+            prompt: the question, for signals that look at it.
+
+        Raises:
+            UnsupportedError: the model cannot be pruned, or cannot give the signal.
+        """
+        signals = self.signals(image, prompt)
+        why_not = self.why_not_prunable
+        if why_not is not None:
+            raise UnsupportedError(f"cannot prune this image: {why_not}")
+        cfg = PruneConfig() if cfg is None else cfg
+        return prune_image(image, signals, cfg, self._threads, mrope=self._encoder.mrope)
