@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ ChatImage: TypeAlias = "ImageSource | ImageEmbedding"
 
 #: Formats that browsers show, and the old ones of Windows.
 WEB_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "AVIF")
+
+#: Base64 (or its form for URLs) as it comes without a head; a path has a point or a space in it, or is shorter.
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*")
 
 _KINDS = (bytes, bytearray, os.PathLike, Image.Image, np.ndarray, ImageEmbedding)
 
@@ -120,6 +124,10 @@ class SourceRules:
             if parts.netloc not in ("", "localhost"):
                 raise ImageError(f"image: expected a file of this machine, got {text[:80]!r}; give its path")
             return self._from_file(Path(urllib.parse.unquote(parts.path)))
+        if _BASE64.fullmatch(text) and not (self.allow_files and _is_file(text)):
+            raise ImageError(
+                "image: expected a data URI, got base64 without its head; put data:image/png;base64, (or jpeg) before it"
+            )
         return self._from_file(Path(text))
 
     def _from_file(self, path: Path) -> bytes:
@@ -135,6 +143,13 @@ class SourceRules:
                 raise
             why = getattr(err, "strerror", None) or err
             raise ImageError(f"image: cannot read {str(path)[:200]!r} ({why}); check the path") from err
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name
+        return False
 
 
 def decode_data_uri(text: str) -> bytes:
