@@ -22,6 +22,7 @@ from PIL import Image
 from qap_gguf.arguments import check_integer
 from qap_gguf.chat.fetch import fetch
 from qap_gguf.errors import ConfigError, ImageError
+from qap_gguf.files.regular import read_regular
 from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.images import ImageSource, Pixels, load_image
 
@@ -126,7 +127,7 @@ class SourceRules:
             return self._from_file(Path(urllib.parse.unquote(parts.path)))
         if _BASE64.fullmatch(text) and not (self.allow_files and _is_file(text)):
             raise ImageError(
-                "image: expected a data URI, got base64 without its head; put data:image/png;base64, (or jpeg) before it"
+                "image: expected a data URI, got base64 without its head; put data:image/png;base64, before it"
             )
         return self._from_file(Path(text))
 
@@ -137,7 +138,7 @@ class SourceRules:
             if not path.is_file():
                 raise ImageError(f"image: expected a file, found none at {str(path)[:200]!r}; check the path")
             self._check_bytes(path.stat().st_size)
-            return path.read_bytes()
+            return read_regular(path)
         except (OSError, ValueError) as err:  # ValueError: a null character; ImageError is one too and has its words
             if isinstance(err, ImageError):
                 raise
