@@ -161,8 +161,10 @@ def test_every_container_that_can_turn_is_tested() -> None:
 
 def test_orientation_in_xmp_alone_turns_too() -> None:
     packet = (
-        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http:'
+        b'//www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description xmlns:tiff="http:'
+        b'//ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
     )
     data = saved(Image.fromarray(RGB), "WEBP", lossless=True, xmp=packet)
     np.testing.assert_array_equal(load_image(data), upright(data))
