@@ -147,11 +147,13 @@ def create_app(llama: llama_cpp.Llama, handler: ChatHandler, settings: ServeSett
     @app.post("/extras/tokenize", tags=["Extras"])
     def tokenize(body: types.TokenizeInputRequest) -> dict[str, list[int]]:
         """Token ids of a text."""
+        engine.limit.check(body.input, "input")
         return {"tokens": llama.tokenize(body.input.encode("utf-8", "replace"), special=True)}
 
     @app.post("/extras/tokenize/count", tags=["Extras"])
     def count(body: types.TokenizeInputRequest) -> dict[str, int]:
         """Number of tokens of a text."""
+        engine.limit.check(body.input, "input")
         return {"count": len(llama.tokenize(body.input.encode("utf-8", "replace"), special=True))}
 
     @app.post("/extras/detokenize", tags=["Extras"])
@@ -172,7 +174,13 @@ def create_app(llama: llama_cpp.Llama, handler: ChatHandler, settings: ServeSett
         text = engine.metrics.text(handler.cache.stats, handler.n_encodes, engine.n_now)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
-    app.add_middleware(Guard, metrics=engine.metrics, api_key=settings.api_key, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        Guard,
+        metrics=engine.metrics,
+        api_key=settings.api_key,
+        max_body_bytes=settings.max_body_bytes,
+        max_requests=8 * settings.max_requests,
+    )
     if settings.cors:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
     return app

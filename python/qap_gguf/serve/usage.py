@@ -1,6 +1,6 @@
 """How many tokens a streamed answer had, which its chunks do not say: OpenAI's ``stream_options.include_usage``.
 
-llama-cpp-python counts in ``Llama.create_completion`` and tells it only of answers that are not streamed. The tokens all
+llama-cpp-python counts in ``Llama.create_completion`` and tells it only of answers that are not streamed. All tokens
 come out of ``Llama.generate``, so that is where they are counted here, in the same way.
 """
 
