@@ -97,7 +97,7 @@ class SourceRules:
             ImageError: not allowed, not to be had, not a picture, or too large.
         """
         if isinstance(source, str):
-            source = self._from_text(source)
+            source = self.fetch(source)
         if isinstance(source, bytearray):
             source = bytes(source)
         if isinstance(source, os.PathLike):
@@ -110,7 +110,12 @@ class SourceRules:
         if n_bytes > self.max_bytes:
             raise ImageError(f"image: expected at most {self.max_bytes} bytes, got {n_bytes}; send a smaller file")
 
-    def _from_text(self, text: str) -> bytes:
+    def fetch(self, text: str) -> bytes:
+        """The bytes of the file that a data URI, a URL or a path stands for.
+
+        Raises:
+            ImageError: not allowed, not to be had, or too large.
+        """
         scheme = text.split(":", 1)[0].lower() if ":" in text[:16] else ""
         if scheme == "data":
             # four characters of base64 are three bytes; the text is refused before it is decoded
