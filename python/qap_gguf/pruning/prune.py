@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qap_gguf.arguments import FloatArray, IndexArray
 from qap_gguf.config import PruneConfig
@@ -42,6 +43,7 @@ class PrunedImage:
         select_s: seconds for selection and gathering.
         pieces: the same, piece by piece.
         policy: what was asked for the positions, a name of ``PruneConfig.positions``.
+        thumbnail: the picture as a small JPEG file, see :class:`~qap_gguf.ImageEmbedding`.
     """
 
     features: FloatArray
@@ -53,6 +55,24 @@ class PrunedImage:
     select_s: float
     pieces: tuple[PrunedPiece, ...]
     policy: str = "auto"
+    thumbnail: npt.NDArray[np.uint8] | None = None
+
+    def __repr__(self) -> str:
+        return f"PrunedImage({len(self.indices)} of {self.n_total} tokens kept, alpha {self.scores.alpha:.3g})"
+
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks: the picture, dropped patches dimmed; nothing where it or their place is not known."""
+        from qap_gguf.plotting.notebook import is_grid, picture_png
+
+        grid = self.scores.grid
+        if self.thumbnail is None or grid is None or not is_grid(grid):
+            return None
+        return picture_png(self.thumbnail, grid, self.indices)
+
+    def _repr_html_(self) -> str | None:
+        from qap_gguf.plotting.notebook import as_html
+
+        return as_html(self._repr_png_(), repr(self))
 
 
 def _spans(pieces: Sequence[Piece], signals: Signals) -> list[Signals]:
@@ -94,7 +114,8 @@ def score_image(image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_thr
         UnsupportedError: `cfg` asks for a signal that this image does not have.
     """
     check_config(cfg)
-    return _joined([_score_piece(part, cfg, n_threads) for part in _spans(image.pieces, signals)])
+    found = _joined([_score_piece(part, cfg, n_threads) for part in _spans(image.pieces, signals)])
+    return replace(found, grid=image.grid)
 
 
 def check_positions(cfg: PruneConfig, mrope: bool) -> None:
@@ -146,12 +167,13 @@ def prune_image(
         features=features,
         indices=np.concatenate(indices).astype(np.int32),
         positions=np.concatenate(positions).astype(np.int32),
-        scores=_joined(scores),
+        scores=replace(_joined(scores), grid=image.grid),
         n_total=image.n_tokens,
         score_s=scored - started,
         select_s=done - scored,
         pieces=tuple(pruned),
         policy=cfg.positions,
+        thumbnail=image.thumbnail,
     )
 
 

@@ -29,6 +29,7 @@ class Scores:
         semantic: P in [0, 1], min-max normalised relevance; zeros without a signal.
         alpha: the weight of P that was used.
         total: S = alpha P + (1 - alpha) Q in [0, 1]; higher is kept first.
+        grid: (rows, columns) of the tokens in the picture, where they are an encoded image's; None otherwise.
     """
 
     error: FloatArray
@@ -37,6 +38,23 @@ class Scores:
     semantic: FloatArray
     alpha: float
     total: FloatArray
+    grid: tuple[int, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"Scores({len(self.total)} tokens, alpha {self.alpha:.3g})"
+
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks: a map of the total score; nothing where the place of the tokens is not known."""
+        from qap_gguf.plotting.notebook import is_grid, scores_png
+
+        if self.grid is None or not is_grid(self.grid) or self.grid[0] * self.grid[1] != len(self.total):
+            return None
+        return scores_png(self.total, self.grid)
+
+    def _repr_html_(self) -> str | None:
+        from qap_gguf.plotting.notebook import as_html
+
+        return as_html(self._repr_png_(), f"{self!r}: total, from {self.total.min():.3g} to {self.total.max():.3g}")
 
 
 def score(
