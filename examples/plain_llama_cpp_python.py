@@ -15,9 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
+from llama_cpp import mtmd_cpp
 from llama_cpp.llama_chat_format import MTMDChatHandler
 
 import qap_gguf as qap
+
+
+@llama_cpp.llama_log_callback
+def no_log(_level: int, _text: bytes, _data: object) -> None:
+    """For libmtmd, whose log llama-cpp-python's `verbose` does not reach."""
 
 
 def main() -> int:
@@ -32,6 +38,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
 
+    for set_log in (mtmd_cpp.mtmd_log_set, mtmd_cpp.mtmd_helper_log_set):
+        set_log(no_log, None)
     handler = MTMDChatHandler(clip_model_path=str(args.mmproj), verbose=False)
     llm = llama_cpp.Llama(
         str(args.model),

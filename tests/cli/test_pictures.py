@@ -84,13 +84,12 @@ def test_help_in_groups(name: str, capsys: Said) -> None:
     assert groups == [group for group in order if group in groups]
     assert {"Options", "Output", "Advanced"} <= set(groups)
     for research in ("--outlier-weight", "--group-size", "--semantic"):
-        assert said.index(research) > said.index("Advanced:")
+        assert said.index(f"\n  {research} ") > said.index("Advanced:")
     options = [p for p in cli.commands[name].params if isinstance(p, click.Option) and not p.hidden]
     for option in options:
         word = max(option.opts, key=len)
         rows = [line for line in said.splitlines() if line.lstrip().startswith(tuple(option.opts))]
         assert any(word in row for row in rows), word
-    assert max(map(len, said.splitlines())) <= 100
 
 
 def test_quiet(fake: Any, capsys: Said) -> None:

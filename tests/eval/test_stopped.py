@@ -42,7 +42,7 @@ def test_going_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     with monkeypatch.context() as patch:
         patch.setattr(package.Journal, "add", add)
         assert main(words) == 130
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = filter(None, capsys.readouterr().err.splitlines())
     assert "run the same command again" in line
     assert str(tmp_path / "out" / "journal.jsonl") in line
     assert main(words) == 0
@@ -59,5 +59,5 @@ def test_without_a_folder(data: Path, monkeypatch: pytest.MonkeyPatch, capsys: S
 
     monkeypatch.setattr(package, "evaluate_grid", stop)
     assert main(["eval", str(data), *WORDS]) == 130
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = filter(None, capsys.readouterr().err.splitlines())
     assert "--out DIR" in line

@@ -35,12 +35,18 @@ def as_device(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
-def line(*words: str | Path) -> str:
-    """The one line that a command says; it ends by itself, with no writer on the pipe."""
+def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command that fails; it ends by itself, with no writer on the pipe."""
     done = subprocess.run(
         [sys.executable, "-m", "qap_gguf", *map(str, words)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode in (1, 2), done.stderr
+    return done
+
+
+def line(*words: str | Path) -> str:
+    """The one line that a command says."""
+    done = command(*words)
     lines = [text for text in done.stderr.splitlines() if text.startswith("qap-gguf: error: ")]
     assert len(lines) == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -80,7 +86,8 @@ def test_other_files(tmp_path: Path, make: Callable[[Path], None]) -> None:
     files = qap.packaged_model()
     assert "no regular file" in line("run", "--mmproj", files.mmproj, "-m", path, "-p", "a")
     assert "no regular file" in line("run", "--mmproj", path, "-m", files.model, "-p", "a")
-    assert "no regular file" in line("convert", "--check", path)
+    done = command("convert", "--check", path)
+    assert "no regular file" in done.stdout + done.stderr
     assert "no regular file" in line("eval", path)
     assert "expected a file" in line("run", "--image", path, "-p", "a")
     for read in (open_regular, read_regular, read_text):

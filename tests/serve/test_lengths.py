@@ -60,19 +60,19 @@ def test_others_are_answered_meanwhile(server: Served) -> None:
 
 def test_nothing_is_refused_that_fits() -> None:
     """The bound is below the tokens of any text, and above the context for each of the long ones."""
-    llm = llama_cpp.Llama(str(qap.packaged_model().model), n_ctx=64, verbose=False)
-    limit = PromptLimit(llm)
+    llm = llama_cpp.Llama(str(qap.packaged_model().model), n_ctx=256, verbose=False)
+    limit, n_ctx = PromptLimit(llm), int(llm.n_ctx())
     texts = ["a" * 200, "</s>" * 60, "<s>a</s>" * 50, " " * 300, "word " * 80, "\u00e9" * 200, "\U0001f436" * 150]
     texts += ["</s" * 100, "\n" * 500, "<unk>" * 80, "row 1, column 2 " * 20]
-    for text in texts:
+    for text in (part * repeat for part in texts for repeat in (1, 10)):
         tokens = len(llm.tokenize(text.encode(), add_bos=False, special=True))
         assert 0 <= limit.at_least(text) <= tokens, text
-    assert limit.at_least("</s>" * 70) == 70
-    with pytest.raises(ConfigError, match="at least 70"):
-        limit.check("</s>" * 70)
-    limit.check_turns([["a"], [""]] * 64)
-    with pytest.raises(ConfigError, match="65 messages"):
-        limit.check_turns([["a"], []] * 65)
+    assert limit.at_least("</s>" * 700) == 700
+    with pytest.raises(ConfigError, match="at least 700"):
+        limit.check("</s>" * 700)
+    limit.check_turns([["a"], [""]] * n_ctx)
+    with pytest.raises(ConfigError, match=f"{n_ctx + 1} messages"):
+        limit.check_turns([["a"], []] * (n_ctx + 1))
     llm.close()
 
 
