@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
-from llama_cpp import mtmd_cpp
 from llama_cpp.llama_chat_format import MTMDChatHandler
 
 import qap_gguf as qap
@@ -37,6 +36,8 @@ def main() -> int:
     parser.add_argument("--n-keep", type=int, default=72)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
+
+    from llama_cpp import mtmd_cpp  # not before qap_gguf, which puts its own library there
 
     for set_log in (mtmd_cpp.mtmd_log_set, mtmd_cpp.mtmd_helper_log_set):
         set_log(no_log, None)
