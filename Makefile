@@ -36,7 +36,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find native python tools/build/
 NATIVE  := $(shell find native \( -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.inc' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help check venv install programs demo test bench lint sanitize format clean
+.PHONY: help check venv install extras programs demo test bench lint sanitize format clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -91,6 +91,12 @@ $(S)-programs: $(S)-needs $(SOURCES)
 	@touch $(S)-install $@
 
 programs: $(S)-programs ## build llama-server and llama-mtmd-cli with pruning in them
+$(S)-extras: $(S)-needs
+	$(PY) tools/build/requirements.py plot hub serve > $(VENV)/extras.txt
+	$(PIP) install --quiet -r $(VENV)/extras.txt
+	@touch $@
+
+extras: $(S)-install $(S)-extras ## what serve, --hf and pictures of scores need: fastapi, uvicorn, huggingface_hub, matplotlib
 
 demo: $(S)-install ## ask the packaged model about the packaged picture
 	@echo '$$ $(BIN)/qap-gguf run -p "$(PROMPT)"'

@@ -1,5 +1,8 @@
 """llama-cpp-python as it is, with pruning: its own chat handler, and one line of ours.
 
+``MTMDChatHandler`` takes the chat template of the model's file. ``Llava15ChatHandler`` and its like have prompts of
+their own, which must be the model's.
+
 python examples/plain_llama_cpp_python.py --image photo.jpg --mmproj mmproj-f16.gguf --model model-Q4_K_M.gguf
 """
 
@@ -12,9 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
-from llama_cpp.llama_chat_format import Llava15ChatHandler
+from llama_cpp.llama_chat_format import MTMDChatHandler
 
 import qap_gguf as qap
+
+
+@llama_cpp.llama_log_callback
+def no_log(_level: int, _text: bytes, _data: object) -> None:
+    """For libmtmd, whose log llama-cpp-python's `verbose` does not reach."""
 
 
 def main() -> int:
@@ -24,12 +32,16 @@ def main() -> int:
     parser.add_argument("--image", type=Path, default=files.sample)
     parser.add_argument("--mmproj", type=Path, default=files.mmproj)
     parser.add_argument("--model", type=Path, default=files.model)
-    parser.add_argument("--question", default="How many objects are there?")
+    parser.add_argument("--question", default="What is in row 1, column 2?")
     parser.add_argument("--n-keep", type=int, default=72)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
 
-    handler = Llava15ChatHandler(clip_model_path=str(args.mmproj), verbose=False)
+    from llama_cpp import mtmd_cpp  # not before qap_gguf, which puts its own library there
+
+    for set_log in (mtmd_cpp.mtmd_log_set, mtmd_cpp.mtmd_helper_log_set):
+        set_log(no_log, None)
+    handler = MTMDChatHandler(clip_model_path=str(args.mmproj), verbose=False)
     llm = llama_cpp.Llama(
         str(args.model),
         chat_handler=handler,

@@ -283,6 +283,6 @@ def test_without_matplotlib_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.style", None)
     pixels, image, scores = synthetic((4, 4), (40, 40))
-    with pytest.raises(UnsupportedError, match=r"pip install 'qap_gguf\[plot\]'") as caught:
+    with pytest.raises(UnsupportedError, match=r"pip install matplotlib") as caught:
         plot(pixels, image, scores, [0])
     assert "\n" not in str(caught.value)

@@ -170,6 +170,15 @@ class PruneConfig:
         for name, allowed in _CHOICES.items():
             self._set(name, _as_choice(name, getattr(self, name), allowed))
 
+    def __repr__(self) -> str:
+        """The budget, and what is not at its default; it can be evaluated again."""
+        shown = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if (self.n_keep is None if field.name == "keep_ratio" else getattr(self, field.name) != field.default)
+        ]
+        return f"PruneConfig({', '.join(shown)})"
+
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -297,6 +298,12 @@ class VisionModel(ImageSide):
         return self.answers.place(prompt, pairs, stats, add_special=add_special)
 
     # --- life ---
+
+    def __repr__(self) -> str:
+        if self._closed or not self._language.is_open:
+            return "VisionModel(closed)"
+        model = Path(str(self.language_model.model_path)).name
+        return f"VisionModel({self._encoder.path.name}, {model}, n_ctx={self._language.n_ctx})"
 
     def _check_open(self) -> None:
         check_process(self._threads)

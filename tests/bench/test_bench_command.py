@@ -1,8 +1,9 @@
-"""`qap-gguf bench` on the packaged model: what it counts is exact, and its last line is JSON."""
+"""`qap-gguf bench` on the packaged model: what it counts is exact; a table for people, JSON when asked for."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -13,11 +14,18 @@ Said = pytest.CaptureFixture[str]
 QUICK = ["--rounds", "1", "--decode", "2", "--threads", "1", "--no-memory"]
 
 
-def test_cells_and_tokens_are_exact_and_json_comes_last(capsys: Said) -> None:
-    assert main(["bench", *QUICK, "--n-keep", "18", "--n-keep", "72", "--text-tokens", "33"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_a_table_for_people(capsys: Said) -> None:
+    assert main(["bench", *QUICK, "--n-keep", "18"]) == 0
+    said = capsys.readouterr().out
+    lines = said.splitlines()
     assert lines[0].startswith("| K ")
-    got = json.loads(lines[-1])
+    assert "{" not in said
+    assert re.search(r"; load before: (\d+\.\d\d \(of \d+ CPUs, last minute\)|not known here)$", lines[-1])
+
+
+def test_cells_and_tokens_are_exact(capsys: Said) -> None:
+    assert main(["bench", *QUICK, "--n-keep", "18", "--n-keep", "72", "--text-tokens", "33", "--json"]) == 0
+    got = json.loads(capsys.readouterr().out)
     dense, half, eighth = got["rows"]
     assert [row["n_kept"] for row in got["rows"]] == [144, 72, 18]
     assert (got["n_tokens"], got["n_text"]) == (144, 33)

@@ -40,6 +40,9 @@ class Host(BaseHTTPRequestHandler):
             self.answer(200, {}, bytes(int(path.rpartition("/")[2])))
         elif path == "/to-file":
             self.answer(302, {"Location": "file:///etc/passwd"})
+        elif path == "/who":  # as hosts do that want to know who asks
+            known = "qap_gguf/" in self.headers.get("User-Agent", "")
+            self.answer(200 if known else 403, {"Content-Length": "5"}, b"image")
         elif path == "/short":
             self.answer(200, {"Content-Length": "50"}, b"x")
         elif path == "/drip":
@@ -83,6 +86,7 @@ def get(url: str, timeout_s: float = 5.0) -> bytes:
 def test_fetching(host: str) -> None:
     assert get(f"{host}/ok") == b"image"
     assert get(f"{host}/hop?a=b") == b"image"
+    assert get(f"{host}/who") == b"image"
 
 
 @pytest.mark.parametrize(
@@ -139,6 +143,61 @@ def test_private_addresses(name: str) -> None:
         fetch(f"{WEB}{name}:9/latest", max_bytes=10, timeout_s=1)
 
 
+#: IPv6 forms around an IPv4 address that this machine or a gateway may unwrap.
+CARRIED = [
+    "::7f00:1", "::127.0.0.1", "::ffff:0:7f00:1", "::ffff:7f00:1", "64:ff9b::7f00:1", "64:ff9b::a00:1",
+    "64:ff9b:1::7f00:1", "64:ff9b:1::808:808", "64:ff9b:1:7f00:0:100::", "2002:7f00:1::", "2002:a00:1::1",
+    "2001:0:7f00:1::", "2001::5ef5:79fd:380e:2d5:80ff:fffe", "2001:0:808:808::f5ff:fffe",
+    "2a00:1450:4001:800::5efe:a00:1", "2a00:1450:4001:800:200:5efe:a00:1", "::", "::1", "fe80::1%eth0", "fec0::1",
+    "ff02::1", "100::1", "2001:db8::1", "0.0.0.0", "255.255.255.255", "192.0.2.1", "198.18.0.1", "240.0.0.1", "none",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", CARRIED)
+def test_addresses_inside_of_addresses(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(None, None, None, "", (address, 80))])
+    with pytest.raises(ImageError, match="public address"):
+        fetch(f"{WEB}example/", max_bytes=10, timeout_s=1)
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "::ffff:8.8.8.8", "64:ff9b::808:808", "2a00:1450:4001:800::200e", "2002:808:808::1"]
+)
+def test_public_addresses(address: str) -> None:
+    assert fetch_module.is_public(address)
+
+
+def test_slow_names_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolver has no time limit of its own; each redirect may name another host."""
+
+    def slow(*_: Any, **__: Any) -> list[Any]:
+        time.sleep(3)
+        return [(None, None, None, "", ("127.0.0.1", 80))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    started = time.monotonic()
+    with pytest.raises(ImageError, match="resolved in time"):
+        get(f"{WEB}example/", timeout_s=0.3)
+    assert time.monotonic() - started < 2
+
+
+def test_raw_base64() -> None:
+    """Told apart from a path, also where files are read; a file of such a name is still a file."""
+    data = base64.b64encode(qap.packaged_model().sample.read_bytes()).decode()
+    for rules in (SourceRules(), SourceRules(allow_files=False)):
+        for text in (data, "/9j/" + data[4:], data[:100], data.replace("+", "-").replace("/", "_")):
+            with pytest.raises(ImageError, match="data URI, got base64"):
+                rules.load(text)
+    with pytest.raises(ImageError, match="found none"):
+        SourceRules().load("folder/of/pictures/" + "a" * 60 + ".png")
+
+
+def test_a_file_with_a_name_like_base64(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 80)
+    path.write_bytes(qap.packaged_model().sample.read_bytes())
+    assert SourceRules().load(str(path)).shape == (192, 192, 3)
+
+
 def test_a_name_with_one_private_address_among_public_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     def both(*_: Any, **__: Any) -> list[Any]:
         return [(None, None, None, "", (address, 80)) for address in ("8.8.8.8", "10.0.0.1")]
@@ -153,9 +212,9 @@ def test_a_redirect_into_the_private_network(host: str, monkeypatch: pytest.Monk
     asked: list[bool] = []
     real = fetch_module._addresses
 
-    def pretend(name: str, port: int, allow_private: bool) -> list[str]:
+    def pretend(name: str, port: int, allow_private: bool, timeout_s: float) -> list[str]:
         asked.append(allow_private)
-        return real(name, port, allow_private or len(asked) == 1)
+        return real(name, port, allow_private or len(asked) == 1, timeout_s)
 
     monkeypatch.setattr(fetch_module, "_addresses", pretend)
     with pytest.raises(ImageError, match="public address"):

@@ -116,7 +116,7 @@ def test_eval_prints_markdown_in_a_pipe(fake: Any, questions: str, capsys: Said)
     assert said.err == ""
     lines = said.out.splitlines()
     first_words = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
-    assert first_words == ["method", ":-------", "dense", "qap", "random", "qap", "random"] * 2
+    assert first_words == ["method", ":-------", "dense", "qap", "random", "qap", "random"] * 3
     assert any("3/6 |" in line and " 50.0 |" in line for line in lines)
     assert "bootstrap over pictures" in said.out
     assert len(fake.only().encoded) == 3

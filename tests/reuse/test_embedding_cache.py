@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import io
 import os
 import threading
 import time
@@ -21,7 +23,7 @@ from dropin.children import python
 from qap_gguf import _core
 from qap_gguf.errors import ConfigError
 from qap_gguf.vision.cache import encoder_identity, image_key, n_bytes
-from qap_gguf.vision.store import EmbeddingStore, pack, unpack
+from qap_gguf.vision.store import _MAGIC, EmbeddingStore, pack, unpack
 
 SAMPLE = qap.packaged_model().sample
 KEYS = [f"{number:064x}" for number in range(8)]
@@ -179,11 +181,6 @@ def test_every_kind_of_damage_counts_as_missing(store: EmbeddingStore) -> None:
 
 
 def test_a_pickle_in_a_file_is_not_run(store: EmbeddingStore) -> None:
-    import hashlib
-    import io
-
-    from qap_gguf.vision.store import _MAGIC
-
     buffer = io.BytesIO()
     np.savez(buffer, plain=np.array([{"key": KEYS[0]}], dtype=object))
     body = buffer.getvalue()

@@ -1,8 +1,8 @@
 """Images from the web, for whoever allows it: bounded in bytes and time, and never from inside a private network.
 
 A server that fetches what a stranger names could be sent to its own network (server-side request forgery). So: the
-name is resolved here, all its addresses must be public (``ipaddress.is_global``), and the connection is made to the
-address that was checked, not to the name once more. A redirect is followed by hand and checked in the same way.
+name is resolved here, all its addresses must be public (:func:`is_public`), and the connection is made to the address
+that was checked, not to the name once more. A redirect is followed by hand and checked in the same way.
 """
 
 from __future__ import annotations
@@ -10,45 +10,93 @@ from __future__ import annotations
 import contextlib
 import http.client
 import ipaddress
+import queue
 import socket
 import ssl
 import threading
 import time
 import urllib.parse
 
+from qap_gguf import _core
 from qap_gguf.errors import ImageError
 
 _MAX_REDIRECTS = 4
 _MAX_URL = 4096
 _BLOCK = 1 << 16
+#: Hosts refuse requests that do not say who asks.
+_HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": f"qap_gguf/{_core.__version__}"}
 
-
+#: The part of IPv6 that is given out; the local forms, old and new, that carry an IPv4 address are outside of it.
+_GIVEN_OUT = ipaddress.IPv6Network("2000::/3")
+#: Gateways send what goes here on to the IPv4 address in the last 32 bits.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_ISATAP, _ISATAP_MASK = 0x00005EFE, 0xFCFFFFFF  # the 32 bits before them; two bits say who gave the address
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def _inside(address: _Address) -> _Address:
-    """The IPv4 address that an IPv6 address stands for, or the address itself."""
+def _stands_for(address: _Address) -> list[_Address]:
+    """All addresses that a packet to this one may end at: those that it carries, and where that is none, itself."""
     if isinstance(address, ipaddress.IPv4Address):
-        return address
+        return [address]
+    last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     if address in _NAT64:
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour or address
+        return [last]
+    if address.ipv4_mapped is not None:
+        return [address.ipv4_mapped]
+    found: list[_Address] = [address]
+    if address.sixtofour is not None:
+        found.append(address.sixtofour)
+    if address.teredo is not None:
+        found += address.teredo
+    if int(address) >> 32 & _ISATAP_MASK == _ISATAP:
+        found.append(last)
+    return found
 
 
-def _addresses(host: str, port: int, allow_private: bool) -> list[str]:
+def is_public(address: str) -> bool:
+    """Whether an address, and each that it carries within itself, belongs to the public internet.
+
+    Example:
+        >>> [is_public(text) for text in ("8.8.8.8", "127.0.0.1", "::1", "::ffff:0:7f00:1", "2002:a00:1::")]
+        [True, False, False, False, False]
+    """
     try:
-        found = {str(row[4][0]) for row in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
-    except (OSError, UnicodeError) as err:
-        raise ImageError(f"image: cannot resolve the host {host[:100]!r} ({err}); check the URL") from err
+        found = _stands_for(ipaddress.ip_address(address.split("%", 1)[0]))
+    except ValueError:
+        return False
+    return all(one.is_global and not one.is_multicast and (one.version == 4 or one in _GIVEN_OUT) for one in found)
+
+
+def _resolve(host: str, port: int, timeout_s: float) -> list[str]:
+    """Addresses of a host; the system's resolver knows no time limit, so a thread waits for it that may be left."""
+    answers: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put([str(row[4][0]) for row in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)])
+        except Exception as err:
+            answers.put(err)
+
+    threading.Thread(target=ask, name="qap-resolve", daemon=True).start()
+    try:
+        found = answers.get(timeout=max(timeout_s, 0.0))
+    except queue.Empty:
+        raise ImageError(f"image: the name {host[:100]!r} was not resolved in time; send the image's bytes") from None
+    if isinstance(found, (OSError, UnicodeError)):
+        raise ImageError(f"image: cannot resolve the host {host[:100]!r} ({found}); check the URL") from found
+    if isinstance(found, Exception):
+        raise found
+    return sorted(set(found), key=lambda text: ":" in text)  # IPv4 first: it is routed everywhere
+
+
+def _addresses(host: str, port: int, allow_private: bool, timeout_s: float) -> list[str]:
+    found = _resolve(host, port, timeout_s)
     for text in found:
-        address = ipaddress.ip_address(text.split("%", 1)[0])
-        plain = _inside(address)
-        if not allow_private and (not plain.is_global or plain.is_multicast):
+        if not allow_private and not is_public(text):
             raise ImageError(
                 f"image: expected a public address, {host[:100]!r} leads to {text}; send the image's bytes"
             )
-    return sorted(found, key=lambda text: ":" in text)  # IPv4 first: it is routed everywhere
+    return found
 
 
 class _Connection(http.client.HTTPConnection):
@@ -103,7 +151,7 @@ def fetch(url: str, *, max_bytes: int, timeout_s: float, allow_private: bool = F
     Args:
         url: the address, percent-encoded.
         max_bytes: largest body; more is an error, not a cut.
-        timeout_s: seconds for all of it, redirects included.
+        timeout_s: seconds for all of it, names and redirects included.
         allow_private: also addresses that are not public.
 
     Raises:
@@ -112,7 +160,7 @@ def fetch(url: str, *, max_bytes: int, timeout_s: float, allow_private: bool = F
     until = time.monotonic() + timeout_s
     for _ in range(_MAX_REDIRECTS + 1):
         parts = _split(url)
-        addresses = _addresses(parts.hostname or "", parts.port or 80, allow_private)
+        addresses = _addresses(parts.hostname or "", parts.port or 80, allow_private, until - time.monotonic())
         left = max(0.1, until - time.monotonic())
         connection = _Connection(parts, addresses, left)
         watch = threading.Timer(left, connection.hang_up)
@@ -120,7 +168,7 @@ def fetch(url: str, *, max_bytes: int, timeout_s: float, allow_private: bool = F
         watch.start()
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", target, headers={"Accept": "image/*", "Accept-Encoding": "identity"})
+            connection.request("GET", target, headers=_HEADERS)
             response = connection.getresponse()
             if response.status in (301, 302, 303, 307, 308):
                 url = urllib.parse.urljoin(url, response.getheader("Location", ""))

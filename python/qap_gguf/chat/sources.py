@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from PIL import Image
 from qap_gguf.arguments import check_integer
 from qap_gguf.chat.fetch import fetch
 from qap_gguf.errors import ConfigError, ImageError
+from qap_gguf.files.regular import read_regular
 from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.images import ImageSource, Pixels, load_image
 
@@ -29,6 +31,9 @@ ChatImage: TypeAlias = "ImageSource | ImageEmbedding"
 
 #: Formats that browsers show, and the old ones of Windows.
 WEB_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "AVIF")
+
+#: Base64 (or its form for URLs) as it comes without a head; a path has a point or a space in it, or is shorter.
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*")
 
 _KINDS = (bytes, bytearray, os.PathLike, Image.Image, np.ndarray, ImageEmbedding)
 
@@ -92,7 +97,7 @@ class SourceRules:
             ImageError: not allowed, not to be had, not a picture, or too large.
         """
         if isinstance(source, str):
-            source = self._from_text(source)
+            source = self.fetch(source)
         if isinstance(source, bytearray):
             source = bytes(source)
         if isinstance(source, os.PathLike):
@@ -105,7 +110,12 @@ class SourceRules:
         if n_bytes > self.max_bytes:
             raise ImageError(f"image: expected at most {self.max_bytes} bytes, got {n_bytes}; send a smaller file")
 
-    def _from_text(self, text: str) -> bytes:
+    def fetch(self, text: str) -> bytes:
+        """The bytes of the file that a data URI, a URL or a path stands for.
+
+        Raises:
+            ImageError: not allowed, not to be had, or too large.
+        """
         scheme = text.split(":", 1)[0].lower() if ":" in text[:16] else ""
         if scheme == "data":
             # four characters of base64 are three bytes; the text is refused before it is decoded
@@ -120,6 +130,10 @@ class SourceRules:
             if parts.netloc not in ("", "localhost"):
                 raise ImageError(f"image: expected a file of this machine, got {text[:80]!r}; give its path")
             return self._from_file(Path(urllib.parse.unquote(parts.path)))
+        if _BASE64.fullmatch(text) and not (self.allow_files and _is_file(text)):
+            raise ImageError(
+                "image: expected a data URI, got base64 without its head; put data:image/png;base64, before it"
+            )
         return self._from_file(Path(text))
 
     def _from_file(self, path: Path) -> bytes:
@@ -129,12 +143,19 @@ class SourceRules:
             if not path.is_file():
                 raise ImageError(f"image: expected a file, found none at {str(path)[:200]!r}; check the path")
             self._check_bytes(path.stat().st_size)
-            return path.read_bytes()
+            return read_regular(path)
         except (OSError, ValueError) as err:  # ValueError: a null character; ImageError is one too and has its words
             if isinstance(err, ImageError):
                 raise
             why = getattr(err, "strerror", None) or err
             raise ImageError(f"image: cannot read {str(path)[:200]!r} ({why}); check the path") from err
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name
+        return False
 
 
 def decode_data_uri(text: str) -> bytes:

@@ -13,11 +13,11 @@ from qap_gguf.cli.common import (
     check_model_pair,
     is_debug,
     make_config,
-    model_options,
     note,
     output_options,
     prune_options,
 )
+from qap_gguf.cli.groups import GroupedCommand
 from qap_gguf.cli.output import counter_bar, print_table
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ def _configs(n_keep: tuple[int, ...], keep_ratio: tuple[float, ...], prune: dict
 
 def _load() -> list[float] | None:
     return [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+def _said_load(load: list[float] | None) -> str:
+    """The load averages in words; what runs beside a measurement is in its figures."""
+    return "not known here" if load is None else f"{load[0]:.2f} (of {os.cpu_count()} CPUs, last minute)"
 
 
 def _machine(threads: int, load: list[float] | None) -> dict[str, Any]:
@@ -65,8 +70,7 @@ def _rounded(value: Any) -> Any:
     return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-@click.command(short_help="Time each step, dense and pruned.")
-@model_options()
+@click.command(cls=GroupedCommand, short_help="Time each step, dense and pruned.")
 @click.option(
     "--shape",
     type=click.Choice(_SHAPES),
@@ -94,6 +98,7 @@ def _rounded(value: Any) -> Any:
 @click.option(
     "--memory/--no-memory", default=True, show_default=True, help="Measure peak memory, in a process for each row."
 )
+@model_options()
 @prune_options(without=("n_keep", "keep_ratio", "dense"))
 @output_options
 def bench(
@@ -118,8 +123,8 @@ def bench(
     """Time encode, score, select, prefill and decode, dense and with several numbers of tokens kept.
 
     Passes take turns in one process; the figures are medians, and the ratios medians of the ratios in each round. The
-    bound is `encode + (text + K) * prefill per token of the dense pass`: no pruner can be faster by much. The last line
-    is one JSON object; with --json it is the only one.
+    bound is `encode + (text + K) * prefill per token of the dense pass`: no pruner can be faster by much. With --json
+    all figures come as one JSON object, in one line.
 
     \b
     Examples:
@@ -184,13 +189,14 @@ def bench(
         **result.to_dict(),
         "machine": _machine(threads or n_threads_default(), load),
     }
-    if not as_json:
-        print_table(result.table())
-        click.echo(
-            f"\n{result.n_tokens} image tokens, {result.n_text} text tokens, medians of {result.rounds} rounds; "
-            "x is dense / pruned; load before: machine.load_before\n"
-        )
-    click.echo(json.dumps(_rounded(line), ensure_ascii=False, allow_nan=False))
+    if as_json:
+        click.echo(json.dumps(_rounded(line), ensure_ascii=False, allow_nan=False))
+        return
+    print_table(result.table())
+    click.echo(
+        f"\n{result.n_tokens} image tokens, {result.n_text} text tokens, medians of {result.rounds} rounds; "
+        f"x is dense / pruned; load before: {_said_load(load)}"
+    )
 
 
 def _noise() -> Any:

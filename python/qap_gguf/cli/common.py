@@ -32,6 +32,7 @@ class State:
     """What one run of the command remembers from its options, for the handling of errors."""
 
     debug: bool = False
+    quiet: bool = False
 
 
 def parse_alpha(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
@@ -317,8 +318,16 @@ def _remember_debug(ctx: click.Context, _param: click.Parameter, value: bool) ->
         ctx.ensure_object(State).debug = True
 
 
+def _remember_quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(State).quiet = True
+
+
 def output_options(function: F) -> F:
-    """Add --json and --debug; the command takes the first as `as_json`."""
+    """Add --json, --quiet and --debug; the command takes the first as `as_json`."""
+    function = click.option(
+        "--quiet", is_flag=True, expose_value=False, callback=_remember_quiet, help="No notes and progress on stderr."
+    )(function)
     function = click.option(
         "--debug", is_flag=True, expose_value=False, callback=_remember_debug, help="Show logs and tracebacks."
     )(function)
@@ -331,13 +340,25 @@ def is_debug() -> bool:
     return ctx is not None and ctx.ensure_object(State).debug
 
 
+def is_quiet() -> bool:
+    """Whether --quiet was given."""
+    ctx = click.get_current_context(silent=True)
+    return ctx is not None and ctx.ensure_object(State).quiet
+
+
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout; paths become strings."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str))
 
 
 def note(text: str) -> None:
-    """Print a note on stderr."""
+    """Print a note on stderr, unless --quiet was given."""
+    if not is_quiet():
+        warn(text)
+
+
+def warn(text: str) -> None:
+    """Print on stderr what must be seen, with --quiet too: an error that ends nothing, a danger."""
     click.echo(text, err=True)
 
 
@@ -348,4 +369,4 @@ def one_line(err: BaseException) -> str:
 
 def on_terminal() -> bool:
     """Whether notes go to a terminal, where progress bars make sense."""
-    return sys.stderr.isatty()
+    return sys.stderr.isatty() and not is_quiet()

@@ -23,6 +23,7 @@ from qap_gguf.cli.common import (
     prune_options,
 )
 from qap_gguf.cli.convert_files import annotate_file, check_given, refuse_options
+from qap_gguf.cli.groups import GroupedCommand
 
 Report = Callable[[int, int, str], None]
 
@@ -71,7 +72,9 @@ def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, .
     return paths
 
 
-@click.command(short_help="Turn a checkpoint into GGUF files; change the defaults that a file carries.")
+@click.command(
+    cls=GroupedCommand, short_help="Turn a checkpoint into GGUF files; change the defaults that a file carries."
+)
 @click.argument("paths", metavar="DIR OUT", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--quantize",
@@ -128,9 +131,9 @@ def convert(
     """Convert the checkpoint in DIR to an mmproj and a language model in the folder OUT.
 
     DIR is a Hugging Face checkpoint: config.json, weights and the tokenizer; or its id on the hub, owner/name or
-    owner/name@revision (pip install 'qap_gguf[hub]'). Models that are no LLaVA (Qwen-VL, Gemma 3, SmolVLM, InternVL,
-    Pixtral, ...) go through llama.cpp's own converter: pip install 'qap_gguf[convert]'. Prune options, if any is given,
-    are stored in the mmproj as the defaults of whoever loads it; without one nothing is stored.
+    owner/name@revision (pip install huggingface_hub). Models that are no LLaVA (Qwen-VL, Gemma 3, SmolVLM, InternVL,
+    Pixtral, ...) go through llama.cpp's own converter (pip install torch transformers sentencepiece). Prune options, if
+    any is given, are stored in the mmproj as the defaults of whoever loads it; without one nothing is stored.
 
     With --annotate the arguments are an mmproj file and the file OUT to write: a copy, byte for byte, but with the
     defaults that the file has, changed by the prune options given, or with none for --dense.

@@ -21,12 +21,14 @@ from qap_gguf.cli.common import (
     print_json,
     prune_options,
     sampler_seed,
+    warn,
 )
-from qap_gguf.cli.output import counter_bar, print_table
+from qap_gguf.cli.groups import GroupedCommand
+from qap_gguf.cli.output import counter_bar, print_table, split_table
 from qap_gguf.config import ERRORS, PruneConfig
 
 if TYPE_CHECKING:
-    from qap_gguf.eval import Budget, Setup, Variant
+    from qap_gguf.eval import Budget, Journal, Setup, Variant
 
 _METHODS = "dense,qap,semantic,numeric,dpp,dpp-semantic,dpp-numeric,dpp-flat,divprune,random,uniform,pool"
 _IN_THE_KEY = ("alpha", "error", "keep_ratio", "n_keep", "select")  # a journal knows them by Variant.key
@@ -72,7 +74,14 @@ def _setups(models: Sequence[Path], kvs: Sequence[str]) -> dict[Setup, tuple[Pat
     }
 
 
-@click.command("eval", short_help="Count right answers, dense and pruned.")
+def _stopped(journal: Journal | None) -> str:
+    """What remains of an evaluation that Ctrl-C ends."""
+    if journal is None:
+        return "stopped; nothing is kept: with --out DIR the same command goes on where it was"
+    return f"stopped; the answers so far are in {journal.path}: run the same command again to go on"
+
+
+@click.command("eval", cls=GroupedCommand, short_help="Count right answers, dense and pruned.")
 @click.argument("data", metavar="DATA.jsonl", type=click.Path(path_type=Path))
 @model_options(multiple=True)
 @click.option("--n-keep", type=click.IntRange(min=1), multiple=True, metavar="K", help="Keep K tokens. Repeatable.")
@@ -214,9 +223,13 @@ def eval_command(
             if journal.n_known:
                 note(f"{journal.n_known} answers are known from {journal.path}")
         report = stack.enter_context(counter_bar("questions"))
-        outcomes = evaluate_grid(
-            opened, list(setups), questions, compared, max_tokens=max_tokens, progress=report, journal=journal
-        )
+        try:
+            outcomes = evaluate_grid(
+                opened, list(setups), questions, compared, max_tokens=max_tokens, progress=report, journal=journal
+            )
+        except KeyboardInterrupt:
+            warn(_stopped(journal))
+            raise
     pictures = len({question.image for question in questions})
     result = Evaluation(
         summarise(outcomes, base.seed), len(questions), pictures, base.seed, interactions(outcomes, base.seed)
@@ -231,6 +244,10 @@ def eval_command(
     if as_json:
         print_json(plain)
         return
-    print_table(result.main_table())
-    click.echo(f"\n{result.note}\n")
-    print_table(result.kind_table())
+    for table in split_table(result.main_table()):
+        print_table(table)
+        click.echo()
+    click.echo(f"{result.note}\n")
+    for number, table in enumerate(split_table(result.kind_table())):
+        click.echo("\n" if number else "", nl=False)
+        print_table(table)

@@ -34,6 +34,23 @@ def counter_bar(what: str) -> Iterator[Callable[..., None] | None]:
         yield report
 
 
+def split_table(table: Table, width: int = 100) -> list[Table]:
+    """A table that is too wide as several, each at most `width` characters as Markdown if its columns allow it.
+
+    Each begins with the columns up to "K", which name the row.
+    """
+    head, rows = table
+    lead = head.index("K") + 1
+    sizes = [max(len(row[i]) for row in [head, *rows]) + 3 for i in range(len(head))]
+    parts: list[list[int]] = [[]]
+    for column in range(lead, len(head)):
+        if parts[-1] and sum(sizes[:lead]) + sum(sizes[i] for i in parts[-1]) + sizes[column] + 1 > width:
+            parts.append([])
+        parts[-1].append(column)
+    chosen = [[*range(lead), *part] for part in parts]
+    return [(tuple(head[i] for i in part), [tuple(row[i] for i in part) for row in rows]) for part in chosen]
+
+
 def print_table(table: Table) -> None:
     """Print a table on stdout: drawn on a terminal, Markdown in a pipe or file."""
     from qap_gguf.eval import markdown

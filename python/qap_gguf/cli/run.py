@@ -26,7 +26,10 @@ from qap_gguf.cli.common import (
     prune_config,
     prune_options,
     sampler_seed,
+    warn,
 )
+from qap_gguf.cli.groups import GroupedCommand
+from qap_gguf.cli.pictures import allow_urls_option, find_pictures
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import QapError
 
@@ -138,7 +141,7 @@ def _say(answering: Answering, conversation: Conversation, text: str) -> None:
             raise
         note("stopped")
     except QapError as err:  # too long for the context, say: the conversation goes on
-        note(f"qap-gguf: error: {one_line(err)}")
+        warn(f"qap-gguf: error: {one_line(err)}")
     conversation.answer("".join(said))
 
 
@@ -174,7 +177,7 @@ def converse(answering: Answering, images: list[Any]) -> None:
                 pictures = answering.vlm.load_fitting([Path(rest.strip()).expanduser()], answering.config)
                 conversation = Conversation([answering.vlm.encode(pictures[0])])
             except (QapError, OSError) as err:
-                note(f"qap-gguf: error: {one_line(err)}; the picture stays as it was")
+                warn(f"qap-gguf: error: {one_line(err)}; the picture stays as it was")
             else:
                 note("new picture, new conversation")
         elif command.startswith("/"):
@@ -200,16 +203,16 @@ def ask_once(answering: Answering, images: list[Any], text: str, description: di
     print_json({"answer": answer, "prompt": text, **description, "config": config, "stats": stats, "kept": kept})
 
 
-@click.command(short_help="Ask a model about a picture.")
-@model_options()
+@click.command(cls=GroupedCommand, short_help="Ask a model about a picture.")
 @click.option(
     "--image",
-    "image_paths",
-    type=click.Path(path_type=Path),
+    "image_words",
     multiple=True,
     metavar="FILE",
-    help="Picture to ask about; may be given several times. [default: the packaged sample]",
+    help="Picture to ask about: a file, a pattern, an address, or - for stdin; may be given several times. "
+    "[default: the packaged sample]",
 )
+@allow_urls_option
 @click.option("-p", "--prompt", help="Question. Without it, questions are read from the terminal or from stdin.")
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Longest answer, in tokens."
@@ -221,6 +224,7 @@ def ask_once(answering: Answering, images: list[Any], text: str, description: di
     show_default=True,
     help="Randomness of the answer; 0 always takes the likeliest token.",
 )
+@model_options()
 @prune_options()
 @output_options
 def run(
@@ -231,7 +235,8 @@ def run(
     model_device: str | None,
     kv: str | None,
     ctx: int,
-    image_paths: tuple[Path, ...],
+    image_words: tuple[str, ...],
+    allow_urls: bool,
     prompt: str | None,
     max_tokens: int,
     temperature: float,
@@ -261,9 +266,12 @@ def run(
     if model is None or mmproj is None:
         packaged = qap.packaged_model()
         model, mmproj = packaged.model, packaged.mmproj
-    if not image_paths:
+    if "-" in image_words and prompt is None:
+        raise click.UsageError("--image -: the picture comes from stdin, so give the question with -p/--prompt")
+    pictures = find_pictures(image_words, allow_urls)
+    if not pictures:
         sample = qap.packaged_model().sample
-        image_paths = (sample,)
+        pictures = [(str(sample), sample)]
         note(f"no --image, so this is about the packaged sample {sample}")
     seed = sampler_seed(prune.get("seed") or 0)
     with qap.VisionModel(
@@ -279,11 +287,11 @@ def run(
     ) as vlm:
         if config is not None:
             config = over_file_defaults(vlm.file_config, config, prune)
-        pictures = vlm.load_fitting(image_paths, config, prompt or "")
-        images = [vlm.encode(picture) for picture in pictures]
+        fitting = vlm.load_fitting([picture for _, picture in pictures], config, prompt or "")
+        images = [vlm.encode(pixels) for pixels in fitting]
         answering = Answering(vlm, config, max_tokens, temperature)
         if prompt is None:
             converse(answering, images)
             return
-        files = {"model": model, "mmproj": mmproj, "images": [str(path) for path in image_paths]}
+        files = {"model": model, "mmproj": mmproj, "images": [name for name, _ in pictures]}
         ask_once(answering, images, prompt, files if as_json else None)

@@ -26,6 +26,8 @@ from qap_gguf.cli.common import (
     prune_options,
     sampler_seed,
 )
+from qap_gguf.cli.groups import GroupedCommand
+from qap_gguf.cli.pictures import allow_urls_option, find_pictures
 from qap_gguf.errors import QapError
 
 if TYPE_CHECKING:
@@ -82,8 +84,8 @@ def table(image: ImageEmbedding, cut: PrunedImage, top: int) -> list[Row]:
     return [
         (
             str(i),
-            str(i // columns),
-            str(i % columns),
+            str(i // columns + 1),
+            str(i % columns + 1),
             f"{scores.error[i]:#.4g}",
             f"{scores.outlier[i]:#.4g}",
             f"{scores.semantic[i]:.4f}" if signal else "-",
@@ -148,10 +150,9 @@ def arrays(image: ImageEmbedding, cut: PrunedImage, features: bool) -> dict[str,
     return found
 
 
-@click.command(short_help="Show how each token of a picture scores.")
-@click.argument("picture", metavar="[IMAGE]", required=False, type=click.Path(path_type=Path))
-@model_options()
-@prune_options(without=("dense",))
+@click.command(cls=GroupedCommand, short_help="Show how each token of a picture scores.")
+@click.argument("word", metavar="[IMAGE]", required=False)
+@allow_urls_option
 @click.option("-p", "--prompt", help="Question, for the semantic scores text and clip_text.")
 @click.option(
     "--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows of the table."
@@ -165,9 +166,12 @@ def arrays(image: ImageEmbedding, cut: PrunedImage, features: bool) -> dict[str,
     help="Draw the picture with dropped patches dimmed, beside maps of the scores. Needs matplotlib.",
 )
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
+@model_options()
+@prune_options(without=("dense",))
 @output_options
 def score(
-    picture: Path | None,
+    word: str | None,
+    allow_urls: bool,
     model: Path | None,
     mmproj: Path | None,
     threads: int | None,
@@ -186,9 +190,10 @@ def score(
 ) -> None:
     """Show how each token of the picture IMAGE scores, and which tokens are kept.
 
-    Each row is one token: a patch of the picture at a row and a column, both from 0 at the top left. The table has
-    those with the highest totals; --json and --npz have all, and say which are padding (their scores are 0). Without
-    IMAGE, the packaged sample is scored. Settings that are not given come from the mmproj file, if it has any.
+    Each row is one token, numbered from 0: a patch of the picture at a row and a column, both from 1 at the top left.
+    The table has those with the highest totals; --json and --npz have all, and say which are padding (their scores are
+    0). IMAGE is a file, an address, or - for stdin; without it, the packaged sample is scored. Settings that are not
+    given come from the mmproj file, if it has any.
 
     \b
     Columns:
@@ -216,9 +221,13 @@ def score(
 
     if png is not None:
         require_matplotlib()
-    if picture is None:
-        picture = qap.packaged_model().sample
-        note(f"no IMAGE, so this is about the packaged sample {picture}")
+    if word is None:
+        word = str(qap.packaged_model().sample)
+        note(f"no IMAGE, so this is about the packaged sample {word}")
+    pictures = find_pictures([word], allow_urls)
+    if len(pictures) > 1:
+        raise click.UsageError(f"{word}: expected one picture, the pattern fits {len(pictures)}; name one")
+    ((name, picture),) = pictures
     pixels = load_image(picture)
     if model is None or mmproj is None:
         packaged = qap.packaged_model()
@@ -246,11 +255,11 @@ def score(
         write_file(npz, force, lambda file: np.savez(file, **found))
         note(f"wrote {npz}")
     if png is not None:
-        drawn = plot(pixels, image, cut.scores, cut.indices, cfg=config, title=picture.name)
+        drawn = plot(pixels, image, cut.scores, cut.indices, cfg=config, title=Path(name).name)
         write_file(png, force, lambda file: drawn.save(file, "PNG"))
         note(f"wrote {png}")
     if as_json:
-        files = {"image": picture, "model": model, "mmproj": mmproj, "npz": npz, "png": png}
+        files = {"image": name, "model": model, "mmproj": mmproj, "npz": npz, "png": png}
         print_json({**files, "config": config.to_dict(), **describe(image, cut)})
         return
     print_table(table(image, cut, top))

@@ -17,14 +17,15 @@ from qap_gguf.cli.common import (
     check_model_pair,
     is_debug,
     model_options,
-    note,
     output_options,
     over_file_defaults,
     print_json,
     prune_config,
     prune_options,
     sampler_seed,
+    warn,
 )
+from qap_gguf.cli.groups import GroupedCommand
 from qap_gguf.errors import ConfigError
 
 _MIB = 2**20
@@ -54,8 +55,7 @@ def _address(sock: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-@click.command(short_help="Answer OpenAI-style requests.")
-@model_options()
+@click.command(cls=GroupedCommand, short_help="Answer OpenAI-style requests.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
@@ -98,6 +98,7 @@ def _address(sock: socket.socket) -> str:
 @click.option(
     "--cache-folder", type=click.Path(path_type=Path), metavar="DIR", help="Keep encoded images beyond the process too."
 )
+@model_options()
 @prune_options()
 @output_options
 def serve(
@@ -142,9 +143,10 @@ def serve(
         import uvicorn
 
         from qap_gguf.serve import ServeSettings, create_app
+        from qap_gguf.serve.connections import waiting_room
         from qap_gguf.serve.settings import web_rules
     except ImportError as err:
-        raise ConfigError(f"serve: expected the extra serve ({err}); run pip install 'qap_gguf[serve]'") from err
+        raise ConfigError(f"serve: expected fastapi and uvicorn ({err}); run pip install fastapi uvicorn") from err
 
     import qap_gguf as qap
     from qap_gguf.files.gguf import read_gguf
@@ -193,12 +195,12 @@ def serve(
         )
         handler.vision_model(llama)  # errors of the mmproj belong here, not to the first request
         if not _is_loopback(sock) and api_key is None:
-            note("anyone who reaches this machine can use the server: there is no --api-key")
+            warn("anyone who reaches this machine can use the server: there is no --api-key")
         server = uvicorn.Server(
             uvicorn.Config(
                 create_app(llama, handler, settings),
                 log_level="info" if is_debug() else "warning",
-                limit_concurrency=8 * max_requests,
+                http=waiting_room(),
                 timeout_graceful_shutdown=5,
             )
         )

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from qap_gguf.errors import ConfigError, DataError
 from qap_gguf.eval.scoring import SCORINGS, is_right, yes_or_no
+from qap_gguf.files.regular import read_text
 
 _FORM: Final = "an object with the texts image, question and answer"
 
@@ -111,7 +112,7 @@ def load_questions(path: str | Path, limit: int | None = None, scoring: str = "a
         raise ConfigError(f"scoring: expected auto, {', '.join(SCORINGS)}, got {scoring!r}; choose one of these")
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_text(path).split("\n")
     except (OSError, UnicodeDecodeError) as err:
         raise DataError(f"{path}: expected a readable file of JSON lines, got {err}; check the path") from err
     questions: list[Question] = []

@@ -19,6 +19,7 @@ from qap_gguf.errors import DataError
 from qap_gguf.eval.data import Question
 from qap_gguf.eval.methods import Variant
 from qap_gguf.eval.runner import Outcome, Setup
+from qap_gguf.files.regular import open_regular, read_regular
 
 VERSION: Final = 1
 _SLICE: Final = 1 << 20
@@ -35,7 +36,7 @@ def fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for at in (0, size // 2, max(0, size - _SLICE)):
                 file.seek(at)
                 digest.update(file.read(_SLICE))
@@ -68,7 +69,7 @@ class Journal:
         self._header = json.loads(json.dumps({"version": VERSION, **header}))
         self._known: dict[Key, dict[str, Any]] = {}
         try:
-            raw = path.read_bytes().split(b"\n") if path.exists() else []
+            raw = read_regular(path).split(b"\n") if path.exists() else []
             lines = [line.decode() for line in raw[:-1]]
             lines += [line.decode(errors="replace") for line in raw[-1:]]  # it may end within a letter
             whole = self._read(lines, force) if lines else []

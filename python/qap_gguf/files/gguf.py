@@ -15,6 +15,7 @@ from typing import Any
 from qap_gguf import _core
 from qap_gguf.arguments import one_line
 from qap_gguf.errors import ModelFileError
+from qap_gguf.files.regular import open_regular
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _look(path: Path) -> int:
     """Bytes of a file that begins as GGUF files do."""
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             magic = file.read(4)
     except (OSError, ValueError) as err:  # ValueError: a null character in the path
         why = err.strerror if isinstance(err, OSError) else err

@@ -177,7 +177,7 @@ def _hub() -> Any:
     try:
         import huggingface_hub
     except ImportError as err:
-        raise ConfigError(f"hub: expected the extra hub ({err}); run pip install 'qap_gguf[hub]'") from err
+        raise ConfigError(f"hub: expected the extra hub ({err}); run pip install huggingface_hub") from err
     if not sys.stderr.isatty():
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 

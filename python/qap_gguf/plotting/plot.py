@@ -43,7 +43,7 @@ def require_matplotlib() -> None:
         import matplotlib.style  # noqa: F401
     except ImportError as err:
         raise UnsupportedError(
-            "plot: expected matplotlib, which cannot be imported; run pip install 'qap_gguf[plot]'"
+            "plot: expected matplotlib, which cannot be imported; run pip install matplotlib"
         ) from err
 
 
@@ -255,7 +255,9 @@ def _draw_picture(page: _Page, box: Box, pixels: Pixels, image: ImageEmbedding, 
         axes.add_collection(lines, autolim=False)
     every = next(n for n in (1, 2, 4, 5, 10, 20, 50, 100, 10**6) if max(grid) / n <= 14)
     for axis, count in ((axes.xaxis, grid[1]), (axes.yaxis, grid[0])):
-        axis.set_ticks([i + 0.5 for i in range(0, count, every)], [str(i) for i in range(0, count, every)])
+        axis.set_ticks(
+            [i + 0.5 for i in range(0, count, every)], [str(i + 1) for i in range(0, count, every)]
+        )  # from 1, as people ask
     axes.tick_params(length=0, pad=5 * page.unit, labelsize=14 * page.unit, labelcolor=_FAINT)
     axes.spines[:].set_visible(False)
 

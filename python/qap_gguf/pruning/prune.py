@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qap_gguf import _core
 from qap_gguf.arguments import FloatArray, IndexArray
@@ -42,6 +43,7 @@ class PrunedImage:
         select_s: seconds for selection and gathering.
         pieces: the same, piece by piece.
         policy: what was asked for the positions, a name of ``PruneConfig.positions``.
+        thumbnail: the picture as a small JPEG file, see :class:`~qap_gguf.ImageEmbedding`.
     """
 
     features: FloatArray
@@ -53,6 +55,24 @@ class PrunedImage:
     select_s: float
     pieces: tuple[PrunedPiece, ...]
     policy: str = "auto"
+    thumbnail: npt.NDArray[np.uint8] | None = None
+
+    def __repr__(self) -> str:
+        return f"PrunedImage({len(self.indices)} of {self.n_total} tokens kept, alpha {self.scores.alpha:.3g})"
+
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks: the picture, dropped patches dimmed; nothing where it or their place is not known."""
+        from qap_gguf.plotting.notebook import is_grid, picture_png
+
+        grid = self.scores.grid
+        if self.thumbnail is None or grid is None or not is_grid(grid):
+            return None
+        return picture_png(self.thumbnail, grid, self.indices)
+
+    def _repr_html_(self) -> str | None:
+        from qap_gguf.plotting.notebook import as_html
+
+        return as_html(self._repr_png_(), repr(self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +129,8 @@ def _joined(image: ImageEmbedding, found: Sequence[dict[str, Any]]) -> Scores:
     alphas = [float(part["alpha"]) for part in found]
     weights = [piece.n_real for piece in image.pieces]
     alpha = alphas[0] if len(alphas) == 1 else float(np.average(alphas, weights=weights))
-    return Scores(**arrays, alpha=alpha, padding=image.padding if image.n_real < image.n_tokens else None)
+    padding = image.padding if image.n_real < image.n_tokens else None
+    return Scores(**arrays, alpha=alpha, padding=padding, grid=image.grid)
 
 
 def score_image(image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_threads: int) -> Scores:
@@ -170,6 +191,7 @@ def prune_image(
         select_s=sum(part["select_s"] for part in found),
         pieces=pieces,
         policy=cfg.positions,
+        thumbnail=image.thumbnail,
     )
 
 

@@ -32,6 +32,7 @@ class Scores:
         total: S = alpha P + (1 - alpha) Q in [0, 1]; higher is kept first.
         padding: which tokens are padding, bool (n_tok,): those have scores of 0, and the statistics are over the
             others; None where no token is.
+        grid: (rows, columns) of the tokens in the picture, where they are an encoded image's; None otherwise.
     """
 
     error: FloatArray
@@ -41,6 +42,23 @@ class Scores:
     alpha: float
     total: FloatArray
     padding: npt.NDArray[np.bool_] | None = None
+    grid: tuple[int, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"Scores({len(self.total)} tokens, alpha {self.alpha:.3g})"
+
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks: a map of the total score; nothing where the place of the tokens is not known."""
+        from qap_gguf.plotting.notebook import is_grid, scores_png
+
+        if self.grid is None or not is_grid(self.grid) or self.grid[0] * self.grid[1] != len(self.total):
+            return None
+        return scores_png(self.total, self.grid)
+
+    def _repr_html_(self) -> str | None:
+        from qap_gguf.plotting.notebook import as_html
+
+        return as_html(self._repr_png_(), f"{self!r}: total, from {self.total.min():.3g} to {self.total.max():.3g}")
 
 
 def score(

@@ -26,6 +26,7 @@ from qap_gguf.serve.guard import Guard
 from qap_gguf.serve.problems import PROBLEMS, RefusedError, describe, respond
 from qap_gguf.serve.schema import ChatRequest, CompletionRequest
 from qap_gguf.serve.settings import ServeSettings
+from qap_gguf.serve.usage import counted, with_usage
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -48,7 +49,9 @@ class EventStream(StreamingResponse):
     """Chunks as server-sent events; what they hold is let go behind the last one, or when the client leaves."""
 
     def __init__(self, chunks: Iterator[Any], held: contextlib.AsyncExitStack) -> None:
-        super().__init__(self._events(chunks), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        # X-Accel-Buffering: nginx passes events on as they come
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(self._events(chunks), media_type="text/event-stream", headers=headers)
         self._chunks, self._held = chunks, held
 
     @staticmethod
@@ -107,18 +110,22 @@ def create_app(llama: llama_cpp.Llama, handler: ChatHandler, settings: ServeSett
     async def answer(request: Request, body: ChatRequest | CompletionRequest) -> Response:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(engine.admitted())
+            usage, messages = None, []
             if isinstance(body, ChatRequest):
                 engine.prune_of(body)  # refused before its images are decoded
                 messages = await engine.encode(body)
-                await stack.enter_async_context(engine.model())
-                if await request.is_disconnected():
-                    raise RefusedError(499, "the client went away")
+            await stack.enter_async_context(engine.model())
+            if await request.is_disconnected():
+                raise RefusedError(499, "the client went away")
+            if body.stream and body.stream_options.include_usage:
+                usage = stack.enter_context(counted(llama))
+            if isinstance(body, ChatRequest):
                 completion = await engine.chat(body, messages)
             else:
-                await stack.enter_async_context(engine.model())
                 completion = await engine.complete(body)
             if body.stream:
-                return EventStream(completion, stack.pop_all())
+                chunks = completion if usage is None else with_usage(completion, usage)
+                return EventStream(chunks, stack.pop_all())
             return Response(to_json(completion), media_type="application/json")
 
     @app.post("/v1/chat/completions", tags=["OpenAI"], responses=_COMPLETION)
@@ -140,11 +147,13 @@ def create_app(llama: llama_cpp.Llama, handler: ChatHandler, settings: ServeSett
     @app.post("/extras/tokenize", tags=["Extras"])
     def tokenize(body: types.TokenizeInputRequest) -> dict[str, list[int]]:
         """Token ids of a text."""
+        engine.limit.check(body.input, "input")
         return {"tokens": llama.tokenize(body.input.encode("utf-8", "replace"), special=True)}
 
     @app.post("/extras/tokenize/count", tags=["Extras"])
     def count(body: types.TokenizeInputRequest) -> dict[str, int]:
         """Number of tokens of a text."""
+        engine.limit.check(body.input, "input")
         return {"count": len(llama.tokenize(body.input.encode("utf-8", "replace"), special=True))}
 
     @app.post("/extras/detokenize", tags=["Extras"])
@@ -165,7 +174,13 @@ def create_app(llama: llama_cpp.Llama, handler: ChatHandler, settings: ServeSett
         text = engine.metrics.text(handler.cache.stats, handler.n_encodes, engine.n_now)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
-    app.add_middleware(Guard, metrics=engine.metrics, api_key=settings.api_key, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        Guard,
+        metrics=engine.metrics,
+        api_key=settings.api_key,
+        max_body_bytes=settings.max_body_bytes,
+        max_requests=8 * settings.max_requests,
+    )
     if settings.cors:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
     return app

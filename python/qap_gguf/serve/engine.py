@@ -22,6 +22,7 @@ from qap_gguf.chat.completion import check_settings, complete, merge_bias
 from qap_gguf.chat.grammars import check_grammar
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError
+from qap_gguf.language.prompt_length import PromptLimit
 from qap_gguf.serve.metrics import Metrics
 from qap_gguf.serve.problems import RefusedError
 from qap_gguf.serve.schema import ChatRequest, CompletionRequest
@@ -33,6 +34,15 @@ _SAMPLING = (
 )  # fmt: skip
 _FOR_TEMPLATE = ("functions", "function_call", "tools", "tool_choice")
 _CHAT = (*_FOR_TEMPLATE, "response_format", "logprobs", "top_logprobs")
+
+
+def texts_of(content: Any) -> list[str]:
+    """Texts of a message's content, whatever else is in it; our handler says what is wrong with that."""
+    if isinstance(content, str):
+        return [content]
+    parts = content if isinstance(content, list) else []
+    found = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    return [text for text in found if isinstance(text, str)]
 
 
 class Engine:
@@ -47,6 +57,7 @@ class Engine:
     def __init__(self, llama: llama_cpp.Llama, handler: ChatHandler, settings: ServeSettings) -> None:
         self.llama, self.handler, self.settings = llama, handler, settings
         self.metrics = Metrics()
+        self.limit = PromptLimit(llama)
         self.n_now = 0
         self._model = anyio.Semaphore(1)
         # a decoded picture is large, a fetched one is waited for
@@ -83,14 +94,18 @@ class Engine:
         return {"prune": PruneConfig.from_dict(request.prune) if base is None else base.replace(**request.prune)}
 
     async def encode(self, request: ChatRequest) -> list[dict[str, Any]]:
-        """The request's messages, their images encoded."""
+        """The request's messages, their images encoded; what cannot fit the context is refused before."""
         started = time.perf_counter()
         try:
-            for_template = {name: getattr(request, name) for name in _FOR_TEMPLATE}
-            call = partial(self.handler.encode_images, **self.prune_of(request), **for_template)
-            return await anyio.to_thread.run_sync(call, self.llama, request.messages, limiter=self._decoding)
+            return await anyio.to_thread.run_sync(self._encode, request, limiter=self._decoding)
         finally:
             self.metrics.add("seconds_total", time.perf_counter() - started, 'step="images"')
+
+    def _encode(self, request: ChatRequest) -> list[dict[str, Any]]:
+        messages = request.messages
+        self.limit.check_turns([texts_of(message.get("content")) for message in messages])
+        for_template = {name: getattr(request, name) for name in _FOR_TEMPLATE}
+        return self.handler.encode_images(self.llama, messages, **self.prune_of(request), **for_template)
 
     async def chat(self, request: ChatRequest, messages: list[dict[str, Any]]) -> Any:
         """A chat completion, or the iterator of its chunks; the model must be held."""
@@ -113,6 +128,7 @@ class Engine:
         stops = check_settings(self.llama, plain, stop, request.logprobs is not None, request.logprobs)
         if request.suffix is not None:
             raise ConfigError("suffix: expected none, this server does not fill in; leave it out")
+        self.limit.check(request.text)
         n_tokens, most = len(self.llama.tokenize(request.text.encode(), special=True)), vlm.answers.n_ctx - 1
         if n_tokens > most:
             raise ConfigError(f"prompt: expected at most {most} tokens (n_ctx less one), got {n_tokens}; shorten it")

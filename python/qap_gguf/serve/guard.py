@@ -1,4 +1,4 @@
-"""What stands in front of all routes: the key, and the size of a request's body.
+"""What stands in front of all routes: how many requests there are, the key, and the size of a request's body.
 
 The body is read here, before anything looks at it, so that its size is bounded whether or not the client announces it.
 """
@@ -29,10 +29,14 @@ class Guard:
         metrics: counts the requests by status.
         api_key: bearer token that clients must send; None lets everyone in.
         max_body_bytes: largest body.
+        max_requests: most requests at a time, those among them whose body still comes.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, api_key: str | None, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, api_key: str | None, max_body_bytes: int, max_requests: int = 256
+    ) -> None:
         self._app, self._metrics, self._max_bytes = app, metrics, max_body_bytes
+        self._max_requests, self._n_now = max_requests, 0
         self._token = None if api_key is None else f"Bearer {api_key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,17 +44,27 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        self._n_now += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self._n_now -= 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._metrics.add("requests_total", 1, f'status="{message["status"]}"')
             await send(message)
 
         try:
+            if self._n_now > self._max_requests:
+                raise RefusedError(503, f"{self._n_now - 1} requests are open; come back later", "overloaded")
             self._check_key(scope)
             body = await self._read(scope, receive)
         except RefusedError as err:
             status, content = describe(err)
-            await JSONResponse(content, status_code=status)(scope, receive, counted)
+            headers = {"Retry-After": "1"} if status == 503 else None
+            await JSONResponse(content, status_code=status, headers=headers)(scope, receive, counted)
             return
         given = False
 

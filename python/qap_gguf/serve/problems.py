@@ -77,8 +77,21 @@ def describe(err: Exception) -> tuple[int, dict[str, dict[str, str | None]]]:
     return status, {"error": {"message": message[:2000], "type": kind, "param": None, "code": code}}
 
 
-async def respond(_request: Request, err: Exception) -> JSONResponse:
+def _wrong_type(request: Request, err: Exception) -> RefusedError | None:
+    """A body that was not read as JSON because its type says that it is none."""
+    if not isinstance(err, RequestValidationError) or not any(row["loc"] == ("body",) for row in err.errors()):
+        return None
+    sent = request.headers.get("content-type", "")
+    kind = sent.partition(";")[0].strip().lower()
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return None
+    got = repr(sent[:80]) if sent else "none"
+    return RefusedError(400, f"body: expected Content-Type: application/json, got {got}; send that header")
+
+
+async def respond(request: Request, err: Exception) -> JSONResponse:
     """The response for an exception of a route."""
+    err = _wrong_type(request, err) or err
     status, body = describe(err)
     headers = {"Retry-After": "1"} if status == 503 else None
     return JSONResponse(body, status_code=status, headers=headers)

@@ -1,7 +1,8 @@
 """Requests: llama-cpp-python's own models (llama_cpp/server/types.py), with what they lack.
 
 Messages stay plain objects here: our handler reads them, and says what is wrong with them. Fields that are not listed
-are passed over, as there and by OpenAI; ``prune`` is ours.
+are passed over, as there and by OpenAI; ``prune`` is ours. A field that is null counts as left out, but for ``prune``,
+where null has a meaning of its own.
 """
 
 from __future__ import annotations
@@ -9,10 +10,27 @@ from __future__ import annotations
 from typing import Any
 
 from llama_cpp.server import types
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 
-class ChatRequest(types.CreateChatCompletionRequest):
+class _Nullable(BaseModel):
+    """A model whose fields may be null, as many clients send what they leave at its default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None or name == "prune"}
+
+
+class StreamOptions(_Nullable):
+    """What a stream has besides its text."""
+
+    include_usage: bool = Field(default=False, description="Count the tokens in a last chunk.")
+
+
+class ChatRequest(_Nullable, types.CreateChatCompletionRequest):
     """A request for a chat completion."""
 
     messages: list[dict[str, Any]] = Field(description="OpenAI-style messages.")  # type: ignore[assignment]
@@ -27,6 +45,7 @@ class ChatRequest(types.CreateChatCompletionRequest):
     repeat_penalty: float = Field(default=1.0, gt=0.0)
     n: int | None = Field(default=1, ge=1, le=1, description="One answer for a request.")
     stop: str | list[str] | None = Field(default=None)
+    stream_options: StreamOptions = Field(default_factory=StreamOptions)
     prune: dict[str, Any] | None = Field(
         default=None,
         description="How to prune the images of this request: fields of a PruneConfig, over the server's; null keeps "
@@ -52,7 +71,7 @@ class ChatRequest(types.CreateChatCompletionRequest):
         return self
 
 
-class CompletionRequest(types.CreateCompletionRequest):
+class CompletionRequest(_Nullable, types.CreateCompletionRequest):
     """A request for a completion of plain text."""
 
     prompt: str | list[str]
@@ -61,6 +80,7 @@ class CompletionRequest(types.CreateCompletionRequest):
     best_of: int | None = Field(default=1, ge=1, le=1)
     temperature: float = Field(default=0.8, ge=0.0)
     repeat_penalty: float = Field(default=1.0, gt=0.0)
+    stream_options: StreamOptions = Field(default_factory=StreamOptions)
 
     @property
     def text(self) -> str:

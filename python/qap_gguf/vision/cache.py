@@ -102,6 +102,10 @@ class EmbeddingCache:
         self._n_bytes = 0
         self._counts = {"hits": 0, "store_hits": 0, "misses": 0}
 
+    def __repr__(self) -> str:
+        now = self.stats
+        return f"EmbeddingCache({now.n_images} images, {now.n_bytes / 2**20:.1f} MiB, folder {self.folder})"
+
     @property
     def folder(self) -> Path | None:
         """Where embeddings are kept beyond the process."""

@@ -37,6 +37,7 @@ class ImageEmbedding:
         bytes_read: what the encode copied from the device to the host: the arrays above.
         pieces: the tiles of the picture, or the whole of it.
         n_planes: planes of a row; the first is what scores look at.
+        thumbnail: the picture as a small JPEG file, uint8 (n_bytes,), which notebooks show; None where it is not known.
     """
 
     features: FloatArray
@@ -49,10 +50,29 @@ class ImageEmbedding:
     bytes_read: int = 0
     pieces: tuple[Piece, ...] = ()
     n_planes: int = 1
+    thumbnail: npt.NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         if not self.pieces:
             object.__setattr__(self, "pieces", (Piece(int(self.features.shape[0]), self.grid[1]),))
+
+    def __repr__(self) -> str:
+        rows, columns = self.grid
+        return (
+            f"ImageEmbedding({self.n_tokens} tokens ({rows} x {columns}) of {self.features.shape[-1]} numbers, "
+            f"picture of {self.size[0]} x {self.size[1]} pixels)"
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks: the picture; nothing where it is not known."""
+        from qap_gguf.plotting.notebook import picture_png
+
+        return None if self.thumbnail is None else picture_png(self.thumbnail, self.grid, None)
+
+    def _repr_html_(self) -> str | None:
+        from qap_gguf.plotting.notebook import as_html
+
+        return as_html(self._repr_png_(), repr(self))
 
     @property
     def n_tokens(self) -> int:
@@ -100,6 +120,7 @@ def embedding_of(
     size: tuple[int, int],
     seconds: float,
     n_planes: int = 1,
+    thumbnail: npt.NDArray[np.uint8] | None = None,
 ) -> ImageEmbedding:
     """The embedding of an image from what the encodes of its pieces gave; no report: a model that cannot be pruned."""
     pieces = tuple(piece_of(int(rows.shape[0]), report) for rows, report in zip(features, reports, strict=True))
@@ -120,6 +141,7 @@ def embedding_of(
         bytes_read=sum(n_bytes),
         pieces=pieces,
         n_planes=n_planes,
+        thumbnail=thumbnail,
         **signals,
     )
 

@@ -18,10 +18,12 @@ from qap_gguf.config import PruneConfig
 from qap_gguf.defaults import from_params, use
 from qap_gguf.errors import ConfigError, ImageError, ModelFileError, NativeError, UnsupportedError
 from qap_gguf.language.llama import LanguageModel
+from qap_gguf.language.prompt_length import PromptLimit
 from qap_gguf.vision.cache import encoder_identity, file_stamp
 from qap_gguf.vision.embedding import ImageEmbedding, embedding_of, is_usable
 from qap_gguf.vision.images import Pixels
 from qap_gguf.vision.resize import default_resize, loading
+from qap_gguf.vision.thumbnail import thumbnail
 
 _LARGE = ((4096, 4096), (4096, 1024), (1024, 4096), (4096, 256), (256, 4096))  # sizes that become many tokens
 
@@ -79,6 +81,7 @@ class ImageEncoder:
         self._language = language
         #: The most tokens of a picture, None: as many as the model makes of it.
         self.max_tokens = max_image_tokens() if max_tokens is None else max_tokens
+        self._limit = PromptLimit(language.llama)
         #: How often the encoder has run.
         self.n_encodes = 0
         #: The file, and what else the output depends on; part of the key under which embeddings are kept.
@@ -152,7 +155,12 @@ class ImageEncoder:
             text: the prompt; special tokens in it count as such.
             images: pixels, or (width, height) where only the number of tokens matters.
             add_special: let the tokenizer add BOS and the like.
+
+        Raises:
+            ConfigError: the text alone is too long for the context.
+            ImageError: the images do not fit the markers.
         """
+        self._limit.check(text)
         try:
             with use(None):
                 return self._native.tokenize(text, images, add_special, True)
@@ -192,7 +200,8 @@ class ImageEncoder:
             raise NativeError("expected finite features from the encoder, got others; check the mmproj file")
         n_planes = max(1, self.n_embd // self._language.n_embd)
         size = (pixels.shape[1], pixels.shape[0])
-        return embedding_of(features, [tile.report() for tile in tiles], size, seconds, n_planes)
+        reports = [tile.report() for tile in tiles]
+        return embedding_of(features, reports, size, seconds, n_planes, thumbnail(pixels))
 
     def prefill(
         self, chunk: _core.Chunk, features: FloatArray, indices: IndexArray | None, positions: str, n_batch: int

@@ -67,7 +67,12 @@ def _to_8_bits(image: Image.Image, from_png: bool) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As its orientation says; a picture whose EXIF cannot be read is taken as it lies, as viewers do."""
+    """As its orientation says; a picture whose EXIF cannot be read is taken as it lies, as viewers do.
+
+    Pillow turns TIFFs by itself while it decodes them and takes the tag away, so the tag is read after that. Its
+    ``exif_transpose`` also writes the EXIF anew, which fails where another tag is damaged.
+    """
+    image.load()
     try:
         turn = _UPRIGHT.get(image.getexif().get(0x0112, 1))
     except Exception:  # damaged EXIF raises what struct, the TIFF reader or the XML parser make of it

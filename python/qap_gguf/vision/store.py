@@ -3,14 +3,19 @@
 A file is a line that names the format, the SHA-256 of all behind it, and a NumPy archive (npz) with the arrays and the
 other fields as JSON. It is written under a name of its own and renamed when it is whole, so a reader sees a whole file
 or none; of two writers of one key the last wins, with the same content. A file that is damaged, cut short or of
-another format counts as missing and is removed. Nothing in a file is executed: pickles are refused.
+another format counts as missing and is removed: a hash that fits says nothing, for whoever can write into the folder
+can make one, so every field is typed before it is used, and no array is larger than its file. Nothing in a file is
+executed: pickles are refused. What is no regular file is not opened.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import tempfile
@@ -25,7 +30,9 @@ from typing import Any
 import numpy as np
 
 from qap_gguf.errors import ConfigError
+from qap_gguf.files.regular import open_regular
 from qap_gguf.vision.embedding import ImageEmbedding
+from qap_gguf.vision.thumbnail import MAX_BYTES as THUMBNAIL_BYTES
 from qap_gguf.vision.tiles import Piece
 
 _MAGIC = b"qap_gguf embedding 4\n"
@@ -62,16 +69,91 @@ def unpack(key: str, data: bytes) -> ImageEmbedding:
     body = data[start:]
     if data[: len(_MAGIC)] != _MAGIC or hashlib.sha256(body).digest() != data[len(_MAGIC) : start]:
         raise ValueError("not a whole file of this format")
-    with np.load(io.BytesIO(body), allow_pickle=False) as archive:
-        values: dict[str, Any] = {name: archive[name] for name in archive.files if name != "plain"}
-        plain = json.loads(archive["plain"].tobytes())
-    if plain.pop("key") != key:
+    arrays = _arrays(body)
+    plain = json.loads(arrays.pop("plain").tobytes())
+    if not isinstance(plain, dict) or plain.pop("key", None) != key:
         raise ValueError("the file of another key")
-    values["pieces"] = tuple(
-        Piece(n, columns, tuple(special), tuple(padding)) for n, columns, special, padding in plain.pop("pieces")
-    )
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
-    return ImageEmbedding(**values, **plain)
+    return _embedding(arrays, plain)
+
+
+def _arrays(body: bytes) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of an archive as :func:`pack` writes it; each lies in it as it is, so none is larger than `body`."""
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(body):
+                raise ValueError("packed arrays")
+            data = io.BytesIO(archive.read(entry))
+            if np.lib.format.read_magic(data) != (1, 0):
+                raise ValueError("another format of arrays")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(data)
+            if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data.getvalue()) - data.tell():
+                raise ValueError("an array of another size than its file")
+            data.seek(0)
+            found[entry.filename.removesuffix(".npy")] = np.lib.format.read_array(data, allow_pickle=False)
+    return found
+
+
+def _embedding(arrays: dict[str, np.ndarray[Any, Any]], plain: dict[str, Any]) -> ImageEmbedding:
+    """What :func:`pack` took apart, each field checked.
+
+    Raises:
+        ValueError: a field has another type, shape or name than an embedding's.
+    """
+    pieces = tuple(_piece(row) for row in _list(plain.pop("pieces")))
+    n_tokens, n_rows = sum(piece.n_tokens for piece in pieces), sum(piece.n_rows for piece in pieces)
+    for name, shape in (("features", (n_rows, None)), ("hidden", (n_tokens, None)),
+                        ("attention", (n_tokens,)), ("received", (n_tokens,))):  # fmt: skip
+        array = arrays.get(name)
+        if array is None:
+            if name == "features" or plain.pop(name, None) is not None:
+                raise ValueError(f"{name}: no array")
+            continue
+        if array.dtype != np.float32 or array.ndim != len(shape) or array.shape[0] != shape[0] or 0 in array.shape:
+            raise ValueError(f"{name}: {array.dtype} {array.shape}")
+    width, height = (_count(n, 1) for n in _list(plain.pop("size"), 2))
+    rows, columns = (_count(n) for n in _list(plain.pop("grid"), 2))
+    seconds = plain.pop("seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e9:
+        raise ValueError("seconds")
+    n_planes = _count(plain.pop("n_planes"), 1)
+    if arrays["features"].shape[1] % n_planes or rows * columns != n_tokens:
+        raise ValueError("planes or grid")
+    shown = arrays.get("thumbnail")
+    if shown is None:
+        if plain.pop("thumbnail", None) is not None:
+            raise ValueError("thumbnail: no array")
+    elif shown.dtype != np.uint8 or shown.ndim != 1 or len(shown) > THUMBNAIL_BYTES:
+        raise ValueError("thumbnail")
+    extra: Any = {"bytes_read": _count(plain.pop("bytes_read")), "n_planes": n_planes}
+    if plain or set(arrays) - {"features", "hidden", "attention", "received", "thumbnail"}:
+        raise ValueError("other fields")
+    signals: Any = {name: arrays.get(name) for name in ("attention", "received", "hidden", "thumbnail")}
+    whole = np.ascontiguousarray(arrays["features"])
+    return ImageEmbedding(whole, (rows, columns), size=(width, height), seconds=seconds, pieces=pieces,
+                          **signals, **extra)  # fmt: skip
+
+
+def _piece(row: Any) -> Piece:
+    n_tokens, n_columns, special, padding = _list(row, 4)
+    special, padding = (tuple(_count(n) for n in _list(numbers)) for numbers in (special, padding))
+    piece = Piece(_count(n_tokens), _count(n_columns), special, padding)
+    for numbers, end in ((special, piece.n_rows), (padding, piece.n_tokens)):
+        if list(numbers) != sorted(set(numbers)) or any(n >= end for n in numbers):
+            raise ValueError("special rows or padding")
+    return piece
+
+
+def _list(value: Any, length: int | None = None) -> list[Any]:
+    if not isinstance(value, list) or (length is not None and len(value) != length):
+        raise ValueError("no such list")
+    return value
+
+
+def _count(value: Any, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**40:
+        raise ValueError("no such number")
+    return value
 
 
 class EmbeddingStore:
@@ -101,16 +183,20 @@ class EmbeddingStore:
         """What is stored for a key; None where there is nothing, or nothing whole."""
         path = self.path(key)
         try:
-            data = path.read_bytes()
+            with open_regular(path) as file:
+                data = file.read(self._max_bytes + 1)
+            if len(data) > self._max_bytes:
+                raise ValueError("larger than the folder may be")
             image = unpack(key, data)
             os.utime(path)
         except FileNotFoundError:
             return None
-        except OSError as err:
-            self._warn("read", err)
-            return None
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-            path.unlink(missing_ok=True)
+        except Exception as err:  # damage ends in any error of zipfile, NumPy or JSON
+            if isinstance(err, OSError) and err.errno != errno.EINVAL:
+                self._warn("read", err)
+                return None
+            with contextlib.suppress(OSError):  # read-only, or shared with somebody else
+                path.unlink(missing_ok=True)
             return None
         return image
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from qap_gguf.convert.source.checkpoint import read_json
 from qap_gguf.errors import ConvertError
+from qap_gguf.files.regular import read_text
 
 __all__ = ["ClipVocabulary", "load_vocabulary"]
 
@@ -101,7 +102,7 @@ def _merge(pair: Any) -> str:
 
 def _merges_txt(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_text(path).split("\n")
     except (OSError, ValueError) as err:
         raise ConvertError(f"cannot read {path} ({type(err).__name__}); fetch the checkpoint again") from err
     if lines and lines[0].startswith("#version"):

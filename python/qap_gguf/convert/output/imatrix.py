@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from qap_gguf.errors import ConvertError, ModelFileError
 from qap_gguf.files.gguf import read_gguf
+from qap_gguf.files.regular import open_regular
 
 __all__ = ["Imatrix", "read_imatrix"]
 
@@ -103,7 +104,7 @@ def read_imatrix(path: str | Path) -> Imatrix:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(4) == b"GGUF":
                 return _read_gguf(path)
             file.seek(0)

@@ -16,6 +16,7 @@ from typing import Any
 from qap_gguf.convert.source.safetensors_file import Array, TensorRef, one_line, safetensors_header
 from qap_gguf.convert.source.torch_file import torch_tensors
 from qap_gguf.errors import ConvertError
+from qap_gguf.files.regular import read_text
 
 __all__ = ["WEIGHT_FILES", "Array", "Checkpoint", "TensorRef", "canonical", "checkpoint_folder", "read_json"]
 
@@ -55,7 +56,7 @@ def canonical(name: str) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises ConvertError where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except FileNotFoundError:
         raise ConvertError(f"expected a file {path}, found none; give a complete Hugging Face checkpoint") from None
     except (OSError, ValueError, RecursionError) as err:  # UnicodeDecodeError and JSONDecodeError are ValueErrors

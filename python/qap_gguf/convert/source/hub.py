@@ -45,7 +45,7 @@ def fetch(src: str | Path, check: Callable[[Path], None] | None = None) -> Path:
     except ImportError:
         raise ConvertError(
             f"expected a folder {src}, or huggingface_hub to fetch the model of that name, found neither; correct the "
-            "path, or pip install 'qap_gguf[hub]'"
+            "path, or pip install huggingface_hub"
         ) from None
 
     def download(names: list[str]) -> Path:

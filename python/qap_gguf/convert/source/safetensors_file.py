@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qap_gguf.errors import ConvertError
+from qap_gguf.files.regular import open_regular
 
 __all__ = ["DTYPES", "FLOATS", "Array", "TensorRef", "one_line", "safetensors_header"]
 
@@ -101,7 +102,7 @@ def safetensors_header(path: Path) -> dict[str, TensorRef]:
     """All tensors that one safetensors file lists, checked against its size."""
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER):
                 raise ConvertError(

@@ -16,6 +16,7 @@ from typing import Any
 
 from qap_gguf.convert.source.safetensors_file import FLOATS, Array, TensorRef, one_line
 from qap_gguf.errors import ConvertError
+from qap_gguf.files.regular import open_regular
 
 __all__ = ["TorchRef", "torch_tensors"]
 
@@ -44,8 +45,7 @@ def torch_tensors(path: Path) -> dict[str, TensorRef]:
         import torch
     except ImportError:
         raise ConvertError(
-            f"expected torch to read {path.name}, found none; pip install 'qap_gguf[convert]', or save the checkpoint "
-            "as safetensors"
+            f"expected torch to read {path.name}, found none; pip install torch, or save the checkpoint as safetensors"
         ) from None
     if tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < _OLDEST:
         raise ConvertError(
@@ -76,6 +76,7 @@ def _load(path: Path) -> dict[str, Any]:
     import torch
 
     try:
+        open_regular(path).close()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's words about its own older classes
             table = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -17,6 +17,7 @@ from qap_gguf.convert.source.checkpoint import read_json
 from qap_gguf.convert.tokenizers import bpe, spm
 from qap_gguf.convert.tokenizers.vocabulary import CONTROL, UNUSED, USER_DEFINED, Vocabulary
 from qap_gguf.errors import ConvertError
+from qap_gguf.files.regular import read_text
 
 __all__ = ["Vocabulary", "load"]
 
@@ -138,7 +139,7 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return read_text(path)
         except (OSError, UnicodeDecodeError) as err:
             raise ConvertError(f"cannot read {path} as UTF-8 text; fetch the checkpoint again") from err
     for source in (_optional(folder / "chat_template.json"), config, _optional(folder / "processor_config.json")):

@@ -17,6 +17,7 @@ from typing import Any
 
 from qap_gguf.convert.tokenizers.vocabulary import BYTE, NORMAL, UNKNOWN, Vocabulary
 from qap_gguf.errors import ConvertError
+from qap_gguf.files.regular import read_regular
 
 __all__ = ["SPACE", "from_json", "from_model"]
 
@@ -132,7 +133,7 @@ def from_model(path: Path) -> Vocabulary:
     """The vocabulary of a tokenizer.model (a sentencepiece BPE model with byte fallback)."""
     vocab = Vocabulary("llama", "default")
     try:
-        for number, body in _fields(path.read_bytes()):
+        for number, body in _fields(read_regular(path)):
             if number == 1:  # repeated SentencePiece pieces: 1 piece, 2 score, 3 type
                 piece = dict(_fields(body))
                 kind = piece.get(3, NORMAL)

@@ -104,7 +104,8 @@ def run_converter(runs: dict[str, list[str]], pre: str, on_progress: Callable[[i
     """
     if missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]:
         raise ConvertError(
-            f"expected {', '.join(missing)} for llama.cpp's converter, found none; pip install 'qap_gguf[convert]'"
+            f"expected {', '.join(missing)} for llama.cpp's converter, found none; "
+            "pip install torch transformers sentencepiece"
         )
     child = Path(__file__).with_name("child.py")
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "NO_LOCAL_GGUF")}

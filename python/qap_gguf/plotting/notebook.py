@@ -1,0 +1,63 @@
+"""What a notebook shows of an image, of its kept tokens and of its scores: small PNG files, made by Pillow alone.
+
+:func:`qap_gguf.plot` draws more, with matplotlib.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from qap_gguf.arguments import FloatArray, IndexArray
+from qap_gguf.plotting.overlay import dim_dropped, letterbox
+from qap_gguf.vision.images import Pixels
+from qap_gguf.vision.thumbnail import read_thumbnail
+
+_SIDE = 360  # pixels, about, of the longer side
+#: Dark to bright, as viridis: even in lightness.
+_COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float32)
+
+
+def is_grid(grid: tuple[int, int]) -> bool:
+    """Whether tokens in rows and columns have a known place; those of tiles stand in one line."""
+    return grid[0] > 1 or 0 < grid[1] <= 3
+
+
+def picture_png(thumbnail: npt.NDArray[np.uint8], grid: tuple[int, int], indices: IndexArray | None) -> bytes:
+    """The picture as the encoder sees it, with dropped patches dimmed where `indices` says which are kept."""
+    pixels = read_thumbnail(thumbnail)
+    if is_grid(grid):
+        patch = max(1, _SIDE // max(grid))
+        pixels = letterbox(pixels, (patch * grid[1], patch * grid[0]))
+        if indices is not None:
+            pixels = dim_dropped(pixels, grid, indices)
+    return _png(pixels)
+
+
+def scores_png(values: FloatArray, grid: tuple[int, int]) -> bytes:
+    """A map of numbers, one for each patch: the smallest dark, the largest bright."""
+    low, high = float(values.min()), float(values.max())
+    part = (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
+    at = np.linspace(0.0, 1.0, len(_COLOURS))
+    colours = np.stack([np.interp(part, at, _COLOURS[:, channel]) for channel in range(3)], axis=-1)
+    patch = max(1, _SIDE // max(grid))
+    return _png(np.kron(colours.reshape(*grid, 3).round().astype(np.uint8), np.ones((patch, patch, 1), np.uint8)))
+
+
+def as_html(png: bytes | None, words: str) -> str | None:
+    """A picture with a line of words under it; None where there is no picture."""
+    if png is None:
+        return None
+    data, text = base64.b64encode(png).decode(), html.escape(words, quote=True)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def _png(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

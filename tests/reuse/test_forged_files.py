@@ -1,0 +1,132 @@
+"""A folder of embeddings into which a stranger can write: what is no embedding counts as missing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import sys
+import tracemalloc
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_type=ImportError)
+
+from qap_gguf.vision.store import _MAGIC, EmbeddingStore
+from reuse.test_embedding_cache import KEYS, embedding
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    return EmbeddingStore(tmp_path / "store", 2**20)
+
+
+def forged(change: Callable[[dict[str, Any], dict[str, Any]], None], **settings: Any) -> bytes:
+    """A file whose hash fits, made by whoever can write into the folder; `change` gets its plain fields and arrays."""
+    image = embedding()
+    plain: dict[str, Any] = {
+        "key": KEYS[0], "grid": list(image.grid), "size": list(image.size), "seconds": image.seconds,
+        "attention": None, "received": None, "hidden": None, "bytes_read": 0, "n_planes": 1,
+        "pieces": [[piece.n_tokens, piece.n_columns, list(piece.special)] for piece in image.pieces],
+    }  # fmt: skip
+    arrays: dict[str, Any] = {"features": image.features}
+    change(plain, arrays)
+    buffer = io.BytesIO()
+    save = np.savez_compressed if settings.get("packed") else np.savez
+    text = plain.get("text") or json.dumps(plain).encode()
+    save(buffer, plain=np.frombuffer(text, np.uint8), **arrays)
+    for name, data in settings.get("entries", {}).items():
+        with zipfile.ZipFile(buffer, "a") as archive:
+            archive.writestr(name, data)
+    return sealed(buffer.getvalue())
+
+
+def sealed(body: bytes) -> bytes:
+    return _MAGIC + hashlib.sha256(body).digest() + body
+
+
+def huge(shape: tuple[int, ...]) -> bytes:
+    """An array's header without the array."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+WRONG: list[Any] = ["x", -1, 1.5, None, True, [], {}, [[]], [1, 2, 3], ["a", "b"], 2**70, [1, None], {"a": 1}]
+FIELDS = ("grid", "size", "seconds", "bytes_read", "n_planes", "pieces", "attention", "key")
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+def test_a_forged_file_is_one_that_is_read(store: EmbeddingStore) -> None:
+    """What the others are made from."""
+    store.path(KEYS[0]).write_bytes(forged(lambda plain, arrays: None))
+    found = store.load(KEYS[0])
+    assert found is not None
+    np.testing.assert_array_equal(found.features, embedding().features)
+
+
+def test_fields_of_wrong_types_count_as_missing(store: EmbeddingStore) -> None:
+    n_rows = embedding().features.shape[0]
+    files = [
+        forged(lambda plain, _, field=field, value=value: plain.update({field: value}))
+        for field in FIELDS for value in WRONG if not (field == "attention" and value is None)
+        and not (field in ("bytes_read", "n_planes") and value == 1) and not (field == "seconds" and value == 1.5)
+    ]  # fmt: skip
+    files += [forged(lambda plain, _, field=field: plain.pop(field)) for field in FIELDS if field != "attention"]
+    for array in (
+        np.zeros((n_rows, 4)), np.zeros((n_rows, 4, 1), "f4"), np.zeros((n_rows + 1, 4), "f4"),
+        np.zeros((0, 4), "f4"), np.zeros((n_rows, 4), "c8"), np.array(["a"] * n_rows),
+    ):  # fmt: skip
+        files.append(forged(lambda _, arrays, array=array: arrays.update(features=array)))
+        files.append(forged(lambda plain, arrays, array=array: [plain.pop("hidden"), arrays.update(hidden=array)]))
+        files.append(
+            forged(lambda plain, arrays, array=array: [plain.pop("attention"), arrays.update(attention=array)])
+        )
+    files += [
+        forged(lambda plain, _: plain.update(other=1)),
+        forged(lambda _, arrays: arrays.update(other=np.zeros(3))),
+        forged(lambda _, arrays: arrays.pop("features")),
+        forged(lambda plain, _: plain.update(text=DEEP)),
+        forged(lambda plain, _: plain.update(text=b"3")),
+        forged(lambda plain, _: plain.update(text=b"\xff")),
+        forged(lambda _, arrays: arrays.pop("features"), entries={"features.npy": huge((10**12, 10**5))}),
+        forged(lambda _, arrays: arrays.pop("features"), entries={"features.npy": huge((2**62, 4))}),
+        forged(lambda _, arrays: arrays.pop("features"), entries={"features.npy": b"\x93NUMPY\x01\x00"}),
+        forged(lambda _, arrays: arrays.update(features=np.zeros((2**22, 4), "f4")), packed=True),
+        sealed(b""), sealed(b"PK"), sealed(b"\0" * 1000),
+    ]  # fmt: skip
+    assert len(files) > 100
+    tracemalloc.start()
+    for number, data in enumerate(files):
+        store.path(KEYS[0]).write_bytes(data)
+        assert store.load(KEYS[0]) is None, number
+        assert not store.path(KEYS[0]).exists(), number
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**26  # not what a header claims
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders")
+@pytest.mark.parametrize("kind", ["pipe", "device", "random", "pipe behind a link", "folder", "loop", "nowhere"])
+def test_what_is_no_file_counts_as_missing(store: EmbeddingStore, kind: str, tmp_path: Path) -> None:
+    path, target = store.path(KEYS[0]), tmp_path / "pipe"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(target)
+        aims = {"device": "/dev/zero", "random": "/dev/urandom", "loop": str(path), "nowhere": "/no/where"}
+        path.symlink_to(aims.get(kind, str(target)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        assert store.load(KEYS[0]) is None
+        store.save(KEYS[0], embedding())
+        assert (store.load(KEYS[0]) is None) == (kind == "folder")
