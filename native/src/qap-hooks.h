@@ -25,7 +25,7 @@ struct mtmd_input_chunks;
 struct mtmd_serialization;
 struct qap_plan;
 
-// Our nodes behind an encoder graph. Owns the memory of their headers: it must live until the results are read.
+// Our nodes after an encoder graph. Owns the memory of their headers: it must live until the results are read.
 struct qap_graph {
     qap_plan *       plan = nullptr; // null: nothing was added
     ggml_context_ptr ctx;
@@ -69,7 +69,7 @@ inline std::vector<int32_t> qap_hook_token(int32_t token) {
 // Throws std::runtime_error with one line when the image cannot be pruned as asked.
 void qap_hook_plan(const mtmd_context * ctx, mtmd_input_chunks & chunks);
 
-// clip.cpp, at loading, behind the parameters of each projector (enum projector_type): 006-resize.patch
+// clip.cpp, at loading, after the parameters of each projector (enum projector_type): 006-resize.patch
 void qap_hook_resize(int projector, clip_hparams & hparams);
 
 // clip.cpp, in 007-llava-next.patch: what the context has loaded
