@@ -37,7 +37,7 @@ def likelihoods(llama: llama_cpp.Llama, texts: Sequence[str]) -> list[float]:
     logits are not, so the answer must not be read on.
 
     Args:
-        llama: a model behind a prefill, such as ``VisionModel.language_model`` after ``generate(..., stream=True)``.
+        llama: a model after a prefill, such as ``VisionModel.language_model`` after ``generate(..., stream=True)``.
         texts: at least one, none empty.
 
     Returns:
@@ -61,7 +61,7 @@ def likelihoods(llama: llama_cpp.Llama, texts: Sequence[str]) -> list[float]:
         raise ConfigError(f"choices: expected texts with at least one token, got {list(texts)!r}; correct them")
     start = language.n_past
     if start + max(map(len, tokens)) > language.n_ctx:
-        raise ConfigError(f"choices: expected room behind {start} tokens, got n_ctx {language.n_ctx}; raise n_ctx")
+        raise ConfigError(f"choices: expected room after {start} tokens, got n_ctx {language.n_ctx}; raise n_ctx")
     first = _log_softmax(language.last_logits())
     memory = llama_cpp.llama_get_memory(llama._ctx.ctx)
     out = []

@@ -45,7 +45,7 @@ def to_json(completion: Any) -> str:
 
 
 class EventStream(StreamingResponse):
-    """Chunks as server-sent events; what they hold is let go behind the last one, or when the client leaves."""
+    """Chunks as server-sent events; what they hold is let go after the last one, or when the client leaves."""
 
     def __init__(self, chunks: Iterator[Any], held: contextlib.AsyncExitStack) -> None:
         super().__init__(self._events(chunks), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
