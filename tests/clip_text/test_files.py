@@ -91,7 +91,7 @@ def test_prune_defaults_and_the_tower_share_a_file(clip: Clip, plain_llava: Path
 
 
 def test_a_merge_of_unknown_tokens_is_named(clip: Clip, tmp_path: Path) -> None:
-    merges = (["no-such such-no"], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING)
+    merges: Any = (["no-such such-no"], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING)
     path = rewrite(clip.mmproj, tmp_path / "x.gguf", {"qap_clip_text.tokenizer.merges": merges})
     with pytest.raises(ModelFileError, match="merges of known tokens") as caught:
         ClipTextTower.open(path)

@@ -81,10 +81,12 @@ def load_tokenizer(
     for number in (*special, unknown):
         if not 0 <= number < len(tokens) or not tokens[number]:
             raise _refused(f"expected a text for the special token {number}, found none")
-    merges = [tuple(str(merge).split(" ")) for merge in _array(arrays, "merges", str)]
-    for rank, merge in enumerate(merges):
-        if len(merge) != 2 or not all(merge):
-            raise _refused(f"expected two tokens as merge {rank}, got {' '.join(merge)!r}")
+    merges: list[tuple[str, str]] = []
+    for merge in _array(arrays, "merges", str):
+        left, _, right = str(merge).partition(" ")
+        if not left or not right or " " in right:
+            raise _refused(f"expected two tokens as merge {len(merges)}, got {merge!r}")
+        merges.append((left, right))
     try:
         from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
     except ImportError:
