@@ -17,26 +17,14 @@ public:
         shape = qap_clip_text_get_shape(clip.get());
     }
 
-    std::vector<int32_t> tokenize(const std::string & text) {
-        qap_clip_text *              open = clip.get();
-        const py::gil_scoped_release nogil;
-        std::vector<int32_t>         ids((size_t) shape.n_ctx);
-        const int32_t                count = qap_clip_text_tokenize(open, text.data(), text.size(), ids.data());
-        if (count < 0) {
-            throw std::invalid_argument(qap_last_error());
-        }
-        ids.resize((size_t) count);
-        return ids;
-    }
-
-    float_array embed(const std::string & text) {
+    float_array embed(const std::vector<int32_t> & ids) {
         qap_clip_text * open = clip.get();
         float_array     result(shape.n_proj);
         float *         out    = result.mutable_data();
         int             status = 0;
         {
             const py::gil_scoped_release nogil;
-            status = qap_clip_text_embed(open, text.data(), text.size(), out);
+            status = qap_clip_text_embed(open, ids.data(), (int32_t) ids.size(), out);
         }
         check(status);
         return result;
@@ -57,7 +45,7 @@ public:
         return result;
     }
 
-    float_array relevance(const float_array & hidden, const std::string & text) {
+    float_array relevance(const float_array & hidden, const std::vector<int32_t> & ids) {
         qap_clip_text * open = clip.get();
         const int32_t   n    = rows_of(hidden);
         float_array     result(n);
@@ -66,7 +54,7 @@ public:
         int             status = 0;
         {
             const py::gil_scoped_release nogil;
-            status = qap_clip_text_relevance(open, data, n, text.data(), text.size(), out);
+            status = qap_clip_text_relevance(open, data, n, ids.data(), (int32_t) ids.size(), out);
         }
         check(status);
         return result;
@@ -98,8 +86,8 @@ void register_clip_text(py::module_ & m) {
         .def_property_readonly("n_ctx", [](const clip_text & c) { return c.shape.n_ctx; })
         .def_property_readonly("n_proj", [](const clip_text & c) { return c.shape.n_proj; })
         .def_property_readonly("n_hidden", [](const clip_text & c) { return c.shape.n_hidden; })
-        .def("tokenize", &clip_text::tokenize, py::arg("text"))
-        .def("embed", &clip_text::embed, py::arg("text"))
+        .def_property_readonly("n_vocab", [](const clip_text & c) { return c.shape.n_vocab; })
+        .def("embed", &clip_text::embed, py::arg("ids"))
         .def("project", &clip_text::project, py::arg("hidden").noconvert())
-        .def("relevance", &clip_text::relevance, py::arg("hidden").noconvert(), py::arg("text"));
+        .def("relevance", &clip_text::relevance, py::arg("hidden").noconvert(), py::arg("ids"));
 }

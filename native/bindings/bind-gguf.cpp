@@ -1,11 +1,25 @@
 // bind-gguf.cpp: metadata and tensor table of a GGUF file by ggml's own reader, without its data, and the gate in front
-// of upstream's loaders. Python's files.py looks at every file with them before upstream does.
+// of upstream's loaders. Python's files/gguf.py looks at every file with them before upstream does.
 #include "bindings.h"
 #include "ggml-cpp.h"
 #include "gguf.h"
 #include "quiet.h"
 
 #include <cstring>
+
+static gguf_context_ptr open_header(const std::string & path) {
+    const quiet_scope      quiet(false);
+    const gguf_init_params params = { /* no_alloc */ true, /* ctx */ nullptr };
+    gguf_context_ptr       gguf(gguf_init_from_file(path.c_str(), params));
+    if (!gguf) {
+        throw py::value_error("not a readable GGUF file");
+    }
+    return gguf;
+}
+
+static py::str text_of(const char * text) {
+    return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(text, (Py_ssize_t) strlen(text), "replace"));
+}
 
 static py::object value_of(const gguf_context * gguf, int64_t id) {
     switch (gguf_get_kv_type(gguf, id)) {
@@ -20,24 +34,43 @@ static py::object value_of(const gguf_context * gguf, int64_t id) {
         case GGUF_TYPE_FLOAT32: return py::float_(gguf_get_val_f32(gguf, id));
         case GGUF_TYPE_FLOAT64: return py::float_(gguf_get_val_f64(gguf, id));
         case GGUF_TYPE_BOOL: return py::bool_(gguf_get_val_bool(gguf, id));
-        case GGUF_TYPE_STRING: {
-            const char * text = gguf_get_val_str(gguf, id);
-            PyObject *   str  = PyUnicode_DecodeUTF8(text, (Py_ssize_t) strlen(text), "replace");
-            return py::reinterpret_steal<py::object>(str);
-        }
+        case GGUF_TYPE_STRING: return text_of(gguf_get_val_str(gguf, id));
         default: return py::none(); // arrays (vocabularies, mostly) are not needed to check a file
     }
 }
 
+// The arrays of strings and of 32-bit integers whose keys begin with a prefix, as lists.
+static py::dict gguf_arrays(const std::string & path, const std::string & prefix) {
+    const gguf_context_ptr gguf = open_header(path);
+    py::dict               arrays;
+    for (int64_t i = 0; i < gguf_get_n_kv(gguf.get()); i++) {
+        const char * key = gguf_get_key(gguf.get(), i);
+        if (gguf_get_kv_type(gguf.get(), i) != GGUF_TYPE_ARRAY || strncmp(key, prefix.c_str(), prefix.size()) != 0) {
+            continue;
+        }
+        const size_t n = gguf_get_arr_n(gguf.get(), i);
+        py::list     items;
+        if (gguf_get_arr_type(gguf.get(), i) == GGUF_TYPE_STRING) {
+            for (size_t k = 0; k < n; k++) {
+                items.append(text_of(gguf_get_arr_str(gguf.get(), i, k)));
+            }
+        } else if (gguf_get_arr_type(gguf.get(), i) == GGUF_TYPE_INT32) {
+            const auto * data = static_cast<const int32_t *>(gguf_get_arr_data(gguf.get(), i));
+            for (size_t k = 0; k < n; k++) {
+                items.append(data[k]);
+            }
+        } else {
+            continue;
+        }
+        arrays[py::str(key)] = items;
+    }
+    return arrays;
+}
+
 // (metadata, arrays as None, [(name, type, offset, bytes), ...], offset of the data)
 static py::tuple gguf_info(const std::string & path) {
-    const quiet_scope      quiet(false);
-    const gguf_init_params params = { /* no_alloc */ true, /* ctx */ nullptr };
-    const gguf_context_ptr gguf(gguf_init_from_file(path.c_str(), params));
-    if (!gguf) {
-        throw py::value_error("not a readable GGUF file");
-    }
-    py::dict metadata;
+    const gguf_context_ptr gguf = open_header(path);
+    py::dict               metadata;
     for (int64_t i = 0; i < gguf_get_n_kv(gguf.get()); i++) {
         metadata[py::str(gguf_get_key(gguf.get(), i))] = value_of(gguf.get(), i);
     }
@@ -75,4 +108,5 @@ void register_gguf(py::module_ & m) {
     m.def("check_mmproj", &check_mmproj, py::arg("path"), py::arg("memory"));
     m.def("check_language", &check_language, py::arg("path"), py::arg("memory"), py::arg("n_ctx"));
     m.def("gguf_info", &gguf_info, py::arg("path"));
+    m.def("gguf_arrays", &gguf_arrays, py::arg("path"), py::arg("prefix"));
 }

@@ -5,6 +5,8 @@
 #include "llama.h"
 #include "quiet.h"
 
+#include <vector>
+
 // "what: the library's words"; RuntimeError
 [[noreturn]] static void refuse(const std::string & own, const quiet_scope & quiet) {
     const std::string other = quiet.last_error();
@@ -51,7 +53,16 @@ static py::dict inspect_mmproj(const std::string & path, const std::optional<std
         "why_not"_a = info.why_not != nullptr ? py::object(py::str(info.why_not)) : py::object(py::none()));
 }
 
+static std::vector<std::string> projectors(const std::string & table) {
+    std::vector<std::string> names;
+    while (const char * name = qap_projector_name(table.c_str(), (int32_t) names.size())) {
+        names.emplace_back(name);
+    }
+    return names;
+}
+
 void register_inspect(py::module_ & m) {
+    m.def("projectors", &projectors, py::arg("table"));
     m.def("inspect_model", &inspect_model, py::arg("path"));
     m.def("inspect_mmproj", &inspect_mmproj, py::arg("path"), py::arg("model").none(true));
 }

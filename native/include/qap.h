@@ -115,7 +115,7 @@ QAP_API bool         qap_stock_encoder(void); /* QAP_STOCK_ENCODER=1: upstream's
 QAP_API bool         qap_avoid_amx(void);
 QAP_API const char * qap_upstream_version(void); /* the llama-cpp-python version that this library was built from */
 
-/* --- files of strangers: what upstream's loaders would end the process for is an error here --- */
+/* --- checks of files that may be damaged or hostile: an error here, where upstream's loaders would abort --- */
 
 /* Each returns 0 when the file can be handed to upstream. memory: must it fit this machine's memory? n_ctx: cells of
  * the KV cache to come, 0: the model's own. n_embd: width of a token, 0 where the kind of model is not known here; may
@@ -255,18 +255,16 @@ QAP_API struct qap_clip_text *     qap_clip_text_open(const char * path, const c
 QAP_API void                       qap_clip_text_free(struct qap_clip_text * clip);
 QAP_API struct qap_clip_text_shape qap_clip_text_get_shape(const struct qap_clip_text * clip);
 
-/* text: UTF-8, n_bytes. A text that is too long is cut, the end token stays. One call at a time runs on one object. */
-/* ids: [n_ctx]; returns how many, or -1 */
-QAP_API int32_t
-qap_clip_text_tokenize(const struct qap_clip_text * clip, const char * text, size_t n_bytes, int32_t * ids);
+/* ids: CLIP's token ids of a prompt, [n_ids], begin and end included, at most n_ctx, each below n_vocab. One call at a
+ * time runs on one object. */
 /* embedding: [n_proj], not normalised */
-QAP_API int qap_clip_text_embed(struct qap_clip_text * clip, const char * text, size_t n_bytes, float * embedding);
+QAP_API int qap_clip_text_embed(struct qap_clip_text * clip, const int32_t * ids, int32_t n_ids, float * embedding);
 /* hidden: [n_tokens, n_hidden], the input of LLaVA's projector; embeddings: [n_tokens, n_proj], not normalised */
 QAP_API int qap_clip_text_project(
     struct qap_clip_text * clip, const float * hidden, int32_t n_tokens, float * embeddings);
 /* relevance: [n_tokens], minus the cosine between a patch and the text (CDPruner, arXiv 2506.10967); a zero has cosine 0 */
 QAP_API int qap_clip_text_relevance(
-    struct qap_clip_text * clip, const float * hidden, int32_t n_tokens, const char * text, size_t n_bytes,
+    struct qap_clip_text * clip, const float * hidden, int32_t n_tokens, const int32_t * ids, int32_t n_ids,
     float * relevance);
 
 /* --- what our graphs are made of --- */
@@ -313,6 +311,9 @@ struct qap_mmproj_info {
     const char * why_not;    /* as above */
     int32_t      batch_rows; /* most rows of a picture whose rows see each other and stand in one batch; else 0 */
 };
+/* The index-th projector type of a table: "layout" (it can be pruned), "resize" (trained on stretched pictures) or "gate"
+ * (its tensors are checked). NULL past the end, and for another table. */
+QAP_API const char * qap_projector_name(const char * table, int32_t index);
 /* model: the language model that the file shall fit, NULL: any. Fails where libmtmd would refuse to load the file. */
 QAP_API int qap_mmproj_inspect(const char * path, const struct llama_model * model, struct qap_mmproj_info * info);
 

@@ -44,7 +44,7 @@ qap_area qap_hook_resized(
 // mtmd-image.cpp, img_tool::crop(): the area of the part that is cut out
 qap_area qap_hook_cropped(const qap_area & from, int x, int y, int width, int height);
 
-// Our nodes behind an encoder graph. Owns the memory of their headers: it must live until the results are read.
+// Our nodes after an encoder graph. Owns the memory of their headers: it must live until the results are read.
 struct qap_graph {
     qap_plan *       plan = nullptr; // null: nothing was added
     ggml_context_ptr ctx;
@@ -116,7 +116,7 @@ inline std::vector<int32_t> qap_hook_token(int32_t token) {
 // Throws std::runtime_error with one line when the image cannot be pruned as asked.
 void qap_hook_plan(const mtmd_context * ctx, mtmd_input_chunks & chunks);
 
-// clip.cpp, at loading, behind the parameters of each projector (enum projector_type): 006-resize.patch
+// clip.cpp, at loading, after the parameters of each projector (enum projector_type): 006-resize.patch
 void qap_hook_resize(int projector, clip_hparams & hparams);
 // limits.cpp, called there: as many tiles or pixels as the limit on a picture's tokens leaves
 void qap_limit_tokens(int projector, clip_hparams & hparams);

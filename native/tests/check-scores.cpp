@@ -1,5 +1,5 @@
 // check-scores.cpp: qap_score() and qap_cosines() on a device against the CPU, and what they cost on the device when the
-// features lie there already, as behind the encoder.
+// features lie there already, as after the encoder.
 #include "checks.h"
 #include "compare.h"
 #include "device.h"

@@ -27,13 +27,20 @@ int main(int argc, char ** argv) {
             CHECK(std::strlen(qap_last_error()) > 0);
             continue;
         }
-        const qap_clip_text_shape shape  = qap_clip_text_get_shape(tower);
-        const char                text[] = "ab a\xff b";
-        std::vector<int32_t>      ids((size_t) shape.n_ctx);
+        const qap_clip_text_shape shape = qap_clip_text_get_shape(tower);
+        std::vector<int32_t>      ids((size_t) shape.n_ctx + 1);
         std::vector<float>        embedding((size_t) shape.n_proj);
-        CHECK(qap_clip_text_tokenize(tower, text, sizeof(text) - 1, ids.data()) >= 2);
-        if (qap_clip_text_embed(tower, text, sizeof(text) - 1, embedding.data()) == 0) { // damaged weights may give NaN
+        for (size_t i = 0; i < ids.size(); i++) {
+            ids[i] = (int32_t) i % shape.n_vocab;
+        }
+        if (qap_clip_text_embed(tower, ids.data(), shape.n_ctx, embedding.data()) == 0) { // damaged weights: NaN
             towers++;
+        }
+        for (const int32_t count : { 0, -1, shape.n_ctx + 1 }) {
+            CHECK(qap_clip_text_embed(tower, ids.data(), count, embedding.data()) == -1);
+        }
+        for (const int32_t id : { -1, shape.n_vocab, INT32_MIN, INT32_MAX }) {
+            CHECK(qap_clip_text_embed(tower, &id, 1, embedding.data()) == -1);
         }
         qap_clip_text_free(tower);
     }

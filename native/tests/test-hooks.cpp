@@ -37,7 +37,7 @@ static std::vector<char> save(const mtmd_input_chunk * chunk) {
     return bytes;
 }
 
-// Loading gives a chunk that can be encoded, or nothing. The bytes behind upstream's are ours; those are damaged.
+// Loading gives a chunk that can be encoded, or nothing. The bytes after upstream's are ours; those are damaged.
 static int damage(generator & rng, const mtmd_input_chunk * chunk, size_t n_dense) {
     const std::vector<char> saved  = save(chunk);
     int                     loaded = 0;

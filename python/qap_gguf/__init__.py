@@ -94,3 +94,8 @@ __all__ = [
     "set_resize",
     "use",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names. Submodules such as ``qap_gguf.eval`` are imported by their own path."""
+    return sorted([*__all__, "__version__"])

@@ -20,7 +20,7 @@ from qap_gguf.errors import ConfigError, ConvertError
 
 # Parameters of the checkpoints as others counted them in public code and notes: llava-hf/llava-1.5-7b-hf with
 # transformers and in the headers of its files, SmolVLM-256M in transformers, Qwen2.5-VL-3B in its own and in its
-# fine-tunes' records. We have not had these files ourselves. LLaVA's hold a 24th layer of the encoder and a norm behind
+# fine-tunes' records. We have not had these files ourselves. LLaVA's hold a 24th layer of the encoder and a norm after
 # it that nothing uses; our files, as those of `qap-gguf convert`, do not.
 UNUSED = 4 * (1024 * 1024 + 1024) + 2 * 1024 * 4096 + 4096 + 1024 + 2 * 2048 + 2048
 PARAMETERS = {

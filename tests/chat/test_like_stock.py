@@ -81,7 +81,7 @@ def test_same_as_llava15(
 def test_same_as_the_handler_for_ggufs_with_a_template(
     llama: llama_cpp.Llama, packaged: qap.PackagedModel, uri: str, n_images: int
 ) -> None:
-    """That one writes no line break behind an image, so the question brings it along."""
+    """That one writes no line break after an image, so the question brings it along."""
     template = llama.metadata["tokenizer.chat_template"].replace("<image>\\n", "<image>")
     stock = llama_chat_format.MTMDChatHandler(clip_model_path=str(packaged.mmproj), verbose=False)
     with qap.ChatHandler(packaged.mmproj, chat_template=template) as ours:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import qap_gguf as qap
 from clip_text.clip_checkpoint import hidden_states, nmse
 from dropin.children import python
 from dropin.gguf_copy import rewrite
+from qap_gguf import _core
 from qap_gguf.errors import ConfigError, ModelFileError
 from qap_gguf.pruning.clip_text import ClipTextTower
 
@@ -88,6 +90,32 @@ def test_prune_defaults_and_the_tower_share_a_file(clip: Clip, plain_llava: Path
     tower.close()
 
 
+def test_a_merge_of_unknown_tokens_is_named(clip: Clip, tmp_path: Path) -> None:
+    merges: Any = (["no-such such-no"], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING)
+    path = rewrite(clip.mmproj, tmp_path / "x.gguf", {"qap_clip_text.tokenizer.merges": merges})
+    with pytest.raises(ModelFileError, match="merges of known tokens") as caught:
+        ClipTextTower.open(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_package_one_line_says_how_to_install_it(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    tower = ClipTextTower.open(clip.mmproj, n_threads=1)
+    assert tower is not None
+    with tower:
+        assert tower.project(hidden_states(2)).shape == (2, clip.case.n_proj)  # what needs no prompt goes on
+        with pytest.raises(ConfigError, match=r"pip install 'qap_gguf\[clip-text\]'") as caught:
+            tower.embed("a cat")
+    assert "\n" not in str(caught.value)
+
+
+def test_native_code_refuses_ids_outside_the_vocabulary(clip: Clip) -> None:
+    native = _core.ClipText(str(clip.mmproj), None, 1)
+    for ids in ([], [0] * (native.n_ctx + 1), [-1], [native.n_vocab]):
+        with pytest.raises(ValueError, match="ids: expected"):
+            native.embed(ids)
+
+
 def test_a_file_without_a_tower_gives_none() -> None:
     assert ClipTextTower.open(qap.packaged_model().mmproj) is None
 
@@ -109,7 +137,7 @@ WRONG_KEYS: dict[str, tuple[Any, str]] = {
     "feed_forward_length": (0, "feed_forward_length"),
     "context_length": (7, "shape"),
     "projection_length": (2**31, "projection_length"),
-    "vocab_size": (50, "tokens"),
+    "vocab_size": (50, "shape"),
     "activation": ("relu", "activation"),
     "eos_token_id": (10**6, "eos_token_id"),
     "vision.embedding_length": (33, "shape"),
@@ -119,6 +147,7 @@ WRONG_KEYS: dict[str, tuple[Any, str]] = {
     "tokenizer.unknown_token_id": (None, "found none"),
     "tokenizer.tokens": (([1, 2], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32), "array of str"),
     "tokenizer.special_token_ids": (([-1], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32), "special token"),
+    "tokenizer.eos_token_id": (1.5, "eos_token_id"),
     "tokenizer.merges": ((["a b", "no"], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING), "merge"),
 }
 

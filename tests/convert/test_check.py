@@ -88,7 +88,7 @@ CLASS, LAYER = "v.class_embd", {"feature_layer": None}
     ],
 )
 def test_warnings_of_llava(header: GgufInfo, projector: str, expected: list[tuple[int | None, bool]]) -> None:
-    assert [(defect.issue, defect.mended) for defect in find_defects(header, projector)] == expected
+    assert [(defect.issue, defect.fixed) for defect in find_defects(header, projector)] == expected
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_switches_that_are_off_change_nothing(
     dense_embeddings: dict[str, Any], stock_embeddings: dict[str, Any]
 ) -> None:
     assert run_probe("embed", env={"QAP_DISABLE": "0", "QAP_STOCK_ENCODER": ""}) == dense_embeddings
-    # disabled hooks leave the mend of the encoder alone: it has a switch of its own
+    # disabled hooks leave the fix of the encoder alone: it has a switch of its own
     assert run_probe("embed", env={"QAP_DISABLE": "1"}) == dense_embeddings
     for flash in ("flash=True", "flash=False"):
         assert dense_embeddings[flash] != stock_embeddings[flash]

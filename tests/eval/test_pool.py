@@ -1,4 +1,4 @@
-"""The baseline of a picture in less detail: grids, averages, and what the language model gets to read."""
+"""The baseline of a lower resolution: grids, averages, and what the language model gets to read."""
 
 from __future__ import annotations
 

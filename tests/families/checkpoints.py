@@ -26,7 +26,7 @@ SPECIAL = [
     "<|img_thumbnail|>", "<row_1_col_1>", "<row_1_col_2>", "<row_2_col_1>", "<row_2_col_2>", "<|img_row_1_col_1|>",
     "<|img_row_1_col_2|>", "<|tile_x_separator|>", "<|tile_y_separator|>",
 ]  # fmt: skip
-FIRST_SPECIAL = 641  # behind the 640 of train_bpe and its <box>
+FIRST_SPECIAL = 641  # after the 640 of train_bpe and its <box>
 ID = {name: FIRST_SPECIAL + i for i, name in enumerate(SPECIAL)}
 VOCAB = FIRST_SPECIAL + len(SPECIAL)
 

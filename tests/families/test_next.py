@@ -91,7 +91,7 @@ class Case:
     vlm: qap.VisionModel
 
     def prefill(self, parts: list[Any]) -> Array:
-        """Logits behind a prompt of token ids and (name of the picture, rows, indices or None)."""
+        """Logits after a prompt of token ids and (name of the picture, rows, indices or None)."""
         language, encoder = self.vlm._language, self.vlm._encoder
         language.reset()
         for part in parts:

@@ -106,7 +106,7 @@ def test_every_piece_of_a_picture_that_is_no_larger_than_a_tile_is_the_picture(c
 
 
 def prefill(case: Case, parts: list[list[int] | tuple[Array, Any]], positions: str) -> Array:
-    """Logits behind a prompt of token ids and (rows, indices or None) of the image's first piece."""
+    """Logits after a prompt of token ids and (rows, indices or None) of the image's first piece."""
     language = case.vlm._language
     language.reset()
     for part in parts:

@@ -45,7 +45,7 @@ def inputs(name: str, model: Any, pixels: Any) -> dict[str, Any]:
 
 
 def features(name: str, model: Any, pixels: Any) -> Array:
-    """Projected rows of one picture, (n_tok, n_embd), DeepStack's planes behind the main one."""
+    """Projected rows of one picture, (n_tok, n_embd), DeepStack's planes after the main one."""
     with torch.no_grad():
         if name == "llama-4":  # its projector stands outside
             hidden = model.get_image_features(**inputs(name, model, pixels)).last_hidden_state
@@ -65,14 +65,14 @@ def features(name: str, model: Any, pixels: Any) -> Array:
 def logits(
     name: str, model: Any, parts: list[list[int] | Array], places: list[tuple[Array, int] | None] | None = None
 ) -> Array:
-    """Logits behind the last token of a prompt.
+    """Logits after the last token of a prompt.
 
     Args:
         name: the family.
         model: transformers' model.
         parts: token ids, or rows of an image, (k, n_embd), in the order of the prompt.
         places: for M-RoPE and an image part, the (time, row, column) of each row relative to its start, (k, 3), and by
-            how much the position behind it is higher; None for text, and for rows that count like text.
+            how much the position after it is higher; None for text, and for rows that count like text.
     """
     planes = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or []
     width = model.config.get_text_config().hidden_size

@@ -6,7 +6,7 @@ Two figures are bounded. NMSE = sum (a - b)^2 / sum b^2, and the largest error =
 being the smallest normal float32. Both are at most 1e-6, except for the largest error of int7 and int8: there float32
 has 127 grid steps of about 6e-8 each to lose, and 5e-6 is what it can give.
 
-Left out on purpose, because the exact answer itself hangs on the last bit there (docs/design.md, section 3):
+Left out on purpose, because the exact answer itself depends on the last bit there:
 - features between 1e-9 and 1e-4: the paper's s + 1e-8 is then neither s nor 1e-8, and E jumps where round() does;
 - tokens whose E are all equal or all rounding noise (one channel, groups of one, constants, one-hot rows alone):
   min-max stretches the noise over [0, 1]. For these E is compared in units of max |x|, and what follows from it is not;

@@ -54,7 +54,7 @@ class WatchedEncoder:
     def _see(self, tensor: int, ask: bool, _: Any) -> bool:
         if ask:
             self._nodes.append(_core.node_at(tensor if isinstance(tensor, int) else _address(tensor)))
-            return False  # no need to stop behind this node
+            return False  # no need to stop after this node
         return True
 
     def encode(self, image: Path) -> tuple[npt.NDArray[np.float32], list[Node]]:

@@ -22,6 +22,7 @@ import qap_gguf as qap
 from dropin.children import python
 from qap_gguf import _core
 from qap_gguf.errors import ConfigError
+from qap_gguf.files.atomic import temporary_name
 from qap_gguf.vision.cache import encoder_identity, image_key, n_bytes
 from qap_gguf.vision.store import _MAGIC, EmbeddingStore, pack, unpack
 
@@ -191,12 +192,12 @@ def test_a_pickle_in_a_file_is_not_run(store: EmbeddingStore) -> None:
 def test_the_folder_is_bounded(tmp_path: Path) -> None:
     size = len(pack(KEYS[0], embedding()))
     store = EmbeddingStore(tmp_path, 3 * size + 200)
-    left = tmp_path / ".part-left"
+    left = temporary_name(store.path(KEYS[5]))
     left.write_bytes(b"from a process that died")
-    os.utime(left, (1, 1))
     for number, key in enumerate(KEYS[:3]):
         store.save(key, embedding())
         os.utime(store.path(key), (1000 + number, 1000 + number))
+    assert store.path(KEYS[0]).stat().st_mode & 0o077 == 0  # nobody else reads what was in a picture
     assert store.load(KEYS[0]) is not None  # that counts as use
     store.save(KEYS[3], embedding())
     assert [store.path(key).exists() for key in KEYS[:4]] == [True, False, True, True]
@@ -267,7 +268,7 @@ def test_two_processes_share_a_folder(tmp_path: Path) -> None:
         thread.join()
     assert [done.returncode for done in found] == [0, 0], [done.stderr for done in found]
     assert all(int(done.stdout) > 8 for done in found)
-    assert not list(tmp_path.glob(".part-*"))
+    assert not list(tmp_path.glob(".*"))
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 6 * size
 
 

@@ -220,7 +220,7 @@ def interrupt_after(seconds: float) -> threading.Timer:
 
 
 def test_an_interrupt_stops_a_prefill(vlm: qap.VisionModel, image: qap.ImageEmbedding, answers: dict[str, str]) -> None:
-    """The whole prompt is one batch; the error of the batch that was stopped stands behind the interrupt."""
+    """The whole prompt is one batch; the error of the batch that was stopped stands after the interrupt."""
     long = "word " * 1800
     vlm.forget()
     started = time.perf_counter()

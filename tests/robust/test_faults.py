@@ -24,7 +24,7 @@ import qap_gguf as qap
 from dropin.children import environment
 from fault_points import CacheWrites, Evaluation
 from faults import DONE, REFUSED, Conversion, hashes, in_child, strike, strike_work
-from qap_gguf.convert.output.temporary import shared, temporary_name
+from qap_gguf.files.atomic import shared, temporary_name
 from qap_gguf.files.gguf import check_pair
 from qap_gguf.vision.store import EmbeddingStore, pack
 
@@ -150,7 +150,7 @@ def test_two_processes_that_share_a_cache(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_nobody_writes_to_is_cleaned_once(tmp_path: Path) -> None:
-    stale = temporary_name(tmp_path / "a.gguf", "01234567")
+    stale = temporary_name(tmp_path / "a.gguf")
     stale.write_bytes(b"x")
     with shared(tmp_path):
         assert not stale.exists()

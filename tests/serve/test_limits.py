@@ -26,7 +26,7 @@ BODY, IMAGE, PIXELS, IMAGES = 2 * 2**20, 2**20, 25_000_000, 8
 
 
 def padded(body: dict[str, Any], n_bytes: int) -> bytes:
-    """The request with white space behind it, which JSON allows."""
+    """The request with white space after it, which JSON allows."""
     return json.dumps(body).encode().ljust(n_bytes)
 
 

@@ -33,10 +33,10 @@ class Example:
 
     Attributes:
         pixels: uint8 (192, 192, 3).
-        tokens: of all questions and answers, int64 (n,), behind the image.
+        tokens: of all questions and answers, int64 (n,), after the image.
         labels: the next token where it belongs to an answer, else ``IGNORED``, int64 (n,).
         branch: number of the question that a token belongs to, int64 (n,).
-        position: of the token behind the image's last, int64 (n,).
+        position: of the token after the image's last, int64 (n,).
         patches: for each object the patches that it covers; the rest of the cells count as nothing.
     """
 
@@ -49,7 +49,7 @@ class Example:
 
 
 def branch_tokens(tokenize: Tokenize, question: Question) -> tuple[list[int], list[int]]:
-    """(tokens, labels) of one question and its answer behind the image; labels are shifted by one."""
+    """(tokens, labels) of one question and its answer after the image; labels are shifted by one."""
     asked = tokenize(f"\n{question.text}<|im_end|>\n<|im_start|>assistant\n")
     answer = tokenize(f"{question.answer}<|im_end|>")
     tokens = asked + answer
@@ -92,7 +92,7 @@ def keep_patches(rng: random.Random, example: Example, n_keep: int) -> NDArray[n
 
 
 def collate(rng: random.Random, examples: Sequence[Example], n_keep: int, n_before: int, pad: int) -> dict[str, Any]:
-    """One batch, as NumPy arrays; b pictures, k kept patches, n tokens behind the image (padded), L = before + k + n.
+    """One batch, as NumPy arrays; b pictures, k kept patches, n tokens after the image (padded), L = before + k + n.
 
     Args:
         examples: b of them.

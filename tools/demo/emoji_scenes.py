@@ -3,7 +3,7 @@
 A plain scene is a 192 x 192 RGB picture: a background in one of 8 colours with a little noise, and 2 to 6 objects out
 of 64 emoji, each in a cell of its own of a 4 x 4 grid (48 pixels, so 3 x 3 patches of 16), of random size and place in
 the cell. Everything follows from the seed, the Pillow version and the font. The design is that of the generator made
-for this project beside tiny-llava's weights; the same seed gives the same scenes (tests/test_scenes.py).
+for this project beside tiny-llava's weights; the same seed gives the same scenes (tests/demo/test_scenes.py).
 """
 
 from __future__ import annotations

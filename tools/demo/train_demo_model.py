@@ -157,7 +157,7 @@ def save(learner: Learner, optimizer: Any, step: int, init: Path, out: Path) -> 
 def held_out(learner: Learner, args: argparse.Namespace, font: Path, device: str) -> dict[str, float]:
     """Right answers on held-out plain scenes, dense and with 18 random tokens, 600 questions each.
 
-    An answer is right when every token of it, its end too, is the likeliest behind the right ones before it: what
+    An answer is right when every token of it, its end too, is the likeliest after the right ones before it: what
     greedy decoding would give.
     """
     tokenize, sprite = tokenizer_of(args.init), font_sprites(font)

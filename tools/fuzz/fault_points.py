@@ -1,8 +1,8 @@
-"""Work that is struck at any line of Python, and what must hold behind it: writes of the embedding cache, evaluations.
+"""Work that is struck at any line of Python, and what must hold after it: writes of the embedding cache, evaluations.
 
 faults.py runs it. A signal comes between two lines of the files that write (a trace function sends it), or no
 file may grow above a size, as on a full disk. What holds: under a final name there is a whole file or none, the next
-run ends as if nothing had happened, and what is left behind is hidden and removed in time.
+run ends as if nothing had happened, and what is left is hidden and removed in time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 import qap_gguf as qap
 import qap_gguf.eval as qe
 from qap_gguf.eval import grid, journal, output, runner
+from qap_gguf.files import atomic
 from qap_gguf.vision import store as embedding_store
 from qap_gguf.vision.store import EmbeddingStore, pack, unpack
 
@@ -104,7 +105,7 @@ class CacheWrites:
     name = "cache writes"
 
     def __init__(self) -> None:
-        self.files = {embedding_store.__file__}
+        self.files = {str(module.__file__) for module in (embedding_store, atomic)}
         self._keys = [f"{number:064x}" for number in range(4)]
         self._whole = {key: pack(key, self._image(number)) for number, key in enumerate(self._keys)}
         self.largest = max(map(len, self._whole.values()))
@@ -126,17 +127,15 @@ class CacheWrites:
     def check(self, out: Path) -> None:
         """A file of the store is whole and its own; others are hidden."""
         for path in out.iterdir() if out.is_dir() else ():
-            if path.name.startswith(".part-"):
+            if path.name.endswith(".qap-tmp"):
                 continue
             assert path.suffix == ".qapemb", path.name
             assert path.read_bytes() == self._whole[path.stem], path.name
             unpack(path.stem, path.read_bytes())
 
     def check_done(self, out: Path) -> None:
-        """As many files as there is room for, and the leftovers of killed writers go when they are old."""
+        """As many files as there is room for, and the next writer removes what killed ones left."""
         self.check(out)
-        for path in out.glob(".part-*"):
-            os.utime(path, (1, 1))
         EmbeddingStore(out, 3 * self.largest + 100).save(self._keys[3], self._image(3))
         names = sorted(path.name for path in out.iterdir())
         assert len(names) == 3, names
@@ -172,7 +171,7 @@ class Evaluation:
     name = "eval --out"
 
     def __init__(self, folder: Path) -> None:
-        modules = (journal, output, grid, runner)
+        modules = (journal, output, grid, runner, atomic)
         self.files = {str(module.__file__) for module in modules}
         sample = qap.packaged_model().sample
         self._questions = [qe.Question(sample, f"question {i}", f"answer {i}") for i in range(6)]

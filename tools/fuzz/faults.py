@@ -23,9 +23,9 @@ from typing import ClassVar
 
 from fault_points import Act, CacheWrites, Evaluation, Work, count_lines, starved, struck
 from qap_gguf.convert import api, convert
-from qap_gguf.convert.output import temporary as leftovers
 from qap_gguf.convert.output import writer
 from qap_gguf.errors import QapError
+from qap_gguf.files import atomic
 from qap_gguf.files.gguf import read_gguf
 
 DONE, REFUSED = 0, 10
@@ -65,7 +65,7 @@ def in_child(act: Act, out: Path) -> int:
 class Conversion:
     """One checkpoint, converted to one type; `want` is what an undisturbed run writes."""
 
-    files: ClassVar[set[str]] = {str(module.__file__) for module in (api, leftovers, writer)}
+    files: ClassVar[set[str]] = {str(module.__file__) for module in (api, atomic, writer)}
 
     def __init__(self, checkpoint: Path, kind: str, folder: Path) -> None:
         self.checkpoint, self.kind = checkpoint, kind

@@ -6,7 +6,7 @@
 One model, with embeddings kept in memory (room for two of three pictures), in a folder, and with the KV cache reused as
 far as it is equal, answers sequences of (pictures, question, system prompt, K, alpha, signal, method, merging). For
 each of these a process is forked from one that has imported the package and loaded nothing; it loads the model,
-encodes, answers this one question with no cache, and ends. Compared are the text and the bits of the logits behind the
+encodes, answers this one question with no cache, and ends. Compared are the text and the bits of the logits after the
 prompt.
 """
 
@@ -29,6 +29,7 @@ import numpy.typing as npt
 from PIL import Image
 
 import qap_gguf as qap
+from qap_gguf.config import SELECTORS
 
 N_CTX = 448
 ROOM = 2 * 144 * 260 * 4  # bytes of two pictures: rows of 256 numbers, and what is kept beside each
@@ -39,7 +40,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "alpha": (0.0, 0.7, 1.0, "dynamic"),
     "semantic": ("auto", "text"),
     "error": ("int4", "q4_0"),
-    "select": ("topk", "dpp", "divprune", "random", "uniform"),
+    "select": SELECTORS,
     "merge": ("none", "average"),
 }
 #: numbers of pictures, question, system prompt, fields of a PruneConfig or None for all tokens
@@ -57,7 +58,7 @@ PICTURES = pictures()
 
 
 def answer(vlm: qap.VisionModel, what: Asked) -> tuple[str, str, qap.GenerationStats]:
-    """(text, digest of the logits behind the prompt, statistics) of one question."""
+    """(text, digest of the logits after the prompt, statistics) of one question."""
     numbers, question, system, fields = what
     messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     messages.append({"role": "user", "content": [*(PICTURES[i] for i in numbers), question]})

@@ -140,7 +140,7 @@ def _place(rng: random.Random, file: Gguf) -> int:
 
 
 def truncate(rng: random.Random, file: Gguf) -> bytes:
-    """Cut anywhere, as often in the header as behind it."""
+    """Cut anywhere, as often in the header as after it."""
     return file.whole[: rng.randrange(file.end if rng.random() < 0.5 else len(file.whole))]
 
 
@@ -184,7 +184,7 @@ def lie_about_lengths(rng: random.Random, file: Gguf) -> bytes:
 
 
 def lie_in_the_table(rng: random.Random, file: Gguf) -> bytes:
-    """Another number of dimensions, dimension, type or offset of a tensor, with nothing behind it."""
+    """Another number of dimensions, dimension, type or offset of a tensor, with nothing after it."""
     tensor = rng.choice(file.tensors)
     at = tensor.at + 8 + len(tensor.name)
     n_dims = len(tensor.dims)

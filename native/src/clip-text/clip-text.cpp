@@ -11,8 +11,6 @@
 #include <exception>
 #include <memory>
 
-static const size_t MAX_TEXT = 1 << 20; // bytes; far more than any context length
-
 // --- graphs ---
 
 static ggml_tensor * build_norm(ggml_context * ctx, ggml_tensor * x, const clip_norm & norm, float eps) {
@@ -63,12 +61,10 @@ static int check_result(const float * values, int64_t count, const char * what) 
     return 0;
 }
 
-static int compute_text(const qap_clip_text & clip, const std::vector<int32_t> & ids, float * embedding) {
-    const auto n = (int64_t) ids.size();
+static int compute_text(const qap_clip_text & clip, const int32_t * ids, int64_t n, float * embedding) {
     // transformers: the first token with the config's id; 2 is what old configs say, and means the highest id
-    auto at =
-        clip.pool_id == 2 ? std::max_element(ids.begin(), ids.end()) : std::find(ids.begin(), ids.end(), clip.pool_id);
-    at = at == ids.end() ? ids.begin() : at;
+    const int32_t * at = clip.pool_id == 2 ? std::max_element(ids, ids + n) : std::find(ids, ids + n, clip.pool_id);
+    at                 = at == ids + n ? ids : at;
 
     device_graph graph;
     if (graph.open(clip.backend.get(), 64 + 48 * clip.layers.size()) != 0) {
@@ -88,7 +84,7 @@ static int compute_text(const qap_clip_text & clip, const std::vector<int32_t> &
         x = ggml_add(ctx, x, build_linear(ctx, build_activation(ctx, hidden, clip.activation), layer.down));
     }
     // the last norm looks at one row at a time, so only the pooled one is needed
-    x = ggml_view_2d(ctx, x, clip.n_embd, 1, x->nb[1], (size_t) (at - ids.begin()) * x->nb[1]);
+    x = ggml_view_2d(ctx, x, clip.n_embd, 1, x->nb[1], (size_t) (at - ids) * x->nb[1]);
     x = build_linear(ctx, build_norm(ctx, x, clip.final_ln, clip.eps), clip.text_proj);
     ggml_set_output(x);
     ggml_build_forward_expand(graph.gf, x);
@@ -101,7 +97,7 @@ static int compute_text(const qap_clip_text & clip, const std::vector<int32_t> &
         places[(size_t) i] = (int32_t) i;
         std::fill(mask.begin() + i * n + i + 1, mask.begin() + (i + 1) * n, -INFINITY);
     }
-    ggml_backend_tensor_set(inp_ids, ids.data(), 0, ggml_nbytes(inp_ids));
+    ggml_backend_tensor_set(inp_ids, ids, 0, ggml_nbytes(inp_ids));
     ggml_backend_tensor_set(inp_place, places.data(), 0, ggml_nbytes(inp_place));
     ggml_backend_tensor_set(inp_mask, mask.data(), 0, ggml_nbytes(inp_mask));
     if (graph.run() != 0) {
@@ -151,9 +147,14 @@ static float minus_cosine(const float * a, const float * b, int32_t n) {
     return aa > 0.0 && bb > 0.0 ? (float) (-dot / std::sqrt(aa * bb)) : 0.0f;
 }
 
-static int check_text(const char * text, size_t n_bytes) {
-    if (text == nullptr || n_bytes > MAX_TEXT) {
-        return qap_fail("text: expected at most %zu bytes, got %zu; shorten it", MAX_TEXT, n_bytes);
+static int check_ids(const qap_clip_text & clip, const int32_t * ids, int32_t n_ids) {
+    if (ids == nullptr || n_ids < 1 || n_ids > clip.n_ctx) {
+        return qap_fail("ids: expected 1..%d token ids, got %d", (int) clip.n_ctx, (int) n_ids);
+    }
+    for (int32_t i = 0; i < n_ids; i++) {
+        if (ids[i] < 0 || ids[i] >= clip.n_vocab) {
+            return qap_fail("ids: expected 0..%d, got %d at %d", (int) clip.n_vocab - 1, (int) ids[i], (int) i);
+        }
     }
     return 0;
 }
@@ -195,28 +196,13 @@ struct qap_clip_text_shape qap_clip_text_get_shape(const struct qap_clip_text * 
     return { clip->n_ctx, clip->n_proj, clip->n_hidden, clip->n_vocab };
 }
 
-int32_t qap_clip_text_tokenize(const struct qap_clip_text * clip, const char * text, size_t n_bytes, int32_t * ids) {
-    int32_t   count  = 0;
-    const int status = guarded([&] {
-        if (check_text(text, n_bytes) != 0) {
-            return -1;
-        }
-        const std::vector<int32_t> found = clip->bpe.tokenize(text, n_bytes, (size_t) clip->n_ctx);
-        std::copy(found.begin(), found.end(), ids);
-        count = (int32_t) found.size();
-        return 0;
-    });
-    return status == 0 ? count : -1;
-}
-
-int qap_clip_text_embed(struct qap_clip_text * clip, const char * text, size_t n_bytes, float * embedding) {
+int qap_clip_text_embed(struct qap_clip_text * clip, const int32_t * ids, int32_t n_ids, float * embedding) {
     return guarded([&] {
-        if (check_text(text, n_bytes) != 0) {
+        if (check_ids(*clip, ids, n_ids) != 0) {
             return -1;
         }
-        const std::vector<int32_t>        ids = clip->bpe.tokenize(text, n_bytes, (size_t) clip->n_ctx);
         const std::lock_guard<std::mutex> lock(clip->mutex);
-        return compute_text(*clip, ids, embedding);
+        return compute_text(*clip, ids, n_ids, embedding);
     });
 }
 
@@ -228,12 +214,12 @@ int qap_clip_text_project(struct qap_clip_text * clip, const float * hidden, int
 }
 
 int qap_clip_text_relevance(
-    struct qap_clip_text * clip, const float * hidden, int32_t n_tokens, const char * text, size_t n_bytes,
+    struct qap_clip_text * clip, const float * hidden, int32_t n_tokens, const int32_t * ids, int32_t n_ids,
     float * relevance) {
     return guarded([&] {
         const auto         n_proj = (size_t) clip->n_proj;
         std::vector<float> words(n_proj);
-        if (qap_clip_text_embed(clip, text, n_bytes, words.data()) != 0) {
+        if (qap_clip_text_embed(clip, ids, n_ids, words.data()) != 0) {
             return -1;
         }
         std::vector<float> patches((size_t) std::max(n_tokens, 0) * n_proj);

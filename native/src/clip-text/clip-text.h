@@ -1,8 +1,7 @@
-// clip-text.h: CLIP's text tower with the two projections, as it lies in an mmproj file. Loaded by clip-text-load.cpp,
-// run by clip-text.cpp; the public functions are in qap.h.
+// clip-text.h: CLIP's text tower with the two projections, as stored in an mmproj file. Loaded by load.cpp, run by
+// clip-text.cpp; the public functions are in qap.h. Prompts are tokenized in Python (pruning/clip_tokenizer.py).
 #pragma once
 
-#include "clip-text/clip-bpe.h"
 #include "ggml-cpp.h"
 #include "ggml.h"
 #include "qap.h"
@@ -41,7 +40,6 @@ struct qap_clip_text {
     float           eps        = 0;
     float           eps_vision = 0;
     clip_activation activation = CLIP_QUICK_GELU;
-    clip_bpe        bpe;
 
     ggml_tensor *                token_embd    = nullptr; // [n_vocab, n_embd]
     ggml_tensor *                position_embd = nullptr; // [n_ctx, n_embd]
@@ -57,6 +55,6 @@ struct qap_clip_text {
     std::mutex              mutex; // a backend computes one graph at a time
 };
 
-// Reads keys, tokenizer and weights into clip, whose backend is open.
+// Reads keys and weights into clip, whose backend is open.
 // Throws std::runtime_error with one line for a file that lacks something or contradicts itself.
 void clip_text_load(qap_clip_text & clip, const std::string & path);

@@ -1,4 +1,4 @@
-// clip-text-load.cpp: reads the keys and tensors qap_clip_text.* that convert/clip_text.py writes. Every key's type,
+// load.cpp: reads the keys and tensors qap_clip_text.* that convert/llava/clip_text.py writes. Every key's type,
 // every tensor's type, shape and place in the file are checked before anything is built on them.
 #include "clip-text/clip-text.h"
 #include "ggml-alloc.h"
@@ -59,23 +59,6 @@ struct reader {
             refuse("expected " + (PREFIX + name) + " in 0..1, got " + std::to_string(value));
         }
         return value;
-    }
-
-    int64_t array(const std::string & name, gguf_type type) const {
-        const int64_t id = find(name, GGUF_TYPE_ARRAY);
-        if (gguf_get_arr_type(gguf.get(), id) != type) {
-            refuse("expected an array of " + std::string(gguf_type_name(type)) + " as " + PREFIX + name);
-        }
-        return id;
-    }
-
-    std::vector<std::string> strings(const std::string & name) const {
-        const int64_t            id = array(name, GGUF_TYPE_STRING);
-        std::vector<std::string> out;
-        for (size_t i = 0; i < gguf_get_arr_n(gguf.get(), id); i++) {
-            out.emplace_back(gguf_get_arr_str(gguf.get(), id, i));
-        }
-        return out;
     }
 
     // A tensor of the wanted shape (ne0, ne1; 0 for a vector) in the target context, to be filled later.
@@ -178,27 +161,6 @@ void load_shape(qap_clip_text & clip, const reader & file) {
     }
 }
 
-void load_tokenizer(qap_clip_text & clip, const reader & file) {
-    const std::vector<std::string> tokens = file.strings("tokenizer.tokens");
-    if (tokens.size() < 3 || tokens.size() > (size_t) clip.n_vocab) {
-        file.refuse(
-            "expected at most " + std::to_string(clip.n_vocab) + " tokens, got " + std::to_string(tokens.size()));
-    }
-    const auto last  = (int64_t) tokens.size() - 1;
-    clip.bpe.bos     = file.number("tokenizer.bos_token_id", 0, last);
-    clip.bpe.eos     = file.number("tokenizer.eos_token_id", 0, last);
-    clip.bpe.unknown = file.number("tokenizer.unknown_token_id", 0, last);
-
-    const int64_t        id   = file.array("tokenizer.special_token_ids", GGUF_TYPE_INT32);
-    const auto *         data = static_cast<const int32_t *>(gguf_get_arr_data(file.gguf.get(), id));
-    std::vector<int32_t> special(data, data + gguf_get_arr_n(file.gguf.get(), id));
-    try {
-        clip.bpe.load(tokens, file.strings("tokenizer.merges"), special);
-    } catch (const std::runtime_error & err) {
-        file.refuse(std::string("tokenizer: ") + err.what());
-    }
-}
-
 void take_tensors(qap_clip_text & clip, const reader & file) {
     clip.token_embd    = file.take("token_embd.weight", clip.n_embd, clip.n_vocab);
     clip.position_embd = file.take("position_embd.weight", clip.n_embd, clip.n_ctx);
@@ -226,7 +188,6 @@ void take_tensors(qap_clip_text & clip, const reader & file) {
 void clip_text_load(qap_clip_text & clip, const std::string & path) {
     reader file = open_file(path);
     load_shape(clip, file);
-    load_tokenizer(clip, file);
 
     const size_t n_tensors = 8 + 16 * (size_t) clip.n_layer;
     clip.ctx.reset(ggml_init({ ggml_tensor_overhead() * n_tensors, nullptr, /* no_alloc */ true }));

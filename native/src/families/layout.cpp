@@ -5,6 +5,8 @@
 #include "clip-model.h"
 #include "families/letterbox.h"
 #include "qap-plan.h"
+#include "gate/gate.h"
+#include "qap.h"
 
 enum class class_token { as_stored, first, last, none };
 
@@ -53,6 +55,20 @@ const char * qap_projector_why_not(int projector) {
             return "this family was not compared with its original here; run this model without pruning";
         default: return "this projector is not supported for pruning; run this model without pruning";
     }
+}
+
+const char * qap_projector_name(const char * table, int32_t index) {
+    const std::string which = table;
+    for (const auto & [projector, name] : PROJECTOR_TYPE_NAMES) {
+        const bool found = which == "layout"   ? find_projector(projector) != nullptr
+                           : which == "resize" ? qap_projector_stretched(projector)
+                           : which == "gate"   ? qap_gate_has_rules(name)
+                                               : false;
+        if (found && index-- == 0) {
+            return name.c_str();
+        }
+    }
+    return nullptr;
 }
 
 qap_layout qap_layout_of(const clip_model & model, const clip_image_f32 & image) {

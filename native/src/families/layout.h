@@ -1,7 +1,7 @@
 // layout.h: how the rows that an encoder gives relate to the patches of the picture.
 //
-// A token is a row that stands for a place in the picture and may be dropped. A special row (the [IMG_BREAK] behind
-// each line of Pixtral) is kept always and is no token. LLaVA-NeXT's rows are put together behind the encoder
+// A token is a row that stands for a place in the picture and may be dropped. A special row (the [IMG_BREAK] after
+// each line of Pixtral) is kept always and is no token. LLaVA-NeXT's rows are put together after the encoder
 // (pack.h). Facts: tools/mtmd/models/*.cpp and clip_n_output_tokens().
 #pragma once
 
@@ -37,6 +37,9 @@ struct qap_layout {
 
 // One line that says why images of models with this projector (enum projector_type) cannot be pruned, or null.
 const char * qap_projector_why_not(int projector);
+
+// Whether models with this projector were trained on stretched pictures, not on letterboxed ones (resize.cpp).
+bool qap_projector_stretched(int projector);
 
 qap_layout qap_layout_of(const clip_model & model, const clip_image_f32 & image);
 

@@ -96,7 +96,7 @@ bool qap_hook_packs(const clip_ctx * ctx, const clip_image_f32_batch & imgs) {
 
 namespace {
 
-// Numbers of each token of a picture, `n` of them; `gap` places are left free behind each line of the grid.
+// Numbers of each token of a picture, `n` of them; `gap` places are left free after each line of the grid.
 struct canvas {
     const qap_packing & packing;
     int32_t             n;

@@ -2,6 +2,8 @@
 //
 // Facts: the image processors of transformers 5.24. Qwen-VL, Gemma 3 and Pixtral resize without regard to the aspect
 // ratio; InternVL's tiles are cut out of a stretched picture; Pixtral rounds sides up to whole patches.
+#include "families/layout.h"
+
 #include "clip-impl.h"
 #include "clip-model.h"
 #include "qap-error.h"
@@ -25,7 +27,7 @@ int32_t qap_resize_get(void) {
     return resize_mode;
 }
 
-static bool trained_on_stretched(projector_type projector) {
+bool qap_projector_stretched(int projector) {
     switch (projector) {
         case PROJECTOR_TYPE_QWEN2VL:
         case PROJECTOR_TYPE_QWEN25VL:
@@ -45,7 +47,7 @@ void qap_hook_resize(int projector, clip_hparams & hparams) {
         return;
     }
     hparams.image_round_up = type == PROJECTOR_TYPE_PIXTRAL;
-    if (mode == QAP_RESIZE_STRETCH || (mode == QAP_RESIZE_AUTO && trained_on_stretched(type))) {
+    if (mode == QAP_RESIZE_STRETCH || (mode == QAP_RESIZE_AUTO && qap_projector_stretched(projector))) {
         hparams.image_resize_pad = PAD_NONE;
         hparams.image_pad_rf     = PAD_NONE;
     } else if (mode == QAP_RESIZE_PAD) {

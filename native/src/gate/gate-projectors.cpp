@@ -2,6 +2,7 @@
 // written as ggml's: the row length first. Facts: load_tensors() in tools/mtmd/clip.cpp and tools/mtmd/models/*.cpp
 // (llama.cpp 0c1e570). Types that are not in the table at the end get the general checks only.
 #include "gate-mmproj.h"
+#include "gate.h"
 
 #include <algorithm>
 #include <set>
@@ -105,7 +106,7 @@ static int64_t n_out(const file & f, const std::string & name) {
     return t != nullptr ? t->ne[1] : 0;
 }
 
-// LLaVA: two products with gelu between, or (mm.3: Yi) two with a norm behind each.
+// LLaVA: two products with gelu between, or (mm.3: Yi) two with a norm after each.
 static int64_t check_llava(const file & f, tower & t) {
     check_input(f, t, true, false);
     check_blocks(f, t, {});
@@ -200,24 +201,34 @@ static int64_t check_qwen2vl(const file & f, tower & t) {
     return n;
 }
 
-int64_t check_projector(const file & f, tower & t) {
-    static const struct {
-        const char * name;
-        int64_t (*check)(const file &, tower &);
-    } table[] = {
-        { "mlp",              check_llava    },
-        { "idefics3",         check_idefics3 },
-        { "gemma3",           check_gemma3   },
-        { "internvl",         check_internvl },
-        { "qwen2vl_merger",   check_qwen2vl  },
-        { "qwen2.5vl_merger", check_qwen2vl  },
-    };
-    for (const auto & row : table) {
-        if (t.projector == row.name) {
-            return row.check(f, t);
+static const struct projector_rule {
+    const char * name;
+    int64_t (*check)(const file &, tower &);
+} RULES[] = {
+    { "mlp",              check_llava    },
+    { "idefics3",         check_idefics3 },
+    { "gemma3",           check_gemma3   },
+    { "internvl",         check_internvl },
+    { "qwen2vl_merger",   check_qwen2vl  },
+    { "qwen2.5vl_merger", check_qwen2vl  },
+};
+
+static const projector_rule * find_rule(const std::string & projector) {
+    for (const projector_rule & rule : RULES) {
+        if (projector == rule.name) {
+            return &rule;
         }
     }
-    return 0;
+    return nullptr;
+}
+
+int64_t check_projector(const file & f, tower & t) {
+    const projector_rule * rule = find_rule(t.projector);
+    return rule != nullptr ? rule->check(f, t) : 0;
 }
 
 } // namespace qap_gate
+
+bool qap_gate_has_rules(const std::string & projector) {
+    return qap_gate::find_rule(projector) != nullptr;
+}

@@ -29,7 +29,7 @@ static void check_ids(const file & f, int64_t own_bos, int64_t own_eos, bool add
         f.refuse("expected a bos_token_id in the vocabulary to put in front of a prompt, found none");
     }
     if (f.flag(T + "add_eos_token", false) && eos < 0) {
-        f.refuse("expected an eos_token_id in the vocabulary to put behind a prompt, found none");
+        f.refuse("expected an eos_token_id in the vocabulary to put after a prompt, found none");
     }
 }
 

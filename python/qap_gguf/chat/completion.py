@@ -95,7 +95,7 @@ class HeldSignals:
     """Keeps Ctrl-C out of native callbacks, where an exception is printed and lost.
 
     Logits processors are Python that native code calls. While one may run, a signal is only noted; the next token ends
-    the completion (this is its stopping criterion), and the signal's own handler is called behind it.
+    the completion (this is its stopping criterion), and the signal's own handler is called after it.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class HeldSignals:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Note signals within the block, and raise behind it what they raise."""
+        """Note signals within the block, and raise after it what they raise."""
         handler = signal.getsignal(signal.SIGINT)
         if not callable(handler) or threading.current_thread() is not threading.main_thread():
             yield

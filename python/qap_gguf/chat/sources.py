@@ -176,4 +176,4 @@ def decode_data_uri(text: str) -> bytes:
     try:
         return base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError) as err:
-        raise ImageError(f"image: expected base64 behind the comma, got other text ({err}); encode it again") from err
+        raise ImageError(f"image: expected base64 after the comma, got other text ({err}); encode it again") from err

@@ -1,6 +1,6 @@
 """What the subcommands share: the prune options, the model options, and the ways to write to a stream.
 
-One word per idea: an option here means the same in every subcommand (docs/design.md, section 4). Data goes to stdout,
+One word per idea: an option here means the same in every subcommand. Data goes to stdout,
 notes to stderr.
 """
 

@@ -81,7 +81,7 @@ def _file_lines(file: FileReport) -> Iterator[str]:
     for defect in file.warnings:
         issue = f" (its issue {defect.issue})" if defect.issue else ""
         yield f"  warning: stock llama.cpp{issue}: {defect.text}. " + (
-            "qap_gguf mends this" if defect.mended else "qap_gguf does not mend this"
+            "qap_gguf fixes this" if defect.fixed else "qap_gguf does not fix this"
         )
 
 

@@ -64,7 +64,7 @@ for _command in (run, score, convert, eval_command, bench, serve, info):
 
 
 def _report(err: BaseException, debug: bool) -> int:
-    """Say what went wrong in one line on stderr, behind the traceback if that was asked for; return the exit status."""
+    """Say what went wrong in one line on stderr, after the traceback if that was asked for; return the exit status."""
     if debug:
         traceback.print_exception(err)
     if isinstance(err, (QapError, OSError)):

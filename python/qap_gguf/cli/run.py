@@ -99,7 +99,7 @@ def stats_block(stats: dict[str, Any]) -> str:
 
 
 def stream_to_stdout(pieces: Iterable[str]) -> str:
-    """Print the pieces as they come, each flushed, and return them joined. Ctrl-C passes through, behind a newline."""
+    """Print the pieces as they come, each flushed, and return them joined. Ctrl-C passes through, after a newline."""
     said: list[str] = []
     try:
         for piece in pieces:

@@ -5,8 +5,6 @@ The scores are those of docs/method.md. No question is asked: the language model
 
 from __future__ import annotations
 
-import os
-import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +27,7 @@ from qap_gguf.cli.common import (
 from qap_gguf.cli.groups import GroupedCommand
 from qap_gguf.cli.pictures import allow_urls_option, find_pictures
 from qap_gguf.errors import QapError
+from qap_gguf.files.atomic import replacing
 
 if TYPE_CHECKING:
     from qap_gguf.pruning.prune import PrunedImage
@@ -63,14 +62,10 @@ def check_targets(targets: dict[str, Path | None], force: bool) -> None:
 
 def write_file(path: Path, force: bool, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` fill a temporary file, then give it its name: nothing half-written is ever found under `path`."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with replacing(path) as temporary:
         with temporary.open("xb") as file:
             write(file)
-        check_targets({path.suffix.lower()[1:]: path}, force)  # it may have come while this was at work
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        check_targets({path.suffix.lower()[1:]: path}, force)  # it may have been made in the meantime
 
 
 def table(image: ImageEmbedding, cut: PrunedImage, top: int) -> list[Row]:

@@ -96,7 +96,7 @@ class CheckReport:
             entry = {field.name: getattr(file, field.name) for field in dataclasses.fields(file)}
             entry["path"] = str(file.path)
             entry["defaults"] = None if file.defaults is None else file.defaults.to_dict()
-            entry["warnings"] = [{"text": d.text, "issue": d.issue, "mended": d.mended} for d in file.warnings]
+            entry["warnings"] = [{"text": d.text, "issue": d.issue, "fixed": d.fixed} for d in file.warnings]
             files.append(entry)
         pairs = [dataclasses.asdict(p) | {"mmproj": str(p.mmproj), "model": str(p.model)} for p in self.pairs]
         return {"ok": self.ok, "files": files, "pairs": pairs}

@@ -1,7 +1,7 @@
-"""Image encoders that stock llama.cpp (0c1e570) runs otherwise than the models were trained, seen from a file's header.
+"""Where stock llama.cpp (0c1e570) runs an image encoder differently from how it was trained, seen from a header.
 
 Facts: measured against transformers 5.23 on random weights and the same pixels; llama.cpp's issues where they have a
-number, the patches in native/upstream, tests/parity. A patch named here is in our libmtmd: then we mend the defect.
+number, the patches in native/upstream, tests/parity. A patch named here is in our libmtmd: then we fix the defect.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from qap_gguf import _core
 from qap_gguf.files.gguf import GgufInfo
 
 __all__ = ["Defect", "find_defects"]
@@ -16,7 +17,7 @@ __all__ = ["Defect", "find_defects"]
 _CLASS = "v.class_embd"
 _GRID = "clip.vision.image_grid_pinpoints"
 _LLAVA_GRAPH = ("mlp", "ldp", "ldpv2")  # projectors behind tools/mtmd/models/llava.cpp with a CLIP or SigLIP tower
-_LETTERBOXED = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger", "gemma3", "pixtral")
+_LETTERBOXED = tuple(name for name in _core.projectors("resize") if name != "internvl")  # it has a row of its own
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Defect:
     Attributes:
         text: what happens, one line.
         issue: number of llama.cpp's issue, where there is one.
-        patch: name of the patch in native/upstream by which we mend it, None where we do not.
+        patch: name of the patch in native/upstream that fixes it here, None where there is none.
     """
 
     text: str
@@ -34,7 +35,7 @@ class Defect:
     patch: str | None = None
 
     @property
-    def mended(self) -> bool:
+    def fixed(self) -> bool:
         """This package's libmtmd runs the encoder as trained (unless QAP_STOCK_ENCODER=1)."""
         return self.patch is not None
 
@@ -45,7 +46,7 @@ def find_defects(info: GgufInfo, projector: str) -> tuple[Defect, ...]:
     Example:
         >>> import qap_gguf as qap
         >>> from qap_gguf.files.gguf import read_gguf
-        >>> [(d.issue, d.mended) for d in find_defects(read_gguf(qap.packaged_model().mmproj), "mlp")]
+        >>> [(d.issue, d.fixed) for d in find_defects(read_gguf(qap.packaged_model().mmproj), "mlp")]
         [(25814, True)]
     """
     return tuple(defect for hits, defect in _TABLE if hits(info, projector))
@@ -86,7 +87,7 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
     (
         _with_class(_llava),
         Defect(
-            "the class token is put behind the patches: each patch gets its neighbour's position, the first is dropped",
+            "the class token is put after the patches: each patch gets its neighbour's position, the first is dropped",
             25814,
             "002-llava-encoder.patch",
         ),
@@ -123,7 +124,7 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
     (
         _with_class(_of("internvl")),
         Defect(
-            "the class token is put behind the patches: every patch gets its predecessor's position",
+            "the class token is put after the patches: every patch gets its predecessor's position",
             patch="003-internvl-class-token.patch",
         ),
     ),
@@ -136,7 +137,7 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
     ),
     (
         _with_class(_of("cogvlm")),
-        Defect("the class token is put behind the patches, as in InternVL (seen in the source, not measured)"),
+        Defect("the class token is put after the patches, as in InternVL (seen in the source, not measured)"),
     ),
     (
         _of("llama4"),

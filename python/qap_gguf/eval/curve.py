@@ -12,6 +12,7 @@ from typing import Any, Final
 from qap_gguf.errors import ConfigError
 from qap_gguf.eval.report import Evaluation
 from qap_gguf.eval.stats import Summary
+from qap_gguf.files.atomic import replacing
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and marks for those who print in grey.
 _COLOURS: Final = (
@@ -118,9 +119,5 @@ def draw(result: Evaluation, path: Path, title: str = "") -> None:
         figure.suptitle(title, fontsize=11)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        figure.savefig(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:] or "png")

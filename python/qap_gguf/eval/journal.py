@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from qap_gguf.errors import DataError
 from qap_gguf.eval.data import Question
 from qap_gguf.eval.methods import Variant
 from qap_gguf.eval.runner import Outcome, Setup
+from qap_gguf.files.atomic import replacing
 from qap_gguf.files.regular import open_regular, read_regular
 
 VERSION: Final = 1
@@ -76,12 +76,8 @@ class Journal:
             self.n_known = len(self._known)
             path.parent.mkdir(parents=True, exist_ok=True)
             if not whole or lines[-1]:  # new, another run's, or with a torn line: written anew, whole or not
-                temporary = path.with_name(f".{path.name}.tmp")
-                try:
+                with replacing(path) as temporary:
                     temporary.write_text("".join(f"{line}\n" for line in whole or [json.dumps(self._header)]), "utf-8")
-                    os.replace(temporary, path)
-                finally:
-                    temporary.unlink(missing_ok=True)
             # no buffer: what could not be written on a full disk must not be tried again by close()
             self._file = path.open("ab", buffering=0)
         except (OSError, UnicodeDecodeError) as err:

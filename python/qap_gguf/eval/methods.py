@@ -1,7 +1,7 @@
 """What an evaluation compares: a method at a budget becomes one config for each repetition.
 
-The baselines are those of docs/design.md, section 6: random, uniform and a picture in less detail stand in every table,
-because random selection beats many published methods on LLaVA-1.5 (UniPruneBench).
+The baselines random, uniform and pool (a lower resolution) are in every table, because random selection beats many
+published methods on LLaVA-1.5 (UniPruneBench).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 from qap_gguf.errors import DataError, UnsupportedError
 from qap_gguf.eval.curve import draw
 from qap_gguf.eval.report import Evaluation, markdown
+from qap_gguf.files.atomic import replacing
 
 
 def write_results(out: Path, result: Evaluation, plain: dict[str, Any]) -> str | None:
@@ -38,12 +39,8 @@ def write_results(out: Path, result: Evaluation, plain: dict[str, Any]) -> str |
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in texts.items():
-            temporary = out / f".{name}.tmp"
-            try:
+            with replacing(out / name) as temporary:
                 temporary.write_text(content, encoding="utf-8")
-                temporary.replace(out / name)
-            finally:
-                temporary.unlink(missing_ok=True)
         if any(summary.variant.budget is not None for summary in result.summaries):
             draw(result, out / "accuracy.png")
     except OSError as err:

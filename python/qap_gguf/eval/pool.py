@@ -1,7 +1,7 @@
-"""The baseline that everybody can have without scores: a picture in less detail, at the same number of tokens.
+"""The baseline without scores: the picture at a lower resolution, with the same number of tokens.
 
 An encoder of fixed size makes as many tokens of a small picture as of a large one, so shrinking the picture saves
-nothing there. What a smaller picture would give is made behind the encoder instead: the grid of tokens is averaged down
+nothing there. What a smaller picture would give is made after the encoder instead: the grid of tokens is averaged down
 to h x w cells with h * w = K. (Averages of the projector's output, as of patches of a coarser grid.)
 """
 

@@ -125,7 +125,7 @@ def _percent(value: float) -> str:
 
 
 def _count(accuracy: Accuracy) -> str:
-    """Right of all; one digit behind the point where repetitions were averaged."""
+    """Right of all; one digit after the point where repetitions were averaged."""
     n_right = accuracy.n_right
     shown = f"{n_right:.0f}" if abs(n_right - round(n_right)) < 1e-6 else f"{n_right:.1f}"
     return f"{shown}/{accuracy.n_total}"

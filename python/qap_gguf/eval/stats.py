@@ -202,7 +202,7 @@ class Tallies:
         return right, total
 
     def curve(self, tally: Tally) -> Curve:
-        """The accuracy, and behind it that of each resample: float64, shape (1 + resamples,)."""
+        """The accuracy, and after it that of each resample: float64, shape (1 + resamples,)."""
         return np.append(tally[0].sum() / tally[1].sum(), _resampled(*tally, self.weights))
 
     def interval(self, curve: Curve) -> Difference:

@@ -5,9 +5,9 @@ get negative numbers that are made from what is in the cache there: the rows and
 numbers, and no other image; hence whoever compares ``input_ids`` with a prompt finds equal what is equal.
 
 What is reused, and why no more: a prompt is evaluated in steps, a batch of text or an image, and a step is kept when
-it and all before it are the same as in the last prompt. Within a step nothing is kept, for half a batch is computed
-by other kernels than a whole one, and the last bits differ. So an answer is the same, bit for bit, with and without
-reuse. The last step is always evaluated, because it gives the logits of the first token.
+it and all before it are the same as in the last prompt. A step is kept as a whole or not at all: ggml has different
+kernels for batches of different sizes, and the last bits of their results differ. So an answer is the same, bit for
+bit, with and without reuse. The last step is always evaluated, because it gives the logits of the first token.
 """
 
 from __future__ import annotations

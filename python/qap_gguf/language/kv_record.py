@@ -23,7 +23,7 @@ class Done:
         key: what it was: tokens of text, or the digest of an image.
         ids: what stands in ``input_ids`` for it.
         start: its first position.
-        surplus: cells in use beyond the positions in use, behind it.
+        surplus: cells in use beyond the positions in use, after it.
     """
 
     key: tuple[int, ...] | bytes

@@ -37,7 +37,7 @@ def likelihoods(llama: llama_cpp.Llama, texts: Sequence[str]) -> list[float]:
     logits are not, so the answer must not be read on.
 
     Args:
-        llama: a model behind a prefill, such as ``VisionModel.language_model`` after ``generate(..., stream=True)``.
+        llama: a model after a prefill, such as ``VisionModel.language_model`` after ``generate(..., stream=True)``.
         texts: at least one, none empty.
 
     Returns:

@@ -1,7 +1,7 @@
 """CLIP's text tower of an mmproj file: how relevant each patch of an image is to a prompt.
 
 CDPruner on LLaVA (arXiv 2506.10967): minus the cosine between CLIP's projected patch and CLIP's
-embedding of the prompt.
+embedding of the prompt. Prompts are tokenized in Python (clip_tokenizer.py, extra ``clip-text``).
 The numbers are native (native/src/clip-text/clip-text.cpp); ``qap-gguf convert --clip-text`` writes the tower.
 """
 
@@ -12,8 +12,9 @@ from types import TracebackType
 
 from qap_gguf import _core
 from qap_gguf.arguments import FloatArray, check_array, check_threads, n_threads_default, one_line
-from qap_gguf.errors import ArrayError, ConfigError, ModelFileError, NativeError
+from qap_gguf.errors import ArrayError, ModelFileError, NativeError
 from qap_gguf.files.gguf import read_gguf
+from qap_gguf.pruning.clip_tokenizer import PREFIX, ClipTokenizer, load_tokenizer
 from qap_gguf.runtime.devices import device_name
 
 VERSION_KEY = "qap_clip_text.version"
@@ -29,9 +30,10 @@ class ClipTextTower:
         True
     """
 
-    def __init__(self, native: _core.ClipText) -> None:
+    def __init__(self, native: _core.ClipText, tokenizer: ClipTokenizer) -> None:
         """Use :meth:`open`."""
         self._native: _core.ClipText | None = native
+        self._tokenizer = tokenizer
 
     @classmethod
     def open(
@@ -50,12 +52,19 @@ class ClipTextTower:
         """
         check_threads(n_threads)
         name = device_name(device)
-        if VERSION_KEY not in read_gguf(mmproj).metadata:
+        metadata = read_gguf(mmproj).metadata
+        if VERSION_KEY not in metadata:
             return None
         try:
-            return cls(_core.ClipText(os.fspath(mmproj), name, n_threads or n_threads_default()))
+            native = _core.ClipText(os.fspath(mmproj), name, n_threads or n_threads_default())
+            arrays = _core.gguf_arrays(os.fspath(mmproj), PREFIX)
         except ValueError as err:
             raise ModelFileError(one_line(err)) from err
+        try:
+            tokenizer = load_tokenizer(metadata, arrays, n_ctx=native.n_ctx, n_vocab=native.n_vocab)
+        except ModelFileError as err:
+            raise ModelFileError(f"{os.fspath(mmproj)}: {one_line(err)}") from err
+        return cls(native, tokenizer)
 
     @property
     def n_ctx(self) -> int:
@@ -76,13 +85,10 @@ class ClipTextTower:
         """CLIP's token ids of a prompt: begin, at most ``n_ctx - 2`` of the text, end.
 
         Raises:
-            ConfigError: `prompt` is no text, or longer than 1 MiB.
+            ConfigError: `prompt` is no text, or longer than 1 MiB, or the extra ``clip-text`` is not installed.
         """
-        _check_prompt(prompt)
-        try:
-            return self._open().tokenize(prompt)
-        except ValueError as err:
-            raise ConfigError(f"prompt: {one_line(err)}") from err
+        self._open()
+        return self._tokenizer.ids(prompt)
 
     def embed(self, prompt: str) -> FloatArray:
         """CLIP's embedding of a prompt, float32 (n_proj,), not normalised.
@@ -91,9 +97,9 @@ class ClipTextTower:
             ConfigError: `prompt` is no text, or longer than 1 MiB.
             NativeError: the file's weights give numbers that are not finite.
         """
-        self.tokenize(prompt)  # names what is wrong with the prompt
+        ids = self.tokenize(prompt)
         try:
-            return self._open().embed(prompt)
+            return self._open().embed(ids)
         except ValueError as err:
             raise NativeError(one_line(err)) from err
 
@@ -123,10 +129,10 @@ class ClipTextTower:
             ArrayError: wrong dtype, shape, order, or values out of range.
             ConfigError: `prompt` is no text, or longer than 1 MiB.
         """
-        self.tokenize(prompt)
+        ids = self.tokenize(prompt)
         self._check_hidden(hidden)
         try:
-            return self._open().relevance(hidden, prompt)
+            return self._open().relevance(hidden, ids)
         except ValueError as err:
             raise ArrayError(one_line(err)) from err
 
@@ -153,12 +159,3 @@ class ClipTextTower:
             raise ArrayError(
                 f"hidden: expected (n_tok, {width}), got {array.shape}; pass the projector's input of this mmproj"
             )
-
-
-def _check_prompt(prompt: object) -> None:
-    if not isinstance(prompt, str):
-        raise ConfigError(f"prompt: expected a str, got {type(prompt).__name__}; pass the question's text")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as err:
-        raise ConfigError("prompt: expected Unicode text, got a lone surrogate; decode the text as UTF-8") from err

@@ -1,7 +1,7 @@
 """Scores of image tokens in NumPy, float64: error, outliers, fusion, cosines.
 
 Facts: QAPruner (arXiv 2604.02816, section 3) and its authors' public reference: scores on the projector's output,
-groups of 128 channels, scale = absmax / 7, alpha 0.7 or dynamic. docs/design.md, section 3, spells out what zero,
+groups of 128 channels, scale = absmax / 7, alpha 0.7 or dynamic. docs/method.md spells out what zero,
 constant and single-token inputs give. Ties in rounding go away from zero as in C's round(), which is what ggml uses.
 """
 

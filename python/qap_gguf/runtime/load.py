@@ -1,6 +1,6 @@
 """Load the native libraries in the only order that works, and refuse what cannot work with one clear line.
 
-Facts (docs/design.md, section 2): llama-cpp-python opens ``libmtmd`` from the folder in ``MTMD_CPP_LIB`` when its
+Facts (docs/design.md, "Libraries"): llama-cpp-python opens ``libmtmd`` from the folder in ``MTMD_CPP_LIB`` when its
 module ``mtmd_cpp`` is imported, so the variable must point to our library before that. Our library needs the
 ``libllama`` that ``llama_cpp`` has loaded; loaded earlier, it would bring a second copy into the process. Hence:
 llama_cpp, then llama_cpp.mtmd_cpp with our folder, then qap_gguf._core.

@@ -46,7 +46,7 @@ def to_json(completion: Any) -> str:
 
 
 class EventStream(StreamingResponse):
-    """Chunks as server-sent events; what they hold is let go behind the last one, or when the client leaves."""
+    """Chunks as server-sent events; what they hold is let go after the last one, or when the client leaves."""
 
     def __init__(self, chunks: Iterator[Any], held: contextlib.AsyncExitStack) -> None:
         # X-Accel-Buffering: nginx passes events on as they come

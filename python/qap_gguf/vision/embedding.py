@@ -27,7 +27,7 @@ class ImageEmbedding:
 
     Attributes:
         features: the rows that the language model gets, float32 (n_rows, n_embd): tokens and special rows of all
-            pieces, one behind another. DeepStack models have their planes side by side in a row.
+            pieces, one after another. DeepStack models have their planes side by side in a row.
         grid: (rows, columns) of the tokens in the picture; (1, n_tok) where it was cut into tiles.
         attention: class-token attention, mean over heads, float32 (n_tok,); None where the encoder has none.
         size: (width, height) of the picture in pixels.

@@ -1,7 +1,7 @@
 """Embeddings in a folder: one file for each, checked before use, shared by processes without a lock.
 
-A file is a line that names the format, the SHA-256 of all behind it, and a NumPy archive (npz) with the arrays and the
-other fields as JSON. It is written under a name of its own and renamed when it is whole, so a reader sees a whole file
+A file is a line that names the format, the SHA-256 of all after it, and a NumPy archive (npz) with the arrays and the
+other fields as JSON. It is written under a temporary name and renamed when it is whole, so a reader sees a whole file
 or none; of two writers of one key the last wins, with the same content. A file that is damaged, cut short or of
 another format counts as missing and is removed: a hash that fits says nothing, for whoever can write into the folder
 can make one, so every field is typed before it is used, and no array is larger than its file. Nothing in a file is
@@ -18,9 +18,7 @@ import json
 import math
 import os
 import re
-import tempfile
 import threading
-import time
 import warnings
 import zipfile
 from dataclasses import astuple, fields
@@ -30,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from qap_gguf.errors import ConfigError
+from qap_gguf.files.atomic import replacing
 from qap_gguf.files.regular import open_regular
 from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.thumbnail import MAX_BYTES as THUMBNAIL_BYTES
@@ -37,9 +36,11 @@ from qap_gguf.vision.tiles import Piece
 
 _MAGIC = b"qap_gguf embedding 4\n"
 _SUFFIX = ".qapemb"
-_PART = ".part-"
-_STALE_S = 3600.0  # a part that old was left by a process that died
 _KEY = re.compile(r"[0-9a-f]{64}")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # what is in a picture is nobody else's business
 
 
 def pack(key: str, image: ImageEmbedding) -> bytes:
@@ -206,20 +207,13 @@ class EmbeddingStore:
             data = pack(key, image)
             if len(data) > self._max_bytes:
                 return
-            number, name = tempfile.mkstemp(prefix=_PART, dir=self.folder)
-            try:
-                with os.fdopen(number, "wb") as file:
-                    file.write(data)
-                os.replace(name, self.path(key))
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+            with replacing(self.path(key)) as temporary, open(temporary, "xb", opener=_private) as file:
+                file.write(data)
             self._make_room()
         except OSError as err:
             self._warn("write", err)
 
     def _make_room(self) -> None:
-        now = time.time()
         with self._lock:
             rows: list[tuple[float, int, Path]] = []
             for entry in os.scandir(self.folder):
@@ -227,9 +221,7 @@ class EmbeddingStore:
                     stat = entry.stat()
                 except FileNotFoundError:  # another process removed it
                     continue
-                if entry.name.startswith(_PART) and now - stat.st_mtime > _STALE_S:
-                    Path(entry.path).unlink(missing_ok=True)
-                elif entry.name.endswith(_SUFFIX):
+                if entry.name.endswith(_SUFFIX):
                     rows.append((stat.st_mtime, stat.st_size, Path(entry.path)))
             total = sum(size for _, size, _ in rows)
             for _, size, path in sorted(rows):

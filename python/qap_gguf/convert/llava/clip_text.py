@@ -1,8 +1,8 @@
 """CLIP's text tower and its two projections, which an mmproj file carries for the semantic signal `clip_text`.
 
 Facts: transformers 5.23 configuration_clip.py, modeling_clip.py (CLIPTextModelWithProjection, CLIPModel) and
-tokenization_clip.py. Who reads it: native/src/clip-text/load.cpp. The keys and tensors are called `qap_clip_text.*`:
-llama.cpp passes over names that it does not know.
+tokenization_clip.py. Readers: native/src/clip-text/load.cpp, and pruning/clip_tokenizer.py for
+the tokenizer. The keys and tensors are called `qap_clip_text.*`: llama.cpp ignores names that it does not know.
 """
 
 from __future__ import annotations

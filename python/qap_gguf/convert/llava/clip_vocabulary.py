@@ -1,7 +1,7 @@
 """CLIP's tokenizer from tokenizer.json, or from vocab.json and merges.txt: tokens, merges, special tokens.
 
-Facts: transformers 5.23 tokenization_clip.py. The native tokenizer (clip-bpe.cpp) does what is written
-there, so a tokenizer.json that asks for something else is refused.
+Facts: transformers 5.23 tokenization_clip.py. pruning/clip_tokenizer.py does what is written there, so a
+tokenizer.json that asks for something else is refused.
 """
 
 from __future__ import annotations

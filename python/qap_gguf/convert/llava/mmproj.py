@@ -127,12 +127,12 @@ def tensors(planner: Planner, spec: LlavaSpec, kind: str) -> list[TensorPlan]:
     if spec.grid:  # ends each row of a tiled image
         plans.append(take("image_newline", "v.image_newline", (n_text,)))
     planner.drop(rf"{_TOWER}(post_layernorm|head)\..*", rf"{_TOWER}embeddings\.position_ids")
-    for i in range(v.n_layer_used, v.n_layer):  # behind the layer that vision_feature_layer names
+    for i in range(v.n_layer_used, v.n_layer):  # after the layer that vision_feature_layer names
         planner.drop(rf"{_TOWER}encoder\.layers\.{i}\..*")
     return plans
 
 
 def fit_rows(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
-    """Matrices whose rows are not made of whole Q8_0 blocks stay F16: the plans with that mended, and their names."""
+    """Matrices whose rows are not made of whole Q8_0 blocks stay F16: the plans corrected, and their names."""
     odd = {p.name for p in plans if p.dtype == "Q8_0" and p.shape[-1] % Q8_0_BLOCK}
     return [replace(p, dtype="F16") if p.name in odd else p for p in plans], sorted(odd)

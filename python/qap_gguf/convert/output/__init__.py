@@ -1,1 +1,1 @@
-"""Writing GGUF files: plans, temporary names, room on the disk, quantization."""
+"""Writing GGUF files: plans, room on the disk, quantization."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from qap_gguf.convert.output.disk_space import writing
-from qap_gguf.convert.output.temporary import name_once, shared, sync, temporary_name
 from qap_gguf.convert.source.checkpoint import TensorRef
 from qap_gguf.errors import ConvertError
+from qap_gguf.files.atomic import name_once, shared, sync, temporary_name
 
 __all__ = [
     "Q8_0_BLOCK",
@@ -249,7 +248,7 @@ class OutputFolder:
 
     def temp(self, final: Path) -> Path:
         """A new hidden name beside `final`, removed at the end of the `with` block unless committed."""
-        path = temporary_name(final, secrets.token_hex(4))
+        path = temporary_name(final)
         self.temporary.append(path)
         return path
 

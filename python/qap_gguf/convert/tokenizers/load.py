@@ -206,7 +206,7 @@ def _begin_and_end(vocab: Vocabulary, data: dict[str, Any], config: dict[str, An
 
 
 def _post_processor(post: Any, vocab: Vocabulary) -> tuple[bool, bool]:
-    """(bos in front, eos behind) by a TemplateProcessing post-processor, alone or inside a Sequence."""
+    """(bos in front, eos after) by a TemplateProcessing post-processor, alone or inside a Sequence."""
     if not isinstance(post, dict):
         return False, False
     if post.get("type") == "Sequence":

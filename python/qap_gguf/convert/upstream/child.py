@@ -5,7 +5,7 @@ than most conversions. `qap-run N` goes to stderr before run N, from 0.
 FOLDER holds convert_hf_to_gguf.py. PRE is llama.cpp's name of the pre-tokenizer as bpe.py read it from tokenizer.json,
 or "" where it could not. The converter knows tokenizers by a hash of some ids, so it refuses one whose vocabulary was
 changed or trained anew; then PRE is taken, which was found from what the tokenizer does.
-What it does wrongly is mended (`mend`). This file is run by its path and imports nothing of this package.
+What it does wrongly is fixed (`fix`). This file is run by its path and imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def vision_name(name: str, *, tower: bool) -> str:
     return short
 
 
-def mend(family: Callable[[str], Any]) -> None:
+def fix(family: Callable[[str], Any]) -> None:
     """Put right what the converter of llama.cpp 0c1e570 does wrongly (docs/upstream.md); `family` gives its modules.
 
     Gemma 3, LFM2-VL: names without `vision_model.` are refused. Pixtral, Mistral 3: names with `model.` in front are
-    dropped in silence, and so is [IMG_BREAK], whose row is looked for behind a filter that takes it away. Llama 4: the
+    dropped in silence, and so is [IMG_BREAK], whose row is looked for after a filter that takes it away. Llama 4: the
     second norm gets the name of another norm, which Gemma 4 claims.
     """
     for module, name in (("gemma", "Gemma3VisionModel"), ("lfm2", "LFM2VLModel")):
@@ -100,7 +100,7 @@ def main(folder: str, pre: str, *runs: str) -> None:
             return pre
 
     base.TextModel.get_vocab_base_pre = get_vocab_base_pre
-    mend(lambda module: importlib.import_module(f"conversion.{module}"))
+    fix(lambda module: importlib.import_module(f"conversion.{module}"))
     script = Path(folder) / "convert_hf_to_gguf.py"
     for number, arguments in enumerate(runs):
         if number:

@@ -171,7 +171,7 @@ class _Stages:
         self.at(1.0, "done")
 
     def at(self, part: float, what: str, later: int = 0) -> None:
-        """`part` of the stage, or of the one `later` ones behind it, is done. Its start counts as one step."""
+        """`part` of the stage, or of the one `later` ones after it, is done. Its start counts as one step."""
         done = (self.stage + later) * _STEPS + max(int(min(part, 1.0) * _STEPS), 1)
         if done > self.done:
             self.done = done

@@ -17,7 +17,7 @@ from PIL import Image
 import emoji_scenes as es
 import make_scenes as ms
 
-ORIGINAL = Path(__file__).resolve().parents[2] / "shared" / "models" / "tiny-llava" / "scenes.py"
+ORIGINAL = Path(__file__).resolve().parents[3] / "shared" / "models" / "tiny-llava" / "scenes.py"
 
 
 def block(emoji: str, pixels: int) -> Image.Image:

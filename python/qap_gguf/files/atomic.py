@@ -1,8 +1,8 @@
-"""What a killed process leaves behind: temporary files without an owner, and names whose data is not on the disk yet.
+"""Files that are whole or absent: written under a hidden temporary name, then renamed.
 
 A process that writes to a folder holds a shared lock on it (``flock`` on the folder itself: no lock file, and the
-system lets go when the process ends, however it ends). Whoever can have the lock alone, for a moment, knows that no
-writer lives, and that temporary files there are nobody's.
+system releases it when the process ends, however it ends). A process that gets the lock exclusively, for a moment,
+knows that there is no other writer, and that the temporary files there were left by killed ones. It removes them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,19 +19,46 @@ try:
 except ImportError:  # no POSIX system: nothing is locked, and so nothing is removed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["name_once", "shared", "sync", "temporary_name"]
+__all__ = ["name_once", "replacing", "shared", "sync", "temporary_name"]
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.qap-tmp")
 
 
-def temporary_name(final: Path, tag: str) -> Path:
-    """A hidden name beside `final`; `tag`: eight hexadecimal digits.
+def temporary_name(final: Path) -> Path:
+    """A new hidden name beside `final`.
 
     Example:
-        >>> temporary_name(Path("out/model.gguf"), "0011aabb").name
-        '.model.gguf.0011aabb.qap-tmp'
+        >>> temporary_name(Path("out/model.gguf")).name  # doctest: +ELLIPSIS
+        '.model.gguf....qap-tmp'
     """
-    return final.with_name(f".{final.name}.{tag}.qap-tmp")
+    return final.with_name(f".{final.name}.{secrets.token_hex(4)}.qap-tmp")
+
+
+@contextlib.contextmanager
+def replacing(final: Path) -> Iterator[Path]:
+    """A temporary path that becomes `final` at the end of the block, or is removed if the block raises.
+
+    What `final` held before is replaced in one step, so a reader finds the old content or the new one, never a part.
+    The data is not synced to the disk: after a loss of power the file may be the old one, or empty.
+
+    Raises:
+        OSError: the folder is not there, or cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder) / "a.txt") as path:
+        ...         n = path.write_text("whole")
+        ...     [(path.name, path.read_text()) for path in Path(folder).iterdir()]
+        [('a.txt', 'whole')]
+    """
+    with shared(final.parent):
+        temporary = temporary_name(final)
+        try:
+            yield temporary
+            os.replace(temporary, final)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

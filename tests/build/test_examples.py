@@ -17,7 +17,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 import qap_gguf as qap
 
 ONE = ("--threads", "1")
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def run(name: str, *words: str | Path, code: int = 0) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import qap_gguf as qap
 from qap_gguf import _core
 from qap_gguf.runtime import load as _load
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def pin() -> dict[str, str]:
