@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import llama_cpp
 
 from qap_gguf.arguments import FloatArray, check_integer, check_threads, n_threads_default
+from qap_gguf.chat.sources import SourceRules
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, ImageError, QapError, UnsupportedError
 from qap_gguf.files.gguf import check_pair
 from qap_gguf.files.packaged import packaged_model
 from qap_gguf.generation.answers import Answers
-from qap_gguf.generation.prompts import flatten, question_of, render
+from qap_gguf.generation.chat_template import ChatTemplate, open_template
+from qap_gguf.generation.messages import images_of, question_of, read_messages
 from qap_gguf.generation.settings import AnswerSettings, ChatSettings, Generation, GenerationStats
 from qap_gguf.language.llama import LanguageModel, TextStream, open_llama
 from qap_gguf.pruning.clip_text import ClipTextTower
@@ -101,6 +104,7 @@ class VisionModel:
             packaged = packaged_model()
             mmproj, model = packaged.mmproj, packaged.model
 
+        self._mmproj = os.fspath(mmproj)
         self._threads = n_threads or n_threads_default()
         self._closed = False
         encoder_device = device_name(device)
@@ -320,8 +324,8 @@ class VisionModel:
         """Answer the last message of a conversation; the settings are those of ``ChatSettings``.
 
         Args:
-            messages: ``{"role": "system" | "user" | "assistant", "content": text or list of images and texts}``.
-                Text is a str; a path must therefore be a ``pathlib.Path``, or encoded first.
+            messages: OpenAI-style, ``{"role": "user", "content": text or list of images and texts}``. A str is text; a
+                path must therefore be a ``pathlib.Path``, or encoded first. Images have every form of docs/chat.md.
             stream: return a :class:`Generation` that yields the text in pieces.
 
         Raises:
@@ -331,14 +335,16 @@ class VisionModel:
         chosen = AnswerSettings(**settings)
         self._check_open()
         text = TextStream(self._language, chosen.stop)
-        flat, sources = flatten(messages)
-        images = [part if isinstance(part, ImageEmbedding) else self.encode(part) for part in sources]
+        turns = read_messages(messages)
+        images = [part if isinstance(part, ImageEmbedding) else self._encode(part) for part in images_of(turns)]
         for image in images:
             check_embedding(image, self._encoder.n_embd)
         stats = GenerationStats()
         with self.answers.turn():
             # Prefill at once: errors belong to this call, not to the first piece.
-            number = self._prefill(flat, images, chosen.prune, question_of(messages), stats)
+            prompt = self._template.render(turns)
+            pairs = [self._pruned(image, chosen.prune, question_of(turns)) for image in images]
+            number = self.answers.place(prompt.text, pairs, stats, add_special=True)
             generation = Generation(self.answers.decode(number, text, stats, chosen), stats)
             return generation if stream else "".join(generation)
 
@@ -348,17 +354,18 @@ class VisionModel:
         logits: FloatArray = self._language.last_logits()
         return logits
 
-    def _prefill(
-        self,
-        flat: list[dict[str, str]],
-        images: list[ImageEmbedding],
-        prune: PruneConfig | None,
-        question: str,
-        stats: GenerationStats,
-    ) -> int:
-        prompt, add_special = render(self._language, flat)
-        pairs = [(image, None if prune is None else self.prune(image, prune, question)) for image in images]
-        return self.answers.place(prompt, pairs, stats, add_special=add_special)
+    def _encode(self, source: ImageSource) -> ImageEmbedding:
+        """An image of a message: a str is the URL or the path of an ``image_url`` part."""
+        return self.encode(SourceRules().load(source) if isinstance(source, str) else source)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return open_template(self._language, self._mmproj)
+
+    def _pruned(
+        self, image: ImageEmbedding, prune: PruneConfig | None, question: str
+    ) -> tuple[ImageEmbedding, PrunedImage | None]:
+        return image, None if prune is None else self.prune(image, prune, question)
 
     # --- life ---
 

@@ -40,12 +40,18 @@ CONVERTER = (
     *("convert_hf_to_gguf.py", "conversion/", "gguf-py/LICENSE"),
     *(f"gguf-py/gguf/{name}.py" for name in (*_GGUF, "utility", "vocab")),
 )
+_JINJA = ("caps", "lexer", "parser", "runtime", "string", "utils", "value")
+CHAT = tuple(f"common/{name}.h" for name in ("chat", "common", "json", "json-schema", "json-schema-to-grammar", "log"))
 BUILD = (
+    *(*CHAT, "common/peg-parser.h", *(f"common/jinja/{name}.h" for name in _JINJA)),
     *("LICENSE", "src/llama-ext.h", "tools/mtmd/", "vendor/CMakeLists.txt", "vendor/hash/", "vendor/miniaudio/"),
     *("vendor/nlohmann/", "vendor/sheredom/", "vendor/stb/"),
     *CONVERTER,
 )
-REFERENCE = ("docs/ops.md", *(f"docs/ops/{name}.csv" for name in ("CPU", "CUDA", "Metal", "Vulkan")))
+REFERENCE = (
+    *("docs/ops.md", *(f"docs/ops/{name}.csv" for name in ("CPU", "CUDA", "Metal", "Vulkan"))),
+    "models/templates/",
+)
 REQUIRED = (
     *("LICENSE", "src/llama-ext.h", "tools/mtmd/clip.cpp", "tools/mtmd/mtmd.cpp", "vendor/stb/stb_image.h"),
     *("convert_hf_to_gguf.py", "conversion/__init__.py", "gguf-py/gguf/__init__.py"),

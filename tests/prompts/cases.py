@@ -1,0 +1,49 @@
+"""Conversations of every kind that clients send, in our form and in that of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+IMAGE = object()  # stands for a picture
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Looks a thing up.",
+        "parameters": {"type": "object", "properties": {"thing": {"type": "string"}}, "required": ["thing"]},
+    },
+}
+_CALL = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "look_up", "arguments": {"thing": "a boat"}}}
+_FIRST = {"role": "user", "content": [IMAGE, "What is it?"]}
+_ANSWER = {"role": "assistant", "content": ["A boat."]}
+
+CASES: dict[str, list[dict[str, Any]]] = {
+    "single turn": [_FIRST],
+    "follow-up without a picture": [_FIRST, _ANSWER, {"role": "user", "content": ["Which colour?"]}],
+    "system": [{"role": "system", "content": ["Be brief."]}, _FIRST],
+    "developer": [{"role": "developer", "content": ["Be brief."]}, _FIRST],
+    "tool loop": [
+        {"role": "user", "content": ["Look it up."]},
+        {"role": "assistant", "content": None, "tool_calls": [_CALL]},
+        {"role": "tool", "content": ["It floats."], "tool_call_id": "a1b2c3d4e", "name": "look_up"},
+    ],
+    "typed parts": [{"role": "user", "content": ["What is a boat?"]}],
+    "two pictures": [{"role": "user", "content": [IMAGE, IMAGE, "Which is larger?"]}],
+}
+
+
+def _list_of(content: list[Any] | None, image: dict[str, Any], as_parts: bool) -> Any:
+    if content is None or (not as_parts and len(content) == 1):
+        return content and content[0]
+    return [image if part is IMAGE else {"type": "text", "text": part} for part in content]
+
+
+def ours_of(messages: list[dict[str, Any]], *, as_parts: bool = True) -> list[dict[str, Any]]:
+    """As clients of OpenAI send them."""
+    image = {"type": "image_url", "image_url": {"url": "data:,x"}}
+    return [{**m, "content": _list_of(m["content"], image, as_parts)} for m in messages]
+
+
+def theirs_of(messages: list[dict[str, Any]], *, as_parts: bool = True) -> list[dict[str, Any]]:
+    """As ``apply_chat_template`` takes them."""
+    return [{**m, "content": _list_of(m["content"], {"type": "image"}, as_parts)} for m in messages]
