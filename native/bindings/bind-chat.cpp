@@ -31,6 +31,7 @@ struct chat_options {
     bool                               add_generation_prompt = true;
     std::string                        image_type            = "media_marker";
     bool                               jinja                 = true;
+    bool                               pure                  = false; // no analysis of the template for a parser
 };
 
 // A rendered prompt, and what reads the answer to it.
@@ -115,6 +116,7 @@ public:
             inputs.json_schema           = options.json_schema;
             inputs.add_generation_prompt = options.add_generation_prompt;
             inputs.use_jinja             = options.jinja;
+            inputs.force_pure_content    = options.pure;
             inputs.chat_template_kwargs  = options.variables;
             inputs.parallel_tool_calls =
                 common_chat_templates_get_caps(templates.get()).at("supports_parallel_tool_calls");
@@ -177,13 +179,15 @@ void register_chat(py::module_ & m) {
             [](const chat_templates & self, const std::string & messages, const std::string & tools,
                const std::string & tool_choice, const std::string & json_schema,
                const std::map<std::string, std::string> & variables, bool add_generation_prompt,
-               const std::string & image_type, bool jinja) {
+               const std::string & image_type, bool jinja, bool pure) {
                 return self.apply(
-                    messages, { tools, tool_choice, json_schema, variables, add_generation_prompt, image_type, jinja });
+                    messages,
+                    { tools, tool_choice, json_schema, variables, add_generation_prompt, image_type, jinja, pure });
             },
             py::arg("messages"), py::kw_only(), py::arg("tools") = "", py::arg("tool_choice") = "auto",
             py::arg("json_schema") = "", py::arg("variables") = std::map<std::string, std::string>(),
-            py::arg("add_generation_prompt") = true, py::arg("image_type") = "media_marker", py::arg("jinja") = true)
+            py::arg("add_generation_prompt") = true, py::arg("image_type") = "media_marker", py::arg("jinja") = true,
+            py::arg("pure") = false)
         .def("caps", &chat_templates::caps)
         .def_property_readonly("source", &chat_templates::source)
         .def_property_readonly("is_explicit", &chat_templates::explicit_template);

@@ -24,7 +24,9 @@ using namespace jinja;
 
 constexpr size_t MAX_SOURCE  = size_t(512) << 10; // characters; the longest published templates have 30,000
 constexpr int    MAX_NESTING = 100;               // brackets, blocks and calls
-constexpr size_t MAX_STEPS   = 3000000;           // loops, calls, filters and operators of one rendering
+constexpr int    MAX_TOKENS  = 2000;              // of one expression or statement
+constexpr int    MAX_LEVELS  = 400;               // nodes within nodes
+constexpr size_t MAX_STEPS   = 1000000;           // loops, calls, filters and operators of one rendering
 constexpr size_t MAX_BYTES   = size_t(512) << 20; // of all intermediate values together
 constexpr size_t MAX_VALUE   = size_t(64) << 20;  // of one of them
 
@@ -207,14 +209,13 @@ void bound(statement_ptr & node, int level) {
     if (!node) {
         return;
     }
-    if (level > 2 * MAX_NESTING) {
+    if (level > MAX_LEVELS) {
         throw std::runtime_error("the template is nested too deeply");
     }
     level++;
     statement * p = node.get();
     if (auto * s = dynamic_cast<if_statement *>(p)) {
-        bound(s->test, level), bound(s->body, level);
-        bound(s->alternate, level - 1); // elif is an if in here, and not deeper
+        bound(s->test, level), bound(s->body, level), bound(s->alternate, level);
     } else if (auto * s = dynamic_cast<for_statement *>(p)) {
         bound(s->iterable, level), bound(s->body, level), bound(s->default_block, level);
         auto first = std::make_unique<step_node>();
@@ -263,8 +264,7 @@ void bound(statement_ptr & node, int level) {
     } else if (auto * s = dynamic_cast<ternary_expression *>(p)) {
         bound(s->condition, level), bound(s->true_expr, level), bound(s->false_expr, level);
     } else if (auto * s = dynamic_cast<binary_expression *>(p)) {
-        bound(s->left, level - 1); // a + b + c + ... is a chain to the left
-        bound(s->right, level);
+        bound(s->left, level), bound(s->right, level);
         replace<bounded_binary>(node, s);
     } else if (auto * s = dynamic_cast<call_expression *>(p)) {
         bound(s->callee, level), bound(s->args, level);
@@ -278,19 +278,43 @@ void bound(statement_ptr & node, int level) {
     }
 }
 
-// Upstream's parser and nodes recurse: neither sees what is nested deeper than a stack bears.
-void check_nesting(const std::string & source) {
-    if (source.size() > MAX_SOURCE) {
-        throw std::runtime_error("expected at most " + std::to_string(MAX_SOURCE) + " characters");
-    }
-    int level = 0, deepest = 0;
-    for (const char c : source) {
-        level += (c == '(' || c == '[' || c == '{') - (c == ')' || c == ']' || c == '}');
-        level   = std::max(level, 0);
-        deepest = std::max(deepest, level);
-    }
-    if (deepest > MAX_NESTING) {
-        throw std::runtime_error("the template is nested too deeply");
+// Upstream's parser and nodes recurse: neither sees what is nested deeper, or chained longer, than a stack bears.
+void check_nesting(const std::vector<token> & tokens) {
+    int              brackets = 0, in_one = 0;
+    std::vector<int> blocks; // for each open one, how many nodes deep it is: an elif is an if in the else before it
+    int              depth_of_blocks = 0;
+    for (size_t i = 0; i < tokens.size(); i++) {
+        const token & t = tokens[i];
+        switch (t.t) {
+            case token::open_paren:
+            case token::open_square_bracket:
+            case token::open_curly_bracket: brackets++; break;
+            case token::close_paren:
+            case token::close_square_bracket:
+            case token::close_curly_bracket: brackets--; break;
+            case token::open_statement:
+            case token::open_expression: in_one = brackets = 0; break;
+            default: break;
+        }
+        in_one += 1;
+        if (t.t == token::open_statement && i + 1 < tokens.size()) {
+            const std::string & word = tokens[i + 1].value;
+            if (word.compare(0, 3, "end") == 0) {
+                if (!blocks.empty()) {
+                    depth_of_blocks -= blocks.back();
+                    blocks.pop_back();
+                }
+            } else if (word == "if" || word == "for" || word == "macro" || word == "call" || word == "filter") {
+                blocks.push_back(1);
+                depth_of_blocks++;
+            } else if (word == "elif" && !blocks.empty()) {
+                blocks.back()++;
+                depth_of_blocks++;
+            }
+        }
+        if (brackets > MAX_NESTING || in_one > MAX_TOKENS || depth_of_blocks > 2 * MAX_NESTING) {
+            throw std::runtime_error("the template is nested too deeply, or one of its expressions is too long");
+        }
     }
 }
 
@@ -313,9 +337,13 @@ void jinja_running::check() const {
 }
 
 void jinja_check(const std::string & source) {
-    check_nesting(source);
-    jinja::lexer        lexer;
-    jinja::program      program = jinja::parse_from_tokens(lexer.tokenize(source));
+    if (source.size() > MAX_SOURCE) {
+        throw std::runtime_error("expected a template of at most " + std::to_string(MAX_SOURCE) + " characters");
+    }
+    jinja::lexer              lexer;
+    const jinja::lexer_result found = lexer.tokenize(source);
+    check_nesting(found.tokens);
+    jinja::program      program = jinja::parse_from_tokens(found);
     const jinja_running running;
     bound(program.body, 0);
     jinja::caps_get(program); // swallows what its trials throw

@@ -127,6 +127,7 @@ class ChatTemplates:
         add_generation_prompt: bool = True,
         image_type: str = "media_marker",
         jinja: bool = True,
+        pure: bool = False,
     ) -> ChatPrompt: ...
     def caps(self) -> dict[str, bool]: ...
     @property

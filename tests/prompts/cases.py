@@ -32,18 +32,25 @@ CASES: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def _list_of(content: list[Any] | None, image: dict[str, Any], as_parts: bool) -> Any:
-    if content is None or (not as_parts and len(content) == 1):
-        return content and content[0]
-    return [image if part is IMAGE else {"type": "text", "text": part} for part in content]
-
-
-def ours_of(messages: list[dict[str, Any]], *, as_parts: bool = True) -> list[dict[str, Any]]:
-    """As clients of OpenAI send them."""
+def ours_of(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As clients of OpenAI send them: a text alone as str, parts as a list."""
     image = {"type": "image_url", "image_url": {"url": "data:,x"}}
-    return [{**m, "content": _list_of(m["content"], image, as_parts)} for m in messages]
+    return [{**m, "content": _content(m["content"], image)} for m in messages]
 
 
-def theirs_of(messages: list[dict[str, Any]], *, as_parts: bool = True) -> list[dict[str, Any]]:
-    """As ``apply_chat_template`` takes them."""
-    return [{**m, "content": _list_of(m["content"], {"type": "image"}, as_parts)} for m in messages]
+def theirs_of(messages: list[dict[str, Any]], marker: str | None) -> list[dict[str, Any]]:
+    """As ``apply_chat_template`` takes them: parts; or texts with a line `marker` for an image, for such templates."""
+    if marker is None:
+        return [{**m, "content": _parts(m["content"], {"type": "image"})} for m in messages]
+    texts = [
+        None if m["content"] is None else [f"{marker}\n" if p is IMAGE else p for p in m["content"]] for m in messages
+    ]
+    return [{**m, "content": text and "".join(text)} for m, text in zip(messages, texts, strict=True)]
+
+
+def _parts(content: list[Any] | None, image: dict[str, Any]) -> Any:
+    return content and [image if part is IMAGE else {"type": "text", "text": part} for part in content]
+
+
+def _content(content: list[Any] | None, image: dict[str, Any]) -> Any:
+    return content[0] if content and len(content) == 1 else _parts(content, image)

@@ -260,17 +260,17 @@ class ChatHandler:
         turns = self._read(messages)
         tools_ = read_tools(functions, function_call, tools, tool_choice)
         vlm, template = self._prepare(llama)
-        calls = tools_.is_open and template.has_tool_calls
-        forced = None if calls or tools_.choice != "required" else tools_.only()
+        choice = tools_.choice if tools_.is_open else "none"
+        prompt = template.render(turns, tools=tools_.shown, tool_choice=choice, variables=template_variables)
+        calls = tools_.is_open and bool(template.has_tool_calls or prompt.native.grammar)
+        forced = None if calls or choice != "required" else tools_.only()
         grammar = (forced and tools_.arguments_grammar()) or response_grammar(response_format) or grammar
+        if calls and (grammar is None or choice == "required"):
+            grammar = tool_grammar(llama, prompt.native)
         if grammar is not None:
             check_grammar(llama, grammar)
         images = [self._encode(vlm, source) for source in self._few(images_of(turns))]
         with vlm.answers.turn():
-            choice = tools_.choice if calls else "none"
-            prompt = template.render(turns, tools=tools_.shown, tool_choice=choice, variables=template_variables)
-            if calls and (grammar is None or choice == "required"):
-                grammar = tool_grammar(llama, prompt.native)
             number, stats = self._prefill(vlm, images, question_of(turns), prompt, prune)
             self.stats = stats
             only_text_drafts(llama)

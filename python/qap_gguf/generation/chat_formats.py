@@ -39,7 +39,8 @@ TEXT_FORMATS: Final[Mapping[str, str]] = {
     "vicuna": "vicuna",
     "zephyr": "zephyr",
 }
-_URL = ("content.image_url", "content.text")
+#: Where those templates read a URL, and where they take a text for a list, which llama.cpp's Jinja does not.
+_URL = (("content.image_url", "content.text"), (" is iterable", " is not string"))
 #: LLaVA-1.5's own form (Vicuna v1), for files of such models without a template.
 _VICUNA_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -103,7 +104,9 @@ def named_format(name: str) -> ChatFormat:
     """
     if name in IMAGE_FORMATS:
         handler = getattr(llama_chat_format, IMAGE_FORMATS[name])
-        source = str(handler.CHAT_FORMAT).replace(*_URL)
+        source = str(handler.CHAT_FORMAT)
+        for there, here in _URL:
+            source = source.replace(there, here)
         return ChatFormat(source, "urls", handler.DEFAULT_SYSTEM_MESSAGE)
     if name == "alpaca":
         return ChatFormat(_ALPACA)

@@ -90,8 +90,10 @@ class ChatTemplate:
         caps = self._native.caps()
         jinja = self._form.kind == "jinja"
         self.has_tool_calls = jinja and caps["supports_tool_calls"]
-        self._has_system = caps["supports_system_role"] or not jinja
+        self._has_system = caps["supports_system_role"] or self._form.kind == "builtin"
+        self._has_strings = caps["supports_string_content"]
         self._style = self._probe() if jinja else _ImageStyle()
+        self._is_plain = jinja and self._try_plain()
 
     def render(
         self,
@@ -125,6 +127,7 @@ class ChatTemplate:
                 variables={key: _json(key, value) for key, value in (variables or {}).items() if value is not None},
                 image_type="image_url" if self._form.kind == "urls" else "media_marker",
                 jinja=self._form.kind != "builtin",
+                pure=self._is_plain and not tools and not any(len(turn.fields) > 1 for turn in turns),
             )
             text = native.text
         except UnicodeEncodeError as err:
@@ -148,7 +151,8 @@ class ChatTemplate:
         if self._form.kind == "urls" and out["role"] == "user":
             return out | {"content": [_typed(part, _core.media_marker()) for part in parts]}
         has_image = any(isinstance(part, ImagePart) for part in parts)
-        if not has_image and not (turn.is_list and self._form.kind == "jinja"):
+        as_list = turn.is_list and self._form.kind == "jinja" and (len(parts) > 1 or not self._has_strings)
+        if not has_image and not as_list:
             return out | {"content": "\n".join(map(str, parts))}
         style = self._style
         if style.images_first:
@@ -177,6 +181,16 @@ class ChatTemplate:
                 lead = between[: len(between) - len(between.lstrip())]
                 return _ImageStyle(lead, between[len(between.rstrip()) :], first)
         return _ImageStyle()
+
+    def _try_plain(self) -> bool:
+        """Whether upstream's analysis of the template, which takes longer than rendering, changes nothing for text."""
+        roles = ("system", "user", "assistant", "user")
+        messages = json.dumps([{"role": role, "content": f"word {n}"} for n, role in enumerate(roles)])
+        try:
+            whole, pure = (self._native.apply(messages, pure=pure) for pure in (False, True))
+            return whole.text == pure.text and not whole.stops
+        except (RuntimeError, UnicodeDecodeError):
+            return False
 
     def _try(self, content: list[dict[str, str]], kind: str) -> str | None:
         try:
