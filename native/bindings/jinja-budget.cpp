@@ -26,7 +26,7 @@ constexpr size_t MAX_SOURCE  = size_t(512) << 10; // characters; the longest pub
 constexpr int    MAX_NESTING = 100;               // brackets, blocks and calls
 constexpr int    MAX_TOKENS  = 2000;              // of one expression or statement
 constexpr int    MAX_LEVELS  = 400;               // nodes within nodes
-constexpr size_t MAX_STEPS   = 1000000;           // loops, calls, filters and operators of one rendering
+constexpr size_t MAX_STEPS   = 500000;            // loops, calls, filters and operators of one rendering
 constexpr size_t MAX_BYTES   = size_t(512) << 20; // of all intermediate values together
 constexpr size_t MAX_VALUE   = size_t(64) << 20;  // of one of them
 

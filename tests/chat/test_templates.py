@@ -80,7 +80,6 @@ def test_no_format_drops_a_turn_without_a_word(name: str) -> None:
     template = ChatTemplate(0, named_format(name), bos="<s>", eos="</s>")
     calls = [{"id": "a1b2c3d4e", "function": {"name": "look", "arguments": "{}"}}]
     called = [*user("Look."), {"role": "assistant", "content": None, "tool_calls": calls}]
-    kept = 0
     for messages, words in (
         ([{"role": "developer", "content": "Be brief."}, *user("Hello")], ["Be brief.", "Hello"]),
         ([*called, {"role": "tool", "content": "22 degrees"}], ["look", "22 degrees"]),
@@ -91,8 +90,6 @@ def test_no_format_drops_a_turn_without_a_word(name: str) -> None:
             assert "drops text of role" in str(err)  # noqa: PT017
             continue
         assert all(word in found for word in words)
-        kept += 1
-    assert kept < 2 or name in ("chatml", "gemma", "llama-3", "openchat", "zephyr"), kept
 
 
 def test_tools_and_other_variables_reach_the_template() -> None:

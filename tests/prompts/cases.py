@@ -39,12 +39,11 @@ def ours_of(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def theirs_of(messages: list[dict[str, Any]], marker: str | None) -> list[dict[str, Any]]:
-    """As ``apply_chat_template`` takes them: parts; or texts with a line `marker` for an image, for such templates."""
+    """As ``apply_chat_template`` takes them: parts, of a tool's result a str; or texts with a line `marker` for an image, for such templates."""
     if marker is None:
-        return [{**m, "content": _parts(m["content"], {"type": "image"})} for m in messages]
-    texts = [
-        None if m["content"] is None else [f"{marker}\n" if p is IMAGE else p for p in m["content"]] for m in messages
-    ]
+        image = {"type": "image"}
+        return [{**m, "content": (_content if m["role"] == "tool" else _parts)(m["content"], image)} for m in messages]
+    texts = [m["content"] and [f"{marker}\n" if part is IMAGE else part for part in m["content"]] for m in messages]
     return [{**m, "content": text and "".join(text)} for m, text in zip(messages, texts, strict=True)]
 
 

@@ -39,7 +39,7 @@ def _turns(head: str, text: str, image: str, tail: str, end: str, default: str =
     """A template over parts or text: `head` and `tail` around each message, `end` for the answer to come."""
     return (
         f"{default}{{% for m in messages %}}{head}"
-        "{% if m.content is string %}{{ m.content }}{% elif m.content %}{% for p in m.content %}"
+        "{% if m.content is string %}{{ m.content }}{% elif m.content is not none %}{% for p in m.content %}"
         f"{{% if p.type == 'image' %}}{image}{{% elif p.type == 'text' %}}{text}{{% endif %}}"
         f"{{% endfor %}}{{% endif %}}{tail}{{% endfor %}}{{% if add_generation_prompt %}}{end}{{% endif %}}"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from llama_cpp.llama_grammar import LlamaGrammar
@@ -23,6 +24,7 @@ MAX_DEPTH: Final = 64
 MAX_NODES: Final = 10_000
 MAX_CHARACTERS: Final = 1 << 18
 _REPEATS = ("minLength", "maxLength", "minItems", "maxItems")
+_CLASSES = {"d": "0-9", "w": "A-Za-z0-9_", "s": " "}  # a JSON string has no other white space unescaped
 #: Keywords that hold a schema in the place of the one that they stand in.
 _SAME_PLACE = ("anyOf", "oneOf", "allOf")
 
@@ -88,8 +90,8 @@ def _resolve(schema: Any, ref: str) -> Any:
     return node
 
 
-def check_schema(schema: Any) -> str:
-    """The schema as JSON text, if converting it stays within bounds.
+def check_schema(schema: Any) -> None:
+    """Converting the schema stays within bounds.
 
     Raises:
         ConfigError: no JSON object, too large, too deep, with numbers that no grammar repeats, a ``$ref`` that leads
@@ -111,13 +113,11 @@ def check_schema(schema: Any) -> str:
             raise ConfigError(f"schema: expected lengths of at most {MAX_TOTAL} together, got more; make them smaller")
     _check_references(schema)
     try:
-        text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
-        size = len(text.encode())
+        size = len(json.dumps(schema, ensure_ascii=False, allow_nan=False).encode())
     except (TypeError, ValueError) as err:  # UnicodeEncodeError is a ValueError
         raise ConfigError(f"schema: expected JSON and Unicode, got other values ({err}); check it") from err
     if size > MAX_CHARACTERS:
         raise ConfigError(f"schema: expected at most {MAX_CHARACTERS} bytes, got {size}; make it smaller")
-    return text
 
 
 def _convert(text: str) -> str:
@@ -128,18 +128,46 @@ def _convert(text: str) -> str:
         raise ConfigError(f"schema: expected a JSON schema that can become a grammar, got an error ({why})") from err
 
 
-def _check_patterns(schema: Any) -> None:
-    """Upstream takes any string, and says so on stderr only, where it cannot read a pattern."""
-    anything = _convert('{"type": "string"}')
-    for node in _walk(schema):
-        pattern = node.get("pattern")
-        if not isinstance(pattern, str):
+@lru_cache(maxsize=1)
+def _any_string() -> str:
+    """What the converter gives where it cannot read a pattern; it says so on stderr only."""
+    return _convert('{"type": "string", "pattern": "not anchored"}')
+
+
+def _spelled_out(pattern: str) -> str:
+    r"""A pattern without ``\d``, ``\w`` and ``\s``, which the converter does not know, outside of groups and in them.
+
+    Example:
+        >>> _spelled_out("^\\d{3}[\\w.]$")
+        '^[0-9]{3}[A-Za-z0-9_.]$'
+    """
+    out, in_class, letters = "", False, iter(pattern)
+    for letter in letters:
+        if letter == "\\":
+            escaped = next(letters, "")
+            found = _CLASSES.get(escaped)
+            out += f"\\{escaped}" if found is None else found if in_class else f"[{found}]"
             continue
-        anchored = pattern.startswith("^") and pattern.endswith("$")
-        if not anchored or _convert(json.dumps({"type": "string", "pattern": pattern})) == anything:
-            raise ConfigError(
-                f"schema: expected a pattern that can become a grammar, with ^ and $, got {pattern[:80]!r}; change it"
-            )
+        in_class = letter == "[" or (in_class and letter != "]")
+        out += letter
+    return out
+
+
+def _with_patterns(schema: Any) -> Any:
+    """The schema with its patterns spelled out."""
+    if isinstance(schema, Mapping):
+        out = {key: _with_patterns(value) for key, value in schema.items()}
+        pattern = out.get("pattern")
+        if isinstance(pattern, str):
+            out["pattern"] = _spelled_out(pattern)
+            anchored = pattern.startswith("^") and pattern.endswith("$") and len(pattern) > 1
+            if not anchored or _convert(json.dumps({"type": "string", "pattern": out["pattern"]})) == _any_string():
+                raise ConfigError(
+                    "schema: expected a pattern that can become a grammar, with ^ and $, "
+                    f"got {pattern[:80]!r}; change it"
+                )
+        return out
+    return [_with_patterns(inner) for inner in schema] if isinstance(schema, list) else schema
 
 
 def schema_grammar(schema: Any) -> SchemaGrammar:
@@ -152,6 +180,5 @@ def schema_grammar(schema: Any) -> SchemaGrammar:
         >>> "root ::=" in schema_grammar({"type": "integer", "minimum": 3, "maximum": 5})._grammar
         True
     """
-    text = check_schema(schema)
-    _check_patterns(schema)
-    return SchemaGrammar(_grammar=_convert(text))
+    check_schema(schema)
+    return SchemaGrammar(_grammar=_convert(json.dumps(_with_patterns(schema), ensure_ascii=False)))

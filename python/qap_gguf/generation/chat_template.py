@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qap_gguf import _core
+from qap_gguf.arguments import is_unicode
 from qap_gguf.errors import ConfigError, ModelFileError
 from qap_gguf.files.gguf import read_gguf
 from qap_gguf.generation.chat_formats import VICUNA, ChatFormat
@@ -80,10 +81,10 @@ class ChatTemplate:
 
     def __init__(self, model: int, form: ChatFormat | None = None, *, bos: str = "", eos: str = "") -> None:
         self._form = form or ChatFormat()
+        if not is_unicode(self._form.source):
+            raise ModelFileError("chat template: expected Unicode text, got a lone surrogate; take it out")
         try:
             self._native = _core.ChatTemplates(model, self._form.source, bos, eos)
-        except UnicodeEncodeError as err:
-            raise ModelFileError("chat template: expected Unicode text, got a lone surrogate; take it out") from err
         except RuntimeError as err:
             raise ModelFileError(f"chat template: expected valid Jinja, got an error ({_reason(err)})") from err
         self.source = self._native.source
@@ -130,13 +131,11 @@ class ChatTemplate:
                 pure=self._is_plain and not tools and not any(len(turn.fields) > 1 for turn in turns),
             )
             text = native.text
-        except UnicodeEncodeError as err:
-            raise ConfigError("messages: expected Unicode text, got a lone surrogate; take it out") from err
         except (RuntimeError, UnicodeDecodeError) as err:
             raise ModelFileError(
                 f"the chat template of this model refuses these messages ({_reason(err)}); check their roles and order"
             ) from err
-        check_complete(text, turns, calls_in_text=self.has_tool_calls)
+        check_complete(text, turns)
         return Prompt(text, tuple(native.stops), native)
 
     def _message(self, turn: Turn) -> dict[str, Any]:
@@ -219,9 +218,12 @@ def open_template(language: LanguageModel, mmproj: str, form: ChatFormat | None 
 
 def _json(name: str, value: Any) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as err:
         raise ConfigError(f"{name}: expected what JSON can hold, got other values ({err}); check it") from err
+    if not is_unicode(text):
+        raise ConfigError(f"{name}: expected Unicode text, got a lone surrogate; take it out")
+    return text
 
 
 def _typed(part: str | ImagePart, marker: str) -> dict[str, str]:
@@ -252,8 +254,16 @@ def _merge_system(turns: Sequence[Turn]) -> Sequence[Turn]:
 
 def _calls_as_text(calls: Sequence[Mapping[str, Any]]) -> str:
     """The calls of tools of an earlier answer, for templates that would drop them."""
-    plain = [{"name": call["function"]["name"], "arguments": call["function"]["arguments"]} for call in calls]
+    functions = [call["function"] for call in calls]
+    plain = [{"name": function["name"], "arguments": _parsed(function["arguments"])} for function in functions]
     return _json("tool_calls", {"tool_calls": plain})
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _between(prompt: str) -> str:

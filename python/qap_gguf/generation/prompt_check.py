@@ -15,6 +15,7 @@ from qap_gguf import _core
 from qap_gguf.errors import ModelFileError
 from qap_gguf.generation.messages import ImagePart, Turn
 
+_WORD = re.compile(r"[A-Za-z0-9]{3,}")
 _REASONING = re.compile(r"<(think|thinking|seed:think)>.*?</\1>|^.*?</think>", re.DOTALL)
 
 
@@ -35,10 +36,15 @@ def _forms(text: str) -> Iterator[str]:
 
 class _Rendered:
     def __init__(self, prompt: str) -> None:
-        self._prompt, self._squeezed = prompt, ""
+        self._prompt, self._squeezed, self._at = prompt, "", 0
 
     def has(self, text: str) -> bool:
-        if text.strip() in self._prompt:  # nearly always
+        """Whether a text stands there; mostly it does, after the one that was asked for before."""
+        text = text.strip()
+        at = self._prompt.find(text, self._at)
+        if at >= 0:
+            self._at = at
+        if at >= 0 or text in self._prompt:
             return True
         self._squeezed = self._squeezed or _squeezed(self._prompt)
         return any(form in self._squeezed for form in _forms(text))
@@ -55,27 +61,28 @@ def _leaves(value: Any) -> Iterator[str]:
         yield value
 
 
-def _argument_texts(arguments: str) -> list[str]:
+def _argument_words(arguments: str) -> set[str]:
+    """Words of the texts in a call's arguments; templates quote and escape what stands around them as they like."""
     try:
-        return list(_leaves(json.loads(arguments)))
+        texts = list(_leaves(json.loads(arguments)))
     except (ValueError, RecursionError):
-        return [arguments]
+        texts = [arguments]
+    return {word for text in texts for word in _WORD.findall(text)}
 
 
-def check_complete(prompt: str, turns: Sequence[Turn], *, calls_in_text: bool) -> None:
-    """Every text and every image of every turn stands in the prompt.
+def check_complete(prompt: str, turns: Sequence[Turn]) -> None:
+    """Every text, call and image of every turn stands in the prompt.
 
     Args:
         prompt: the rendered prompt.
         turns: what it was made from.
-        calls_in_text: the template writes the calls of tools itself.
 
     Raises:
         ModelFileError: something is missing; names the role.
 
     Example:
-        >>> check_complete("user: hello", [Turn({"role": "user"}, ("hello",))], calls_in_text=False)
-        >>> check_complete("assistant:", [Turn({"role": "tool"}, ("22 degrees",))], calls_in_text=False)
+        >>> check_complete("user: hello", [Turn({"role": "user"}, ("hello",))])
+        >>> check_complete("assistant:", [Turn({"role": "tool"}, ("22 degrees",))])
         Traceback (most recent call last):
         qap_gguf.errors.ModelFileError: the chat template of this model drops text of role 'tool' ('22 degrees'); \
 use a role that it knows, or choose another chat_format
@@ -92,8 +99,8 @@ use a role that it knows, or choose another chat_format
         texts = [part for part in turn.parts or () if isinstance(part, str)]
         if turn.role == "assistant":
             texts = [_REASONING.sub("", text) for text in texts]
-        for call in turn.tool_calls if calls_in_text else ():
-            texts += [call["function"]["name"], *_argument_texts(call["function"]["arguments"])]
+        for call in turn.tool_calls:
+            texts += [call["function"]["name"], *_argument_words(call["function"]["arguments"])]
         lost = next((text for text in texts if text.strip() and not rendered.has(text)), None)
         if lost is not None:
             raise ModelFileError(
