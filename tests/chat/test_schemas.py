@@ -24,7 +24,7 @@ def answer(handler: qap.ChatHandler, llama: llama_cpp.Llama, uri: str, schema: A
 @pytest.mark.parametrize("seed", range(3))
 def test_ordinary_schemas(handler: qap.ChatHandler, llama: llama_cpp.Llama, uri: str, seed: int) -> None:
     def ask(schema: Any) -> Any:
-        text = answer(handler, llama, uri, schema, temperature=1.5, seed=seed + 1, max_tokens=30)
+        text = answer(handler, llama, uri, schema, temperature=1.5, seed=seed + 1, max_tokens=100)
         return json.loads(text)
 
     assert ask({"type": "integer", "minimum": 3, "maximum": 5}) in (3, 4, 5)

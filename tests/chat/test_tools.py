@@ -69,8 +69,17 @@ def test_bad_calls_are_one_line(change: dict[str, Any], words: str) -> None:
 def test_a_template_with_tools_calls_them(packaged: qap.PackagedModel, llama: llama_cpp.Llama, choice: Any) -> None:
     with qap.ChatHandler(packaged.mmproj, chat_template=QWEN) as handler:
         settings: dict[str, Any] = {"tools": [TOOL, OTHER], "tool_choice": choice, "temperature": 0, "max_tokens": 120}
-        whole = handler(llama=llama, messages=user("Place it."), **settings)["choices"][0]
-        chunks = list(handler(llama=llama, messages=user("Place it."), stream=True, **settings))
+        whole, chunks = (
+            handler(
+                llama=llama,
+                messages=user("Place it."),
+                stream=stream,
+                logits_processor=beginning(llama, '<tool_call>\n{"name"'),
+                **settings,
+            )
+            for stream in (False, True)
+        )
+        whole, chunks = whole["choices"][0], list(chunks)
     (call,) = whole["message"]["tool_calls"]
     assert whole["finish_reason"] == "tool_calls"
     assert call["function"]["name"] in ("place", "other")

@@ -39,7 +39,7 @@ def ours_of(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def theirs_of(messages: list[dict[str, Any]], marker: str | None) -> list[dict[str, Any]]:
-    """As ``apply_chat_template`` takes them: parts, of a tool's result a str; or texts with a line `marker` for an image, for such templates."""
+    """As ``apply_chat_template`` takes them: parts (tool results: str); or texts with a line `marker` for an image."""
     if marker is None:
         image = {"type": "image"}
         return [{**m, "content": (_content if m["role"] == "tool" else _parts)(m["content"], image)} for m in messages]

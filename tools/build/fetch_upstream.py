@@ -34,7 +34,8 @@ ROOT = HERE.parents[1]
 
 # Paths below vendor/llama.cpp of the sdist. BUILD is copied for the compiler; `#include "../src/llama-ext.h"` in
 # mtmd-helper-gen.cpp resolves against -I <tree>/vendor. CONVERTER is installed as it is, for the families of models
-# that llama.cpp's own converter knows. REFERENCE says which backend has which operation.
+# that llama.cpp's own converter knows. CHAT are the headers of libllama-common. REFERENCE is for tests: which backend
+# has which operation, and chat templates as they were published.
 _GGUF = ("__init__", "constants", "gguf", "gguf_reader", "gguf_writer", "lazy", "metadata", "quants", "tensor_mapping")
 CONVERTER = (
     *("convert_hf_to_gguf.py", "conversion/", "gguf-py/LICENSE"),
@@ -54,7 +55,7 @@ REFERENCE = (
 )
 REQUIRED = (
     *("LICENSE", "src/llama-ext.h", "tools/mtmd/clip.cpp", "tools/mtmd/mtmd.cpp", "vendor/stb/stb_image.h"),
-    *("convert_hf_to_gguf.py", "conversion/__init__.py", "gguf-py/gguf/__init__.py"),
+    *("convert_hf_to_gguf.py", "conversion/__init__.py", "gguf-py/gguf/__init__.py", "common/chat.h"),
 )
 MAX_UNPACKED = 256 << 20  # bytes; the real selection is 20 MB
 

@@ -264,7 +264,9 @@ class ChatHandler:
         prompt = template.render(turns, tools=tools_.shown, tool_choice=choice, variables=template_variables)
         calls = tools_.is_open and bool(template.has_tool_calls or prompt.native.grammar)
         forced = None if calls or choice != "required" else tools_.only()
-        grammar = (forced and tools_.arguments_grammar()) or response_grammar(response_format) or grammar
+        grammar = response_grammar(response_format) or grammar
+        if forced is not None:
+            grammar = tools_.arguments_grammar()
         if calls and (grammar is None or choice == "required"):
             grammar = tool_grammar(llama, prompt.native)
         if grammar is not None:

@@ -30,7 +30,8 @@ def convert(completion: Any, native: _core.ChatPrompt) -> dict[str, Any]:
         completion: what ``Llama.create_completion`` returned.
         native: the prompt that it answers.
     """
-    out: dict[str, Any] = dict(llama_chat_format._convert_completion_to_chat(completion, stream=False))
+    plain: Any = llama_chat_format._convert_completion_to_chat(completion, stream=False)
+    out: dict[str, Any] = dict(plain)
     choice = out["choices"][0]
     try:
         message = json.loads(native.parse(choice["message"]["content"] or "", False))
@@ -47,7 +48,8 @@ def convert(completion: Any, native: _core.ChatPrompt) -> dict[str, Any]:
 
 def convert_stream(chunks: Iterator[Any], native: _core.ChatPrompt) -> Iterator[dict[str, Any]]:
     """The chunks of a chat completion; see :func:`convert`."""
-    text, ids, first = "", {}, True
+    text, first = "", True
+    ids: dict[int, str] = {}
     for chunk in chunks:
         choice = chunk["choices"][0]
         base = {"id": f"chat{chunk['id']}", "model": chunk["model"], "created": chunk["created"]}
@@ -73,7 +75,7 @@ def _advance(native: _core.ChatPrompt, text: str, is_partial: bool, ids: dict[in
         diffs = native.advance(text, is_partial)
     except RuntimeError:  # cannot be read (yet)
         return []
-    deltas = []
+    deltas: list[dict[str, Any]] = []
     for content, index, call_id, name, arguments in diffs:
         if content:
             deltas.append({"content": content})

@@ -187,9 +187,10 @@ def read_messages(messages: Sequence[Mapping[str, Any]], *, look_for_files: bool
         content, fields = message.get("content"), _fields(message)
         if content is None and "tool_calls" not in fields and message["role"] != "assistant":
             raise ConfigError(f"messages: expected content in a message of role {message['role']!r}, got none; add it")
-        is_list = isinstance(content, (list, tuple))
+        is_list = False
         parts: tuple[str | ImagePart, ...] | None = None
-        if is_list:
+        if isinstance(content, (list, tuple)):
+            is_list = True
             parts = tuple(_part(part, look_for_files) for part in content)
         elif content is not None:
             parts = (_part(content, look_for_files=False),)
