@@ -63,6 +63,19 @@ def test_bad_calls_are_one_line(change: dict[str, Any], words: str) -> None:
         read_messages([{"role": "assistant", "content": None, **change}])
 
 
+def beginning(llama: llama_cpp.Llama, words: str) -> Any:
+    """Makes an answer begin with these words: the packaged model has not learnt to call tools."""
+    left = llama.tokenize(words.encode(), add_bos=False, special=True)
+
+    def push(_ids: Any, logits: Any) -> Any:
+        out = logits.copy()
+        if left:
+            out[left.pop(0)] = 1e4
+        return out
+
+    return llama_cpp.LogitsProcessorList([push])
+
+
 @pytest.mark.parametrize(
     "choice", ["required", {"type": "function", "function": {"name": "place"}}], ids=["any", "one"]
 )

@@ -264,9 +264,7 @@ class ChatHandler:
         prompt = template.render(turns, tools=tools_.shown, tool_choice=choice, variables=template_variables)
         calls = tools_.is_open and bool(template.has_tool_calls or prompt.native.grammar)
         forced = None if calls or choice != "required" else tools_.only()
-        grammar = response_grammar(response_format) or grammar
-        if forced is not None:
-            grammar = tools_.arguments_grammar()
+        grammar = tools_.arguments_grammar() if forced else response_grammar(response_format) or grammar
         if calls and (grammar is None or choice == "required"):
             grammar = tool_grammar(llama, prompt.native)
         if grammar is not None:
