@@ -26,6 +26,7 @@ FILES = {
     "tools/mtmd/clip.cpp": CLIP,
     "tools/mtmd/mtmd.cpp": "int mtmd;\n",
     "vendor/stb/stb_image.h": "// stb\n",
+    "common/chat.h": "// chat\n",
     "convert_hf_to_gguf.py": "import conversion\n",
     "conversion/__init__.py": "import gguf\n",
     "gguf-py/gguf/__init__.py": "",

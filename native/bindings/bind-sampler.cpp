@@ -41,6 +41,14 @@ static int32_t sample_checked(uintptr_t lctx, uintptr_t chain_, int32_t idx) {
     return token;
 }
 
+// Tokens that a prompt ends with, to a grammar whose rules begin with them. Upstream throws where they do not fit.
+static void accept_checked(uintptr_t sampler, const std::vector<int32_t> & tokens) {
+    for (const int32_t token : tokens) {
+        llama_sampler_accept(reinterpret_cast<llama_sampler *>(sampler), token);
+    }
+}
+
 void register_sampler(py::module_ & m) {
+    m.def("accept_checked", &accept_checked, py::arg("sampler"), py::arg("tokens"));
     m.def("sample_checked", &sample_checked, py::arg("lctx"), py::arg("chain"), py::arg("idx"));
 }

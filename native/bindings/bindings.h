@@ -27,6 +27,7 @@ void register_graph(py::module_ & m);
 void register_clip_text(py::module_ & m);
 void register_interrupt(py::module_ & m);
 void register_sampler(py::module_ & m);
+void register_chat(py::module_ & m);
 
 // ValueError with the message of the native call that failed
 inline void check(int status) {

@@ -62,4 +62,5 @@ PYBIND11_MODULE(_core, m) {
     register_clip_text(m);
     register_interrupt(m);
     register_sampler(m);
+    register_chat(m);
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import llama_cpp
 
 from qap_gguf.arguments import MOST_IMAGE_TOKENS, FloatArray, check_integer, check_threads, n_threads_default
-from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, QapError
 from qap_gguf.files.gguf import check_pair
 from qap_gguf.files.packaged import packaged_model
 from qap_gguf.generation.answers import Answers
-from qap_gguf.generation.prompts import flatten, question_of, render
+from qap_gguf.generation.chat_template import ChatTemplate, open_template
+from qap_gguf.generation.messages import images_of, question_of, read_messages
 from qap_gguf.generation.settings import AnswerSettings, ChatSettings, Generation, GenerationStats
 from qap_gguf.image_side import ImageSide
 from qap_gguf.language.llama import LanguageModel, TextStream
@@ -32,8 +33,9 @@ from qap_gguf.runtime.fork import check_process, note_threads
 from qap_gguf.vision.cache import EmbeddingCache
 from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.encoder import ImageEncoder
-from qap_gguf.vision.images import load_image
+from qap_gguf.vision.images import ImageSource, Pixels, load_image
 from qap_gguf.vision.resize import check_resize
+from qap_gguf.vision.sources import SourceRules
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -113,6 +115,7 @@ class VisionModel(ImageSide):
             packaged = packaged_model()
             mmproj, model = packaged.mmproj, packaged.model
 
+        self._mmproj = os.fspath(mmproj)
         self._threads = n_threads or n_threads_default()
         check_process(self._threads)
         self._closed = False
@@ -257,8 +260,8 @@ class VisionModel(ImageSide):
         """Answer the last message of a conversation; the settings are those of ``ChatSettings``.
 
         Args:
-            messages: ``{"role": "system" | "user" | "assistant", "content": text or list of images and texts}``.
-                Text is a str; a path must therefore be a ``pathlib.Path``, or encoded first.
+            messages: OpenAI-style, ``{"role": "user", "content": text or list of images and texts}``. A str is text; a
+                path must therefore be a ``pathlib.Path``, or encoded first. Images have every form of docs/chat.md.
             stream: return a :class:`Generation` that yields the text in pieces.
 
         Raises:
@@ -268,14 +271,16 @@ class VisionModel(ImageSide):
         chosen = AnswerSettings(**settings)
         self._check_open()
         text = TextStream(self._language, chosen.stop)
-        flat, sources = flatten(messages)
-        pictures = [part if isinstance(part, ImageEmbedding) else load_image(part) for part in sources]
-        prompt, add_special = render(self._language, flat)
-        images = self.encode_fitting(prompt, add_special, pictures, chosen.prune)
+        turns = read_messages(messages)
+        prompt = self._template.render(turns)
+        pictures = [part if isinstance(part, ImageEmbedding) else self._load(part) for part in images_of(turns)]
+        images = self.encode_fitting(prompt.text, True, pictures, chosen.prune)
         stats = GenerationStats()
         with self.answers.turn():
             # Prefill at once: errors belong to this call, not to the first piece.
-            number = self._prefill(prompt, add_special, images, chosen.prune, question_of(messages), stats)
+            cfg, question = chosen.prune, question_of(turns)
+            pairs = [(image, None if cfg is None else self.prune(image, cfg, question)) for image in images]
+            number = self.answers.place(prompt.text, pairs, stats, add_special=True)
             generation = Generation(self.answers.decode(number, text, stats, chosen), stats)
             return generation if stream else "".join(generation)
 
@@ -285,17 +290,14 @@ class VisionModel(ImageSide):
         logits: FloatArray = self._language.last_logits()
         return logits
 
-    def _prefill(
-        self,
-        prompt: str,
-        add_special: bool,
-        images: list[ImageEmbedding],
-        prune: PruneConfig | None,
-        question: str,
-        stats: GenerationStats,
-    ) -> int:
-        pairs = [(image, None if prune is None else self.prune(image, prune, question)) for image in images]
-        return self.answers.place(prompt, pairs, stats, add_special=add_special)
+    @staticmethod
+    def _load(source: ImageSource) -> Pixels:
+        """An image of a message: a str is the URL or the path of an ``image_url`` part."""
+        return load_image(SourceRules().load(source) if isinstance(source, str) else source)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return open_template(self._language, self._mmproj)
 
     # --- life ---
 

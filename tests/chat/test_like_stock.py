@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import llama_cpp
@@ -28,12 +29,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "grammar": {"grammar": LlamaGrammar.from_string('root ::= "row " [1-4]', verbose=False)},
     "json": {"response_format": {"type": "json_object"}, "max_tokens": 10},
     "schema": {"response_format": {"type": "json_object", "schema": {"enum": ["house", "tree"]}}},
-    "tool": {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "place"}}},
-    "function": {"functions": [TOOL["function"]], "function_call": {"name": "place"}},
     "tools, free": {"tools": [TOOL], "tool_choice": "auto", "max_tokens": 6},
     "logprobs": {"logprobs": True, "top_logprobs": 3, "max_tokens": 4},
     "bias": {"logit_bias": {"1000": 50.0}, "max_tokens": 2},
     "named": {"model": "mine", "max_tokens": 1},
+}
+
+
+FORCED: dict[str, dict[str, Any]] = {
+    "tool": {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "place"}}},
+    "function": {"functions": [TOOL["function"]], "function_call": {"name": "place"}},
 }
 
 
@@ -75,6 +80,28 @@ def test_same_as_llava15(
         results.append(plain(llama.create_chat_completion(messages, stream=stream, **settings_)))
     assert results[0] == results[1]
     assert len(results[1]) > 2 or not stream
+
+
+@pytest.mark.parametrize("settings", FORCED.values(), ids=FORCED.keys())
+def test_a_forced_tool_as_in_llava15(
+    llama: llama_cpp.Llama, stock: Any, ours: qap.ChatHandler, uri: str, settings: dict[str, Any]
+) -> None:
+    """The same call in the same shape; white space within the arguments is that of llama.cpp's grammar here."""
+    found = []
+    for handler in (stock, ours):
+        llama.chat_handler = handler
+        messages: Any = user(image_url(uri), text(QUESTION))
+        (whole,) = plain(llama.create_chat_completion(messages, temperature=0.0, **settings))
+        del whole["usage"]
+        message = whole["choices"][0]["message"]
+        for function in (message["function_call"], *(call["function"] for call in message["tool_calls"])):
+            function["arguments"] = json.loads(function["arguments"])
+        message["tool_calls"][0].pop("id")
+        chunks: Any = llama.create_chat_completion(messages, temperature=0.0, stream=True, **settings)
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+        streamed = "".join(call["function"]["arguments"] for d in deltas for call in d.get("tool_calls") or ())
+        found.append((whole, json.loads(streamed)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("n_images", [0, 1, 2])

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import qap_gguf as qap
-from qap_gguf.chat import fetch as fetch_module
-from qap_gguf.chat.fetch import fetch
-from qap_gguf.chat.sources import SourceRules, decode_data_uri
 from qap_gguf.errors import ConfigError, ImageError
+from qap_gguf.vision import fetch as fetch_module
+from qap_gguf.vision.fetch import fetch
+from qap_gguf.vision.sources import SourceRules, decode_data_uri
 
 WEB = "http:" + "//"
 

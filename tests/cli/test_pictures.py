@@ -11,12 +11,12 @@ from typing import Any
 import click
 import pytest
 
-from qap_gguf.chat import sources
 from qap_gguf.cli import main
 from qap_gguf.cli.main import cli
 from qap_gguf.cli.output import split_table
 from qap_gguf.cli.pictures import find_pictures
 from qap_gguf.eval import markdown
+from qap_gguf.vision import sources
 
 Said = pytest.CaptureFixture[str]
 WEB = "https:" + "//example/a.png"

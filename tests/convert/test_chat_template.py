@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import pytest
 import qap_gguf as qap
 from qap_gguf import _core
 from qap_gguf.convert import convert
-from qap_gguf.generation.prompts import _filled, flatten, render
+from qap_gguf.generation.messages import read_messages
 
 # In the manner of llava-hf's: images first, then texts, out of a list of parts; a text is passed over.
 PARTS = (
@@ -43,18 +42,5 @@ def test_the_question_and_the_image_are_in_the_prompt(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
     files = convert(folder, tmp_path / "out", quantize="F16", mmproj_type="f16")
     with qap.VisionModel(files.mmproj, files.model, n_ctx=128, n_threads=1) as vlm:
-        flat, images = flatten([{"role": "user", "content": [np.zeros((28, 28, 3), np.uint8), "What is this?"]}])
-        assert len(images) == 1
-        assert render(vlm._language, flat) == (want.format(marker=_core.media_marker()), True)
-
-
-def test_a_template_that_fails_both_ways_says_why() -> None:
-    def template(messages: list[Any]) -> str:
-        raise ValueError(type(messages[0]["content"]).__name__)
-
-    with pytest.raises(ValueError, match="list"):
-        _filled(template, [{"role": "user", "content": "x"}])
-
-
-def test_a_template_that_shows_no_text_is_left_alone() -> None:
-    assert _filled(lambda _: "nothing", [{"role": "user", "content": "x"}]) == "nothing"
+        turns = read_messages([{"role": "user", "content": [np.zeros((28, 28, 3), np.uint8), "What is this?"]}])
+        assert vlm._template.render(turns).text == want.format(marker=_core.media_marker())

@@ -51,7 +51,8 @@ def test_one_copy_of_each_library_and_the_libmtmd_is_ours() -> None:
     paths = [Path(path) for path in found["paths"]]
     kinds = [path.name.split(".")[0] for path in paths]
     assert len(kinds) == len(set(kinds)), paths
-    assert {"libggml-base", "libllama"} <= set(kinds)
+    assert {"libggml-base", "libllama", "libllama-common"} <= set(kinds)
+    assert all("llama_cpp" in path.parts for path in paths if path.name.startswith(("libllama.", "libggml")))
     mtmd = [path for path in paths if "mtmd" in path.name]
     assert len(mtmd) == 1
     assert "llama_cpp" not in mtmd[0].parts

@@ -20,8 +20,8 @@ from dropin.gguf_copy import rewrite
 from qap_gguf import _core, reference
 from qap_gguf.config import SELECTORS, PruneConfig
 from qap_gguf.eval.made_tokens import replacement
-from qap_gguf.plotting.overlay import PAD_COLOUR, letterbox
 from qap_gguf.vision.embedding import ImageEmbedding
+from qap_gguf.vision.overlay import PAD_COLOUR, letterbox
 
 SIZES = [(1024, 768), (1920, 1080), (300, 900)]
 SIDE, CELLS = 192, 12  # of what the packaged encoder sees: pixels, tokens

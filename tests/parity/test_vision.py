@@ -186,8 +186,7 @@ def test_first_answer_token_equals_transformers(case: Case, part: int) -> None:
 
 
 def prompt_chunks(vlm: qap.VisionModel, question: str, size: tuple[int, int]) -> list[_core.Chunk]:
-    from qap_gguf.generation.prompts import flatten, render
+    from qap_gguf.generation.messages import read_messages
 
-    flat, _ = flatten([{"role": "user", "content": [object(), question]}])
-    prompt, add_special = render(vlm._language, flat)
-    return vlm._encoder.tokenize(prompt, [size], add_special=add_special)
+    prompt = vlm._template.render(read_messages([{"role": "user", "content": [b"picture", question]}])).text
+    return vlm._encoder.tokenize(prompt, [size], add_special=True)

@@ -19,9 +19,9 @@ from PIL import Image
 
 import qap_gguf as qap
 from qap_gguf.errors import ArrayError, ConfigError, ImageError, UnsupportedError
-from qap_gguf.plotting.overlay import PAD_COLOUR, Box, dim_dropped, edges, kept_map, letterbox, place
 from qap_gguf.plotting.plot import _headline, plot
 from qap_gguf.vision.images import Pixels, load_image
+from qap_gguf.vision.overlay import PAD_COLOUR, Box, dim_dropped, edges, kept_map, letterbox, place
 
 SIDE, GRID = 192, (12, 12)
 CFG = qap.PruneConfig(n_keep=36)

@@ -34,22 +34,29 @@ ROOT = HERE.parents[1]
 
 # Paths below vendor/llama.cpp of the sdist. BUILD is copied for the compiler; `#include "../src/llama-ext.h"` in
 # mtmd-helper-gen.cpp resolves against -I <tree>/vendor. CONVERTER is installed as it is, for the families of models
-# that llama.cpp's own converter knows. REFERENCE says which backend has which operation.
+# that llama.cpp's own converter knows. CHAT are the headers of libllama-common. REFERENCE is for tests: which backend
+# has which operation, and chat templates as they were published.
 _GGUF = ("__init__", "constants", "gguf", "gguf_reader", "gguf_writer", "lazy", "metadata", "quants", "tensor_mapping")
 CONVERTER = (
     *("convert_hf_to_gguf.py", "conversion/", "gguf-py/LICENSE"),
     *(f"gguf-py/gguf/{name}.py" for name in (*_GGUF, "utility", "vocab")),
 )
+_JINJA = ("caps", "lexer", "parser", "runtime", "string", "utils", "value")
+CHAT = tuple(f"common/{name}.h" for name in ("chat", "common", "json", "json-schema", "json-schema-to-grammar", "log"))
 BUILD = (
+    *(*CHAT, "common/peg-parser.h", *(f"common/jinja/{name}.h" for name in _JINJA)),
     *("LICENSE", "src/llama-ext.h", "tools/mtmd/", "vendor/CMakeLists.txt", "vendor/hash/", "vendor/miniaudio/"),
     *("vendor/nlohmann/", "vendor/sheredom/", "vendor/stb/", "vendor/cpp-httplib/"),
     *("common/", "tools/server/"),
     *CONVERTER,
 )
-REFERENCE = ("docs/ops.md", *(f"docs/ops/{name}.csv" for name in ("CPU", "CUDA", "Metal", "Vulkan")))
+REFERENCE = (
+    *("docs/ops.md", *(f"docs/ops/{name}.csv" for name in ("CPU", "CUDA", "Metal", "Vulkan"))),
+    "models/templates/",
+)
 REQUIRED = (
     *("LICENSE", "src/llama-ext.h", "tools/mtmd/clip.cpp", "tools/mtmd/mtmd.cpp", "vendor/stb/stb_image.h"),
-    *("convert_hf_to_gguf.py", "conversion/__init__.py", "gguf-py/gguf/__init__.py"),
+    *("convert_hf_to_gguf.py", "conversion/__init__.py", "gguf-py/gguf/__init__.py", "common/chat.h"),
 )
 MAX_UNPACKED = 256 << 20  # bytes; the real selection is 20 MB
 

@@ -13,18 +13,29 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
 from qap_gguf.arguments import check_integer, check_number, is_unicode
+from qap_gguf.chat.tool_answers import special_as_text
 from qap_gguf.errors import ConfigError
 from qap_gguf.generation.answers import Answers
 
 _FRACTIONS = ("top_p", "min_p", "typical_p")
 _NUMBERS = ("presence_penalty", "frequency_penalty", "repeat_penalty", "tfs_z", "mirostat_tau", "mirostat_eta")
+
+
+class Unset:
+    """Says that an argument was left out, where None has a meaning of its own."""
+
+    def __repr__(self) -> str:
+        return "unset"
+
+
+UNSET: Final = Unset()
 
 
 def check_settings(
@@ -159,6 +170,7 @@ def complete(
     *,
     stream: bool,
     logits_processor: Any,
+    markers: Sequence[str] = (),
     **settings: Any,
 ) -> Any:
     """``Llama.create_completion`` for the answer `number`, each of its steps within what every answer's steps need.
@@ -167,14 +179,17 @@ def complete(
         prompt: text, or the tokens in the KV cache.
         stream: return an iterator of chunks.
         logits_processor: from :func:`merge_bias`.
+        markers: special tokens that come out as text.
         settings: further arguments of ``create_completion``.
     """
     only_text_drafts(llama, answers)
     signals = HeldSignals() if logits_processor else None
 
+    shown = special_as_text(llama, markers)
+
     @contextlib.contextmanager
     def step() -> Iterator[None]:
-        with answers.step(), signals.hold() if signals is not None else contextlib.nullcontext():
+        with answers.step(), shown(), signals.hold() if signals is not None else contextlib.nullcontext():
             yield
 
     with step():

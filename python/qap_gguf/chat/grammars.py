@@ -13,6 +13,7 @@ import llama_cpp
 from llama_cpp.llama_grammar import LlamaGrammar
 
 from qap_gguf.arguments import is_unicode
+from qap_gguf.chat.schemas import SchemaGrammar
 from qap_gguf.errors import ConfigError
 
 _MAX_CHARACTERS = 1 << 18
@@ -29,6 +30,15 @@ def check_grammar(llama: llama_cpp.Llama, grammar: Any) -> None:
     if not isinstance(grammar, LlamaGrammar):
         raise ConfigError(f"grammar: expected a llama_cpp.LlamaGrammar, got {type(grammar).__name__}; make one")
     text = grammar._grammar
+    if not isinstance(grammar, SchemaGrammar):  # those were bounded by their schema's budget
+        _check_text(text)
+    sampler = llama_cpp.llama_sampler_init_grammar(llama._model.vocab, text.encode(), grammar._root.encode())
+    if not sampler:
+        raise ConfigError("grammar: expected GBNF with a rule named root, got one that does not parse; check it")
+    llama_cpp.llama_sampler_free(sampler)
+
+
+def _check_text(text: Any) -> None:
     if not isinstance(text, str) or len(text) > _MAX_CHARACTERS:
         raise ConfigError(f"grammar: expected at most {_MAX_CHARACTERS} characters; make it shorter")
     depth = deepest = 0
@@ -39,7 +49,3 @@ def check_grammar(llama: llama_cpp.Llama, grammar: Any) -> None:
         raise ConfigError(f"grammar: expected at most {_MAX_DEPTH} nested parentheses, got {deepest}; use rules")
     if not is_unicode(text):
         raise ConfigError("grammar: expected Unicode text, got a lone surrogate; take it out")
-    sampler = llama_cpp.llama_sampler_init_grammar(llama._model.vocab, text.encode(), grammar._root.encode())
-    if not sampler:
-        raise ConfigError("grammar: expected GBNF with a rule named root, got one that does not parse; check it")
-    llama_cpp.llama_sampler_free(sampler)

@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 import llama_cpp
 from llama_cpp import llama_chat_format
@@ -21,32 +21,24 @@ from llama_cpp.llama_grammar import LlamaGrammar
 
 from qap_gguf import _core, defaults
 from qap_gguf.arguments import check_threads
-from qap_gguf.chat.completion import check_settings, complete, fitting_tokens, merge_bias
+from qap_gguf.chat.completion import UNSET, Unset, check_settings, complete, fitting_tokens, merge_bias
 from qap_gguf.chat.grammars import check_grammar
-from qap_gguf.chat.sources import ChatImage, SourceRules
-from qap_gguf.chat.tools import forced_tool, modern_tools, response_grammar
+from qap_gguf.chat.tool_answers import convert, convert_stream
+from qap_gguf.chat.tools import read_tools, response_grammar, tool_grammar
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, QapError
 from qap_gguf.files.gguf import check_pair
-from qap_gguf.generation.messages import ImagePart, images_of, question_of, read_messages
+from qap_gguf.generation.chat_formats import ChatFormat, named_format
+from qap_gguf.generation.chat_template import ChatTemplate, Prompt, open_template
+from qap_gguf.generation.messages import ImagePart, Turn, images_of, question_of, read_messages
 from qap_gguf.generation.settings import GenerationStats
-from qap_gguf.generation.templates import ChatTemplate, Prompt, named_template
 from qap_gguf.language.llama import LanguageModel
 from qap_gguf.model import VisionModel
 from qap_gguf.runtime.fork import check_process
 from qap_gguf.vision.cache import EmbeddingCache
 from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.resize import check_resize
-
-
-class _Unset:
-    """Says that an argument was left out, where None has a meaning of its own."""
-
-    def __repr__(self) -> str:
-        return "unset"
-
-
-UNSET: Final = _Unset()
+from qap_gguf.vision.sources import ChatImage, SourceRules
 
 
 class ChatHandler:
@@ -59,8 +51,8 @@ class ChatHandler:
     Args:
         clip_model_path: the mmproj file, as for llama-cpp-python's handlers.
         prune: how to prune where nothing nearer says so; None leaves it to the defaults.
-        chat_format: None takes the chat template of the GGUF file, or ``llava-1-5`` where it has none; or a name that
-            llama-cpp-python knows (``qap_gguf.generation.templates`` lists them).
+        chat_format: None takes the chat template of the GGUF file, or what its kind was trained on where it has none;
+            else a name that llama-cpp-python or llama.cpp knows (``qap_gguf.generation.chat_formats``).
         chat_template: Jinja source that takes the place of both.
         sources: where images may come from; None allows files and data URIs, but fetches nothing.
         device: ggml device of the encoder; None takes a GPU if there is one.
@@ -121,14 +113,15 @@ class ChatHandler:
             raise ConfigError(f"sources: expected SourceRules, got {type(sources).__name__}; make some")
         check_threads(n_threads)
         check_pair(clip_model_path, None)
+        form = None if chat_template is None else ChatFormat(chat_template)
         if chat_format is not None:
-            named_template(chat_format, bos="", eos="")  # an unknown name is an error here, not at the first question
+            form = named_format(chat_format)  # an unknown name is an error here, not at the first question
         self.clip_model_path = os.fspath(clip_model_path)
         self.prune = prune
         self.sources = sources or SourceRules()
         self.stats = GenerationStats()
         self.cache = EmbeddingCache() if cache is None else cache
-        self._chat_format, self._chat_template = chat_format, chat_template
+        self._form = form
         self._encoder_settings: dict[str, Any] = {"device": device, "flash_attn": flash_attn, "verbose": verbose}
         self._encoder_settings["max_image_tokens"] = max_image_tokens
         self._encoder_settings["resize"] = None if resize is None else check_resize(resize)
@@ -179,8 +172,8 @@ class ChatHandler:
         with defaults.block(self, prune):
             yield
 
-    def _choose(self, asked: PruneConfig | _Unset | None, vlm: VisionModel) -> PruneConfig | None:
-        if not isinstance(asked, _Unset):
+    def _choose(self, asked: PruneConfig | Unset | None, vlm: VisionModel) -> PruneConfig | None:
+        if not isinstance(asked, Unset):
             if asked is not None:
                 defaults.check_config(asked)
             chosen = asked
@@ -195,7 +188,7 @@ class ChatHandler:
         *,
         llama: llama_cpp.Llama,
         messages: Sequence[Mapping[str, Any]],
-        prune: PruneConfig | _Unset | None = UNSET,
+        prune: PruneConfig | Unset | None = UNSET,
         functions: Sequence[Any] | None = None,
         function_call: Any = None,
         tools: Sequence[Any] | None = None,
@@ -258,21 +251,23 @@ class ChatHandler:
             "seed": seed,
         }
         stops = check_settings(llama, sampling, stop, logprobs, top_logprobs)
-        turns = read_messages(messages)
-        for_template: dict[str, Any] = {"functions": functions, "function_call": function_call}
-        for_template |= {"tools": tools, "tool_choice": tool_choice}
-        tools, tool_choice = modern_tools(functions, function_call, tools, tool_choice)
-        tool = forced_tool(tools, tool_choice)
-        grammar = (tool[1] if tool is not None else None) or response_grammar(response_format) or grammar
+        turns = self._read(messages)
+        tools_ = read_tools(functions, function_call, tools, tool_choice)
+        vlm, template = self._prepare(llama)
+        choice = tools_.choice if tools_.is_open else "none"
+        prompt = template.render(turns, tools=tools_.shown, tool_choice=choice, variables=template_variables)
+        calls = tools_.is_open and bool(template.has_tool_calls or prompt.native.grammar)
+        forced = None if calls or choice != "required" else tools_.only()
+        grammar = tools_.arguments_grammar() if forced else response_grammar(response_format) or grammar
+        if calls and (grammar is None or choice == "required"):
+            grammar = tool_grammar(llama, prompt.native)
         if grammar is not None:
             check_grammar(llama, grammar)
-        vlm, template = self._prepare(llama)
-        prompt = template.render(turns, **for_template, **template_variables)
         images = self._encode(vlm, images_of(turns), prompt, prune)
         with vlm.answers.turn():
             chosen, question, stats = self._choose(prune, vlm), question_of(turns), GenerationStats()
             pairs = [(image, None if chosen is None else vlm.prune(image, chosen, question)) for image in images]
-            number = vlm.answers.place(prompt.text, pairs, stats, add_special=not prompt.writes_bos)
+            number = vlm.answers.place(prompt.text, pairs, stats, add_special=True)
             self.stats = stats
             sampling["max_tokens"] = fitting_tokens(vlm.answers, max_tokens)
             completion = complete(
@@ -282,21 +277,24 @@ class ChatHandler:
                 llama.input_ids[: llama.n_tokens].tolist(),
                 stream=stream,
                 logits_processor=merge_bias(llama, logits_processor, logit_bias),
+                markers=prompt.native.preserved_tokens if calls else (),
                 stop=[*stops, *prompt.stop],
                 model=model,
                 grammar=grammar,
                 logprobs=(top_logprobs or 0) if logprobs else None,
                 **sampling,
             )
-        if tool is not None:
-            return llama_chat_format._convert_completion_to_chat_function(tool[0], completion, stream)
+        if forced is not None:
+            return llama_chat_format._convert_completion_to_chat_function(forced, completion, stream)
+        if calls:
+            return convert_stream(completion, prompt.native) if stream else convert(completion, prompt.native)
         return llama_chat_format._convert_completion_to_chat(completion, stream=stream)
 
     def encode_images(
         self,
         llama: llama_cpp.Llama,
         messages: Sequence[Mapping[str, Any]],
-        prune: PruneConfig | _Unset | None = UNSET,
+        prune: PruneConfig | Unset | None = UNSET,
         **for_template: Any,
     ) -> list[dict[str, Any]]:
         """The same messages with each image encoded: a call with them waits for no disk, network or decoder.
@@ -309,27 +307,35 @@ class ChatHandler:
         Raises:
             ConfigError, ImageError, UnsupportedError: see the call itself.
         """
-        turns = read_messages(messages)
+        turns = self._read(messages)
         vlm, template = self._prepare(llama)
-        images = iter(self._encode(vlm, images_of(turns), template.render(turns, **for_template), prune))
+        old = {name: for_template.pop(name, None) for name in ("functions", "function_call", "tools", "tool_choice")}
+        tools_ = read_tools(old["functions"], old["function_call"], old["tools"], old["tool_choice"])
+        choice = tools_.choice if tools_.is_open else "none"
+        prompt = template.render(turns, tools=tools_.shown, tool_choice=choice, variables=for_template)
+        images = iter(self._encode(vlm, images_of(turns), prompt, prune))
 
         def encoded(part: str | ImagePart) -> str | ImageEmbedding:
             return part if isinstance(part, str) else next(images)
 
-        return [
-            {**turn.fields, "content": None if turn.parts is None else [encoded(part) for part in turn.parts]}
-            for turn in turns
-        ]
+        def content(turn: Turn) -> Any:
+            parts = None if turn.parts is None else [encoded(part) for part in turn.parts]
+            return parts[0] if parts and not turn.is_list else parts
+
+        return [{**turn.fields, "content": content(turn)} for turn in turns]
+
+    def _read(self, messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
+        return read_messages(messages, look_for_files=self.sources.allow_files)
 
     def _encode(
-        self, vlm: VisionModel, sources: list[ChatImage], prompt: Prompt, prune: PruneConfig | _Unset | None
+        self, vlm: VisionModel, sources: list[ChatImage], prompt: Prompt, prune: PruneConfig | Unset | None
     ) -> list[ImageEmbedding]:
         if len(sources) > self.sources.max_images:
             raise ConfigError(
                 f"messages: expected at most {self.sources.max_images} images, got {len(sources)}; send fewer"
             )
         pictures = [p if isinstance(p, ImageEmbedding) else self.sources.load(p) for p in sources]
-        return vlm.encode_fitting(prompt.text, not prompt.writes_bos, pictures, self._choose(prune, vlm))
+        return vlm.encode_fitting(prompt.text, True, pictures, self._choose(prune, vlm))
 
     # --- the model underneath ---
 
@@ -350,7 +356,7 @@ class ChatHandler:
             return self._vlm, self._template
         self._forget()
         language = LanguageModel(llama)  # refuses a closed Llama and one that does not generate
-        template = self._make_template(language)
+        template = open_template(language, self.clip_model_path, self._form)
         # A strong reference would be a cycle (a Llama holds its handler), and some GB would wait for the collector.
         vlm = VisionModel(
             self.clip_model_path,
@@ -367,14 +373,6 @@ class ChatHandler:
     def n_encodes(self) -> int:
         """How often the image encoder has run for the language model that was used last."""
         return 0 if self._vlm is None else self._vlm.n_encodes
-
-    def _make_template(self, language: LanguageModel) -> ChatTemplate:
-        llama = language.llama
-        bos, eos = language.special_text(llama.token_bos()), language.special_text(llama.token_eos())
-        source = self._chat_template or llama.metadata.get("tokenizer.chat_template")
-        if self._chat_format is not None or not source:
-            return named_template(self._chat_format or "llava-1-5", bos=bos, eos=eos)
-        return ChatTemplate(str(source), bos=bos, eos=eos)
 
     def _forget(self) -> None:
         if self._vlm is not None:

@@ -13,6 +13,7 @@ from qap_gguf.cli.common import (
     check_model_pair,
     is_debug,
     make_config,
+    model_options,
     note,
     output_options,
     prune_options,

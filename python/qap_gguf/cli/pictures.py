@@ -31,8 +31,8 @@ def find_pictures(words: Sequence[str], allow_urls: bool) -> list[tuple[str, Ima
         click.UsageError: an address without --allow-urls, a pattern that fits no file, or stdin twice.
         ImageError: an address that cannot be fetched, a data URI that is none.
     """
-    from qap_gguf.chat.sources import SourceRules
     from qap_gguf.vision.images import MAX_BYTES
+    from qap_gguf.vision.sources import SourceRules
 
     rules = SourceRules(allow_urls=True, allow_private=True, max_bytes=MAX_BYTES)  # the user's own wish
     found: list[tuple[str, ImageSource]] = []

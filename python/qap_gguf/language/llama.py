@@ -193,12 +193,6 @@ class LanguageModel:
             return None
         return InputEmbeddings(path, self.tokenize, int(self.llama.n_embd()))
 
-    def special_text(self, token: int) -> str:
-        """Text of a special token such as BOS, "" where the model has none."""
-        if token < 0:
-            return ""
-        return str(self.llama.detokenize([token], special=True).decode("utf-8", "replace"))
-
     def is_end(self, token: int) -> bool:
         """Whether the token ends an answer."""
         return bool(llama_cpp.llama_vocab_is_eog(self.llama._model.vocab, token))

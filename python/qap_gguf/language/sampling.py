@@ -40,7 +40,16 @@ def checked(llama: llama_cpp.Llama) -> Iterator[None]:
     """Within the block, samplers that `llama` makes are checked ones."""
     original = llama._init_sampler
     patched: Any = llama
-    patched._init_sampler = lambda *args, **settings: _Checked(original(*args, **settings))
+
+    def make(*args: Any, **settings: Any) -> _Checked:
+        insert = getattr(settings.get("grammar"), "insert", None)  # one that makes its own sampler (chat/tools.py)
+        if insert is None:
+            return _Checked(original(*args, **settings))
+        sampler = original(*args, **{**settings, "grammar": None})
+        insert(llama, sampler.sampler, 1 + (settings.get("logits_processor") is not None))
+        return _Checked(sampler)
+
+    patched._init_sampler = make
     try:
         yield
     finally:

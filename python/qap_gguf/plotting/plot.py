@@ -16,10 +16,10 @@ from PIL import Image
 from qap_gguf.arguments import FloatArray, IndexArray
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ArrayError, ConfigError, ImageError, UnsupportedError
-from qap_gguf.plotting.overlay import Box, dim_dropped, edges, kept_map, letterbox, place
 from qap_gguf.pruning.score import Scores
 from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.images import ImageSource, Pixels, load_image
+from qap_gguf.vision.overlay import Box, dim_dropped, edges, kept_map, letterbox, place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -62,7 +62,7 @@ class PrunedImage:
 
     def _repr_png_(self) -> bytes | None:
         """For notebooks: the picture, dropped patches dimmed; nothing where it or their place is not known."""
-        from qap_gguf.plotting.notebook import is_grid, picture_png
+        from qap_gguf.vision.notebook import is_grid, picture_png
 
         grid = self.scores.grid
         if self.thumbnail is None or grid is None or not is_grid(grid):
@@ -70,7 +70,7 @@ class PrunedImage:
         return picture_png(self.thumbnail, grid, self.indices)
 
     def _repr_html_(self) -> str | None:
-        from qap_gguf.plotting.notebook import as_html
+        from qap_gguf.vision.notebook import as_html
 
         return as_html(self._repr_png_(), repr(self))
 

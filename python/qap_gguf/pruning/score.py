@@ -49,14 +49,14 @@ class Scores:
 
     def _repr_png_(self) -> bytes | None:
         """For notebooks: a map of the total score; nothing where the place of the tokens is not known."""
-        from qap_gguf.plotting.notebook import is_grid, scores_png
+        from qap_gguf.vision.notebook import is_grid, scores_png
 
         if self.grid is None or not is_grid(self.grid) or self.grid[0] * self.grid[1] != len(self.total):
             return None
         return scores_png(self.total, self.grid)
 
     def _repr_html_(self) -> str | None:
-        from qap_gguf.plotting.notebook import as_html
+        from qap_gguf.vision.notebook import as_html
 
         return as_html(self._repr_png_(), f"{self!r}: total, from {self.total.min():.3g} to {self.total.max():.3g}")
 

@@ -3,7 +3,8 @@
 Facts (docs/design.md, "Libraries"): llama-cpp-python opens ``libmtmd`` from the folder in ``MTMD_CPP_LIB`` when its
 module ``mtmd_cpp`` is imported, so the variable must point to our library before that. Our library needs the
 ``libllama`` that ``llama_cpp`` has loaded; loaded earlier, it would bring a second copy into the process. Hence:
-llama_cpp, then llama_cpp.mtmd_cpp with our folder, then qap_gguf._core.
+llama_cpp, then llama_cpp.mtmd_cpp with our folder, then qap_gguf._core. The last brings libllama-common (chat
+templates, schemas), which stands beside a second libllama and finds the loaded one by its name.
 """
 
 from __future__ import annotations
@@ -85,7 +86,13 @@ def load() -> ModuleType:
         # Children of this process that use the stock library are not our business.
         if asked is None:
             del os.environ[_VARIABLE]
-    core = importlib.import_module("qap_gguf._core")
+    try:
+        core = importlib.import_module("qap_gguf._core")
+    except ImportError as err:  # libllama-common stands in <site-packages>/lib, and needs OpenSSL where it was built so
+        raise PinError(
+            f"expected the libraries that llama-cpp-python {LLAMA_CPP_PYTHON} installs, but one cannot be loaded "
+            f"({err}); install it and qap_gguf again"
+        ) from err
     if core.upstream_version != LLAMA_CPP_PYTHON:
         raise PinError(
             f"expected native code built from llama-cpp-python {LLAMA_CPP_PYTHON}, got {core.upstream_version}; "

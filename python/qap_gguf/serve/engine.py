@@ -27,6 +27,7 @@ from qap_gguf.serve.metrics import Metrics
 from qap_gguf.serve.problems import RefusedError
 from qap_gguf.serve.schema import ChatRequest, CompletionRequest
 from qap_gguf.serve.settings import ServeSettings
+from qap_gguf.vision.embedding import ImageEmbedding
 
 _SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "repeat_penalty", "mirostat_mode", "mirostat_tau",
@@ -112,7 +113,8 @@ class Engine:
         settings = self._settings(request) | {name: getattr(request, name) for name in _CHAT}
         call = partial(self.handler, llama=self.llama, messages=messages, **self.prune_of(request), **settings)
         completion = await anyio.to_thread.run_sync(call)
-        n_images = sum(not isinstance(part, str) for m in messages for part in m["content"] or ())
+        parts = (part for m in messages for part in m["content"] or () if not isinstance(m["content"], str))
+        n_images = sum(isinstance(part, ImageEmbedding) for part in parts)
         self.metrics.add_answer(self.handler.stats, n_images)
         return completion
 

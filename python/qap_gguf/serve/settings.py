@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qap_gguf.arguments import check_integer
-from qap_gguf.chat.sources import WEB_FORMATS, SourceRules
 from qap_gguf.errors import ConfigError
+from qap_gguf.vision.sources import WEB_FORMATS, SourceRules
 
 
 def web_rules() -> SourceRules:

@@ -65,12 +65,12 @@ class ImageEmbedding:
 
     def _repr_png_(self) -> bytes | None:
         """For notebooks: the picture; nothing where it is not known."""
-        from qap_gguf.plotting.notebook import picture_png
+        from qap_gguf.vision.notebook import picture_png
 
         return None if self.thumbnail is None else picture_png(self.thumbnail, self.grid, None)
 
     def _repr_html_(self) -> str | None:
-        from qap_gguf.plotting.notebook import as_html
+        from qap_gguf.vision.notebook import as_html
 
         return as_html(self._repr_png_(), repr(self))
 

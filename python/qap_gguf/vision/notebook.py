@@ -14,8 +14,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from qap_gguf.arguments import FloatArray, IndexArray
-from qap_gguf.plotting.overlay import dim_dropped, letterbox
 from qap_gguf.vision.images import Pixels
+from qap_gguf.vision.overlay import dim_dropped, letterbox
 from qap_gguf.vision.thumbnail import read_thumbnail
 
 _SIDE = 360  # pixels, about, of the longer side

@@ -2,7 +2,7 @@
 
 OpenAI's form is a URL: ``data:`` with the bytes in it, or an address of the web. Beside it go what people hold in their
 hands: a path, the bytes of a file, a Pillow image, an array, an image that is encoded already. Addresses are fetched
-only where a rule allows it (:mod:`qap_gguf.chat.fetch`).
+only where a rule allows it (:mod:`qap_gguf.vision.fetch`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 
 from qap_gguf.arguments import check_integer
-from qap_gguf.chat.fetch import fetch
 from qap_gguf.errors import ConfigError, ImageError
 from qap_gguf.files.regular import read_regular
 from qap_gguf.vision.embedding import ImageEmbedding
+from qap_gguf.vision.fetch import fetch
 from qap_gguf.vision.images import ImageSource, Pixels, load_image
 
 #: An image of a message: encoded already, or something that :meth:`SourceRules.load` turns into pixels.
