@@ -96,7 +96,6 @@ def test_a_forced_tool_as_in_llava15(
         message = whole["choices"][0]["message"]
         for function in (message["function_call"], *(call["function"] for call in message["tool_calls"])):
             function["arguments"] = json.loads(function["arguments"])
-        message["tool_calls"][0].pop("id")
         chunks: Any = llama.create_chat_completion(messages, temperature=0.0, stream=True, **settings)
         deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
         streamed = "".join(call["function"]["arguments"] for d in deltas for call in d.get("tool_calls") or ())
