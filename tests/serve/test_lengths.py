@@ -24,16 +24,16 @@ def chat(*texts: str) -> dict[str, Any]:
 
 
 LONG: dict[str, tuple[str, dict[str, Any]]] = {
-    "special tokens": ("/v1/chat/completions", chat("</s>" * 200_000)),
-    "special tokens among words": ("/v1/chat/completions", chat("</s> a" * 130_000)),
+    "special tokens": ("/v1/chat/completions", chat("<|im_end|>" * 150_000)),
+    "special tokens among words": ("/v1/chat/completions", chat("<|im_end|> a" * 130_000)),
     "many messages": ("/v1/chat/completions", chat(*["a"] * 16_001)),
     "many parts": ("/v1/chat/completions", ask(URI) | chat("a") | {
-        "messages": [{"role": "user", "content": [{"type": "text", "text": "</s>"}] * 20_000}]}),
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "<|im_end|>"}] * 20_000}]}),
     "words": ("/v1/chat/completions", chat("word " * 300_000)),
     "one letter": ("/v1/chat/completions", chat("a" * 1_500_000)),
-    "a prompt": ("/v1/completions", {"prompt": "</s>" * 200_000, "max_tokens": 2}),
-    "tokens": ("/extras/tokenize", {"input": "</s>" * 200_000}),
-    "a count": ("/extras/tokenize/count", {"input": "<s></s>" * 100_000}),
+    "a prompt": ("/v1/completions", {"prompt": "<|im_end|>" * 150_000, "max_tokens": 2}),
+    "tokens": ("/extras/tokenize", {"input": "<|im_end|>" * 150_000}),
+    "a count": ("/extras/tokenize/count", {"input": "<|im_start|><|im_end|>" * 60_000}),
 }  # fmt: skip
 
 
@@ -62,14 +62,22 @@ def test_nothing_is_refused_that_fits() -> None:
     """The bound is below the tokens of any text, and above the context for each of the long ones."""
     llm = llama_cpp.Llama(str(qap.packaged_model().model), n_ctx=256, verbose=False)
     limit, n_ctx = PromptLimit(llm), int(llm.n_ctx())
-    texts = ["a" * 200, "</s>" * 60, "<s>a</s>" * 50, " " * 300, "word " * 80, "\u00e9" * 200, "\U0001f436" * 150]
-    texts += ["</s" * 100, "\n" * 500, "<unk>" * 80, "row 1, column 2 " * 20]
+    texts = [
+        "a" * 200,
+        "<|im_end|>" * 60,
+        "<|im_start|>a<|im_end|>" * 50,
+        " " * 300,
+        "word " * 80,
+        "\u00e9" * 200,
+        "\U0001f436" * 150,
+    ]
+    texts += ["<|im_end|" * 100, "\n" * 500, "<unk>" * 80, "row 1, column 2 " * 20]
     for text in (part * repeat for part in texts for repeat in (1, 10)):
         tokens = len(llm.tokenize(text.encode(), add_bos=False, special=True))
         assert 0 <= limit.at_least(text) <= tokens, text
-    assert limit.at_least("</s>" * 700) == 700
+    assert limit.at_least("<|im_end|>" * 700) == 700
     with pytest.raises(ConfigError, match="at least 700"):
-        limit.check("</s>" * 700)
+        limit.check("<|im_end|>" * 700)
     limit.check_turns([["a"], [""]] * n_ctx)
     with pytest.raises(ConfigError, match=f"{n_ctx + 1} messages"):
         limit.check_turns([["a"], []] * (n_ctx + 1))
@@ -80,6 +88,6 @@ def test_the_package_refuses_them_too() -> None:
     with qap.VisionModel(n_threads=1, n_ctx=256) as vlm:
         started = time.monotonic()
         with pytest.raises(ConfigError, match="n_ctx"):
-            vlm.generate(["</s>" * 200_000])
+            vlm.generate(["<|im_end|>" * 150_000])
         assert time.monotonic() - started < SECONDS
         assert vlm.generate([qap.packaged_model().sample, "How many objects are there?"], max_tokens=2) == "four"

@@ -34,7 +34,7 @@ class PromptLimit:
         >>> import qap_gguf as qap
         >>> llm = llama_cpp.Llama(str(qap.packaged_model().model), n_ctx=512, verbose=False)
         >>> PromptLimit(llm).check("What is this?")
-        >>> PromptLimit(llm).check("</s>" * 100_000)
+        >>> PromptLimit(llm).check("<|im_end|>" * 100_000)
         Traceback (most recent call last):
         qap_gguf.errors.ConfigError: prompt: expected at most 512 tokens (n_ctx), got at least 100000; shorten it
         >>> llm.close()
