@@ -36,7 +36,7 @@ SHAPE = find_shape("llava-1.5-7b")
 N_EMBD, N_LAYER, IMAGE = SHAPE.language.n_embd, SHAPE.vision.n_layer, SHAPE.vision.image
 N_KEEP, THREADS = 64, 2
 ERRORS = ("int4", "q4_0", "q8_0")
-SELECTORS = ("topk", "dpp", "divprune", "random")
+SELECTORS = ("topk", "dpp", "coverage", "divprune", "random")
 SIZES = (576, 2880)  # LLaVA-1.5, and LLaVA-NeXT with five tiles
 LIMITS = {"topk": 1.0, "dpp": 3.0}  # per cent of the encode
 

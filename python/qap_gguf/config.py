@@ -35,7 +35,7 @@ GGML_ERRORS: Final = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "q4_K", 
 ERRORS: Final = INT_ERRORS + GGML_ERRORS
 OUTLIERS: Final = ("range", "absmax", "crest")
 SEMANTICS: Final = ("auto", "clip_text", "cls", "text", "attention", "none")
-SELECTORS: Final = ("topk", "dpp", "divprune", "random", "uniform")
+SELECTORS: Final = ("topk", "dpp", "divprune", "coverage", "random", "uniform")
 POSITIONS: Final = ("auto", "compact", "keep")
 MERGES: Final = ("none", "average")
 

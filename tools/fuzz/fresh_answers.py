@@ -39,7 +39,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "alpha": (0.0, 0.7, 1.0, "dynamic"),
     "semantic": ("auto", "text"),
     "error": ("int4", "q4_0"),
-    "select": ("topk", "dpp", "divprune", "random", "uniform"),
+    "select": ("topk", "dpp", "divprune", "coverage", "random", "uniform"),
     "merge": ("none", "average"),
 }
 #: numbers of pictures, question, system prompt, fields of a PruneConfig or None for all tokens

@@ -88,8 +88,8 @@ _PRUNE: Final[dict[str, Callable[[Any], Any]]] = {
     "select": click.option(
         "--select",
         type=click.Choice(SELECTORS),
-        help="How tokens are chosen: good and different ones (dpp), the best (topk), different ones (divprune), or "
-        "by no score at all.  [default: dpp]",
+        help="How tokens are chosen: good and different ones (dpp), the best (topk), different ones (divprune), those "
+        "that stand for most of the picture (coverage), or by no score at all.  [default: dpp]",
     ),
     "positions": click.option(
         "--positions", type=click.Choice(POSITIONS), help="Positions of the kept tokens.  [default: auto]"
