@@ -1,7 +1,8 @@
 """Scenes of 224 x 224 pixels for models around a real image tower, whose patches are 14 pixels.
 
-The model dino-vl was trained on them; the same seed gives the same scenes as its generator. One to six emoji of 34 to 56 pixels in a 4 x 4 grid (56 pixels, so 4 x 4 patches a cell), stronger noise than in plain
-scenes, and on every other picture a slow change of light, so that no two patches of the background are equal.
+The model dino-vl was trained on them; the same seed gives the same scenes as its generator. One to six emoji of 34 to
+56 pixels in a 4 x 4 grid (56 pixels, so 4 x 4 patches a cell), stronger noise than in plain scenes, and on every other
+picture a slow change of light, so that no two patches of the background are equal.
 """
 
 from __future__ import annotations
