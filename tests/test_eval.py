@@ -187,7 +187,10 @@ def test_each_method_is_the_config_that_its_name_says() -> None:
     assert uniform == base.replace(n_keep=18, select="uniform")
     seeds = [config.seed for config in found["random"].configs if config is not None and config.select == "random"]
     assert seeds == [2**64 - 1, 0, 1]
-    assert [m for m, v in found.items() if v.needs_attention] == ["semantic", "dpp-semantic"]
+    assert found["coverage"].configs == (base.replace(n_keep=18, select="coverage"),)
+    assert found["coverage-semantic"].configs == (semantic.replace(select="coverage"),)
+    assert [m for m, v in found.items() if v.needs_attention] == ["semantic", "dpp-semantic", "coverage-semantic"]
+    assert {name for names in methods.BASELINES.values() for name in names} <= set(report._VERSUS)  # each has a column
 
 
 def test_methods_times_budgets_without_repetition() -> None:

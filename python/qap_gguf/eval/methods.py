@@ -41,8 +41,8 @@ BASELINES: Final[Mapping[str, tuple[str, ...]]] = {
     "dpp-semantic": ("dpp-flat", "random"),
     "dpp-flat": ("random",),
     "divprune": ("random",),
-    "coverage": ("dpp", "qap", "pool", "random"),
-    "coverage-semantic": ("coverage", "dpp-semantic", "random"),
+    "coverage": ("dpp", "coverage-semantic", "pool", "random"),
+    "coverage-semantic": ("dpp-semantic", "random"),
     "uniform": ("random",),
     "pool": ("random",),
 }
