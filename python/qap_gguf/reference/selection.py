@@ -113,7 +113,7 @@ def ranks(v: ArrayLike) -> F64:
     values = check_vector("v", v)
     below = (values[:, None] > values).sum(axis=1)
     equal = (values[:, None] == values).sum(axis=1)
-    return below + (equal + 1) / 2
+    return np.asarray(below + (equal + 1) / 2, dtype=np.float64)
 
 
 def _coverage(scores: F64, k: int, table: F64) -> list[int]:
