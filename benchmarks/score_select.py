@@ -37,9 +37,10 @@ SHAPE = find_shape("llava-1.5-7b")
 N_EMBD, N_LAYER, IMAGE = SHAPE.language.n_embd, SHAPE.vision.n_layer, SHAPE.vision.image
 N_KEEP, THREADS = 64, 2
 ERRORS = ("int4", "q4_0", "q8_0")
-SELECTORS = ("topk", "dpp", "divprune", "random")
+RANKED = ("topk", "dpp", "coverage")  # they look at scores
+UNRANKED = ("divprune", "random")
 SIZES = (576, 2880)  # LLaVA-1.5, and LLaVA-NeXT with five tiles
-LIMITS = {"topk": 1.0, "dpp": 3.0}  # per cent of the encode
+LIMITS = {"topk": 1.0, "dpp": 3.0, "coverage": 3.0}  # per cent of the encode
 
 F32 = npt.NDArray[np.float32]
 
@@ -72,7 +73,7 @@ def measure_methods(repeats: int) -> dict[str, dict[str, dict[str, float]]]:
     for n in SIZES:
         x, relevance = features(n)
         rows: dict[str, dict[str, float]] = {}
-        for error, method in [(e, m) for e in ERRORS for m in ("topk", "dpp")] + [(None, "divprune"), (None, "random")]:
+        for error, method in [(e, m) for e in ERRORS for m in RANKED] + [(None, m) for m in UNRANKED]:
             run(x, relevance, error, method)
             times = [seconds(run, x, relevance, error, method) for _ in range(repeats)]
             rows.setdefault(error or "none", {})[method] = 1e3 * statistics.median(times)

@@ -49,7 +49,8 @@ enum qap_selector {
     QAP_SELECT_RANDOM   = 1,
     QAP_SELECT_UNIFORM  = 2,
     QAP_SELECT_DPP      = 3,
-    QAP_SELECT_DIVPRUNE = 4
+    QAP_SELECT_DIVPRUNE = 4,
+    QAP_SELECT_COVERAGE = 5
 };
 enum qap_positions { QAP_POSITIONS_AUTO = 0, QAP_POSITIONS_COMPACT = 1, QAP_POSITIONS_KEEP = 2 };
 enum qap_merge { QAP_MERGE_NONE = 0, QAP_MERGE_AVERAGE = 1 };

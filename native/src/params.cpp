@@ -95,6 +95,7 @@ static const name_row NAMES[] = {
     { "select",    "topk",      QAP_SELECT_TOPK                   },
     { "select",    "dpp",       QAP_SELECT_DPP                    },
     { "select",    "divprune",  QAP_SELECT_DIVPRUNE               },
+    { "select",    "coverage",  QAP_SELECT_COVERAGE               },
     { "select",    "random",    QAP_SELECT_RANDOM                 },
     { "select",    "uniform",   QAP_SELECT_UNIFORM                },
     { "positions", "auto",      QAP_POSITIONS_AUTO                },

@@ -16,6 +16,7 @@ static const selector_row SELECTORS[] = {
     { QAP_SELECT_TOPK,     true,  false, qap_select_topk     },
     { QAP_SELECT_DPP,      true,  true,  qap_select_dpp      },
     { QAP_SELECT_DIVPRUNE, false, true,  qap_select_divprune },
+    { QAP_SELECT_COVERAGE, true,  true,  qap_select_coverage },
     { QAP_SELECT_RANDOM,   false, false, qap_select_random   },
     { QAP_SELECT_UNIFORM,  false, false, qap_select_uniform  },
 };

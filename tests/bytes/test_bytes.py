@@ -38,6 +38,7 @@ CASES: dict[str, tuple[dict[str, Any] | None, set[str], bool, bool]] = {
     "all kept": ({"n_keep": 144, "select": "topk"}, ALWAYS | {"attention", "semantic"}, False, True),
     "dpp": ({"n_keep": 18, "select": "dpp"}, ALWAYS | {"attention", "semantic"}, True, False),
     "divprune": ({"n_keep": 18, "select": "divprune"}, ALWAYS | {"attention", "semantic"}, True, False),
+    "coverage": ({"n_keep": 18, "select": "coverage"}, ALWAYS | {"attention", "semantic"}, True, False),
     "merge": ({"n_keep": 18, "merge": "average"}, ALWAYS | {"attention", "semantic"}, True, True),
     "dynamic alpha": (
         {"n_keep": 18, "select": "topk", "alpha": "dynamic"},

@@ -195,7 +195,10 @@ def test_each_method_is_the_config_that_its_name_says() -> None:
     assert uniform == base.replace(n_keep=18, select="uniform")
     seeds = [config.seed for config in found["random"].configs if config is not None and config.select == "random"]
     assert seeds == [2**64 - 1, 0, 1]
-    assert [m for m, v in found.items() if v.needs_attention] == ["semantic", "dpp-semantic"]
+    assert found["coverage"].configs == (base.replace(n_keep=18, select="coverage"),)
+    assert found["coverage-semantic"].configs == (semantic.replace(select="coverage"),)
+    assert [m for m, v in found.items() if v.needs_attention] == ["semantic", "dpp-semantic", "coverage-semantic"]
+    assert {name for names in methods.BASELINES.values() for name in names} <= set(report._VERSUS)  # each has a column
 
 
 def test_methods_times_budgets_without_repetition() -> None:
@@ -234,8 +237,9 @@ def test_each_picture_is_encoded_once_and_each_question_asked_in_every_way(quest
     compared = qe.variants(qe.METHODS, [qe.Budget(n_keep=18), qe.Budget(n_keep=4)])
     outcomes = qe.evaluate(model, questions, compared, progress=lambda done, total: ticks.append((done, total)))
     assert model.encoded == sorted({q.image for q in questions})
-    assert len(model.asked) == len(questions) * (1 + 2 * (10 + 3))
-    assert len(outcomes) == len(questions) * (1 + 2 * 11)
+    once = len(qe.METHODS) - 2  # all but dense, which is asked at no budget, and random, which is asked three times
+    assert len(model.asked) == len(questions) * (1 + 2 * (once + 3))
+    assert len(outcomes) == len(questions) * (1 + 2 * (once + 1))
     assert ticks == [(i + 1, 12) for i in range(12)]
     shares = {(o.variant.method, o.variant.budget): o.share_right for o in outcomes}
     assert shares["dense", None] == 1

@@ -132,7 +132,8 @@ def test_select_refuses_a_bad_k(n_keep: Any, method: str) -> None:
 
 @pytest.mark.parametrize("method", ["", "top-k", "TOPK", "DPP", None, 0, ["topk"]])
 def test_select_refuses_unknown_methods(method: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^method: expected one of topk, dpp, divprune, random, uniform") as error:
+    names = "topk, dpp, divprune, coverage, random, uniform"
+    with pytest.raises(ConfigError, match=rf"^method: expected one of {names}") as error:
         qap.select(S, 2, method=method)
     assert_one_line(error)
 
@@ -153,7 +154,7 @@ def test_select_refuses_features_of_another_image() -> None:
             assert_one_line(error)
 
 
-@pytest.mark.parametrize("method", ["dpp", "divprune"])
+@pytest.mark.parametrize("method", ["dpp", "divprune", "coverage"])
 def test_selectors_that_compare_tokens_need_usable_features(method: str) -> None:
     with pytest.raises(ConfigError, match=rf"^features: {method} compares tokens, got None") as error:
         qap.select(S, 2, method=method)

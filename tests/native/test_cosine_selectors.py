@@ -1,7 +1,7 @@
-"""dpp and divprune: native against direct computations that share no code with them, and against the reference.
+"""dpp, divprune and coverage: native against direct computations that share no code with them, and the reference.
 
 dpp is compared with determinants: at each step every candidate's det(L of the kept ones and it) by numpy's slogdet, in
-float64, from features normalised here. divprune is compared with nested loops over the definition.
+float64, from features normalised here. divprune and coverage are compared with loops over their definitions.
 
 Ties are decided by the lower index where they are exact: equal tokens, tokens that differ by a power of two, zeros,
 equal scores. Ties between different numbers that happen to be equal on paper are decided by rounding, in float32 and
@@ -26,7 +26,7 @@ from qap_gguf import _core, reference
 from qap_gguf.pruning.score import cosines
 
 F32 = npt.NDArray[np.float32]
-METHODS = ("dpp", "divprune")
+METHODS = ("dpp", "divprune", "coverage")
 
 
 def normal(n: int, d: int, seed: int) -> tuple[F32, F32]:
@@ -60,6 +60,50 @@ def by_nested_loops(table: npt.NDArray[Any], k: int) -> list[int]:
                 best, best_distance = i, nearest
         kept.append(best)
     return sorted(kept)
+
+
+def by_what_is_covered(x: F32, s: F32, k: int) -> list[int]:
+    """Each step tries every token: the sum over all tokens of rank * likeness to the most similar kept one."""
+    rows = x.astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    order = sorted(range(len(s)), key=lambda i: float(s[i]))
+
+    def covered(kept: list[int]) -> float:
+        return sum(
+            (order.index(i) + 1) * max(0.0, *(float(rows[i] @ rows[j]) for j in kept), 0.0) for i in range(len(s))
+        )
+
+    kept: list[int] = []
+    for _ in range(k):
+        kept.append(max((i for i in range(len(s)) if i not in kept), key=lambda i: covered([*kept, i])))
+    return sorted(kept)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_coverage_is_its_definition(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, d = int(rng.integers(1, 20)), int(rng.integers(3, 17))
+    k = int(rng.integers(1, n + 1))
+    x, s = normal(n, d, seed)
+    want = by_what_is_covered(x, s, k)
+    assert qap.select(s, k, x, "coverage").tolist() == want, (n, d, k)
+    assert reference.select(s, k, "coverage", features=x).tolist() == want, (n, d, k)
+
+
+def test_coverage_weighs_by_rank_alone() -> None:
+    x, s = normal(60, 8, 7)
+    for same_order in (s * np.float32(0.25), np.exp(20 * s), s - np.float32(5)):
+        np.testing.assert_array_equal(qap.select(s, 9, x, "coverage"), qap.select(same_order, 9, x, "coverage"))
+    assert qap.select(s, 9, x, "coverage").tolist() != qap.select(1 - s, 9, x, "coverage").tolist()
+
+
+def test_coverage_keeps_one_of_what_there_is_most_of() -> None:
+    # 12 tokens of background with the lowest scores, 3 objects with the highest: scores alone never see the background
+    x = np.eye(4, 6, dtype=np.float32)[[0] * 12 + [1, 2, 3]]
+    s = np.linspace(0.1, 1.0, 15, dtype=np.float32)
+    assert qap.select(s, 3, method="topk").tolist() == [12, 13, 14]
+    assert qap.select(s, 1, x, "coverage").tolist() == [0]  # ranks 1..12: 78 against 15
+    assert qap.select(s, 4, x, "coverage").tolist() == [0, 12, 13, 14]
 
 
 @pytest.mark.parametrize("block", range(10))
@@ -198,7 +242,7 @@ def test_the_native_layer_needs_what_it_says(method: str) -> None:
     for total, broken in ((s, None), (s, table[:5]), (s, np.full((6, 6), np.nan, np.float32))):
         with pytest.raises(ValueError, match=r"expected|needs"):
             _core.select(total, broken, 6, 2, method, 0)
-    if method == "dpp":
+    if method != "divprune":
         with pytest.raises(ValueError, match="needs scores"):
             _core.select(None, table, 6, 2, method, 0)
     else:

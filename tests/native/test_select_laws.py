@@ -17,7 +17,7 @@ import qap_gguf as qap
 from qap_gguf.config import SELECTORS
 
 F32 = npt.NDArray[np.float32]
-NESTED = ("topk", "random", "dpp", "divprune")  # uniform is not: its strides move
+NESTED = ("topk", "random", "dpp", "divprune", "coverage")  # uniform is not: its strides move
 HUGE = float(np.float32(1e30))
 FINITE = st.floats(-HUGE, HUGE, width=32)
 SCORE = st.one_of(st.sampled_from([-1.0, -0.0, 0.0, 0.25, 0.5, 1.0, 1e-38, 3e38]), st.floats(0, 1, width=32))
@@ -67,7 +67,7 @@ def test_a_larger_k_only_adds_tokens(method: str, image: tuple[F32, F32], seed: 
     assert all(small < large for small, large in pairwise(sets))
 
 
-@pytest.mark.parametrize("method", ["topk", "dpp"])
+@pytest.mark.parametrize("method", ["topk", "dpp", "coverage"])
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(1, 40), d=st.integers(8, 40), seed=st.integers(0, 2**32 - 1), data=st.data())
 def test_without_ties_the_choice_follows_a_permutation_of_the_tokens(

@@ -79,7 +79,7 @@ def test_defaults_are_those_of_the_paper() -> None:
         ("outlier_weight", math.nan, "[0, 1]"),
         ("semantic", "query", "auto, clip_text, cls, text, attention, none"),
         ("semantic", None, "auto, clip_text, cls"),
-        ("select", "best", "topk, dpp, divprune, random, uniform"),
+        ("select", "best", "topk, dpp, divprune, coverage, random, uniform"),
         ("positions", "gaps", "auto, compact, keep"),
         ("merge", "sum", "none, average"),
         ("merge", True, "none, average"),

@@ -106,7 +106,7 @@ def test_a_single_token_scores_zero_and_is_kept() -> None:
     s = ref.score(np.array([[1.0, -3.0, 0.25]], np.float32), semantic=[0.4])
     assert (s.total.tolist(), s.sensitivity.tolist(), s.semantic.tolist()) == ([0.0], [0.0], [0.0])
     assert s.error[0] > 0
-    for method in ("topk", "dpp", "divprune", "random", "uniform"):
+    for method in ("topk", "dpp", "divprune", "coverage", "random", "uniform"):
         assert ref.select(s.total, 1, method, features=np.ones((1, 3))).tolist() == [0]
 
 

@@ -17,7 +17,7 @@ from qap_gguf.config import SELECTORS
 from qap_gguf.reference import selection
 
 F32 = NDArray[np.float32]
-NESTED = ["topk", "random", "dpp", "divprune"]
+NESTED = ["topk", "random", "dpp", "divprune", "coverage"]
 # Few distinct values, so that ties are common.
 score_vectors = st.lists(st.sampled_from([0.0, -0.0, 0.25, 0.5, 1.0, -1.0, 1e-12]), min_size=1, max_size=40)
 
@@ -67,6 +67,22 @@ def test_dpp_fills_up_by_the_scores_when_nothing_new_is_left() -> None:
         [0], [0, 1], [0, 1, 3], [0, 1, 3, 4], [0, 1, 2, 3, 4],
     ]  # fmt: skip
     assert ref.select(np.zeros(5), 3, "dpp", features=x).tolist() == [0, 1, 2]  # no token adds anything
+
+
+def test_coverage_by_hand() -> None:
+    # Ranks 1, 2, 3. cos(0, 1) = cos(1, 2) = sqrt(1/2), cos(0, 2) = 0. Token 0 covers 1 + 1.41, token 1 covers
+    # 0.71 + 2 + 2.12, token 2 covers 1.41 + 3. After token 1 token 2 adds 3 (1 - 0.71), and token 0 a third of that.
+    x = np.array([[1, 0], [1, 1], [0, 1]], np.float32)
+    assert [ref.select([1, 2, 3], k, "coverage", features=x).tolist() for k in (1, 2, 3)] == [[1], [1, 2], [0, 1, 2]]
+    assert ref.select([3, 2, 1], 2, "coverage", features=x).tolist() == [0, 1]
+    # opposite tokens do not count against each other, copies and zeros add nothing: the rest by the scores
+    x = np.array([[1, 0], [-1, 0], [2, 0], [0, 0]], np.float32)
+    assert ref.select([0.1, 0.2, 0.3, 0.4], 3, "coverage", features=x).tolist() == [0, 1, 3]
+
+
+def test_ranks_by_hand() -> None:
+    assert selection.ranks([0.3, -1.0, 0.3, 7.0, 0.3]).tolist() == [3, 1, 3, 5, 3]
+    assert selection.ranks([0.0, -0.0]).tolist() == [1.5, 1.5]
 
 
 def test_divprune_by_hand() -> None:
@@ -145,9 +161,9 @@ def test_bad_selections_are_refused() -> None:
         ref.topk(np.zeros(3), 1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="finite"):
         ref.topk([0.0, math.nan], 1)
-    with pytest.raises(ValueError, match="topk, dpp, divprune, random, uniform"):
+    with pytest.raises(ValueError, match="topk, dpp, divprune, coverage, random, uniform"):
         ref.select(np.zeros(3), 1, "best")
-    for method in ("dpp", "divprune"):
+    for method in ("dpp", "divprune", "coverage"):
         with pytest.raises(ValueError, match=f"features must be given for {method}"):
             ref.select(np.zeros(3), 1, method)
         with pytest.raises(ValueError, match="features must have 3 rows"):

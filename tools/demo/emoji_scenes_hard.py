@@ -8,7 +8,7 @@ trained on plain scenes only: it knows the questions of `small`, and not those o
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from PIL import Image
@@ -150,7 +150,7 @@ def ask_rows(rng: random.Random, scene: Scene) -> Question:
 Draw = Callable[[random.Random, Sprite], Scene]
 Ask = Callable[[random.Random, Scene], Question]
 #: Kind of scene -> how to draw one and how to ask about it.
-SCENE_KINDS: Final[Mapping[str, tuple[Draw, Ask]]] = {
+SCENE_KINDS: Final[dict[str, tuple[Draw, Ask]]] = {
     "plain": (make_scene, make_question),
     "distractors": (make_distractors, ask_distractors),
     "relations": (make_relations, ask_relations),

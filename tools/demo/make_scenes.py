@@ -4,7 +4,8 @@
     python tools/demo/make_scenes.py --n 50 --out scenes            # scenes/00000.png ... and scenes/questions.jsonl
     python tools/demo/make_scenes.py --n 50 --kinds small,rows --choices 4 --out hard
 
-Plain scenes are described in emoji_scenes.py, the harder kinds in emoji_scenes_hard.py. Everything follows from the
+Plain scenes are described in emoji_scenes.py, the harder kinds in emoji_scenes_hard.py, scenes of 224 x 224 pixels
+("large", what dino-vl was trained on) in emoji_scenes_large.py. Everything follows from the
 seed, the Pillow version and the font.
 
 Held-out scenes: which seeds training used is not recorded. The default seed is a large number that nobody picks by
@@ -26,8 +27,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from emoji_scenes import HELD_OUT_SEED, SceneError, Sprite, find_font, font_sprites
+from emoji_scenes import HELD_OUT_SEED, SceneError, Sprite, find_font, font_sprites, make_question
 from emoji_scenes_hard import SCENE_KINDS, add_choices
+from emoji_scenes_large import make_large
+
+KINDS = SCENE_KINDS | {"large": (make_large, make_question)}
 
 
 def write_scenes(
@@ -57,7 +61,7 @@ def write_scenes(
         rng, other = random.Random(seed), random.Random(f"choices {seed}")
         lines = []
         for i in range(n):
-            draw, ask = SCENE_KINDS[kinds[i % len(kinds)]]
+            draw, ask = KINDS[kinds[i % len(kinds)]]
             scene, name = draw(rng, sprite), f"{i:05d}.png"
             Image.fromarray(scene.pixels).save(made / name)
             for question in (ask(rng, scene) for _ in range(questions)):
@@ -82,8 +86,8 @@ def _number(text: str, low: int) -> int:
 
 def _kinds(text: str) -> list[str]:
     kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
-    if not kinds or not set(kinds) <= set(SCENE_KINDS):
-        raise argparse.ArgumentTypeError(f"must be of {', '.join(SCENE_KINDS)}, got {text!r}")
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(KINDS)}, got {text!r}")
     return kinds
 
 
@@ -102,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=_kinds,
         default=["plain"],
         metavar="LIST",
-        help=f"with commas, of {', '.join(SCENE_KINDS)}; pictures take turns (default: plain)",
+        help=f"with commas, of {', '.join(KINDS)}; pictures take turns (default: plain)",
     )
     parser.add_argument(
         "--choices", type=partial(_number, low=2), metavar="N", help="give each question N choices (default: none)"

@@ -21,6 +21,7 @@ void qap_select_random(const qap_select_input & in, int32_t * indices);
 void qap_select_uniform(const qap_select_input & in, int32_t * indices);
 void qap_select_dpp(const qap_select_input & in, int32_t * indices);
 void qap_select_divprune(const qap_select_input & in, int32_t * indices);
+void qap_select_coverage(const qap_select_input & in, int32_t * indices);
 
 // The n_keep first by `before`, which must be a strict order; ties are its business.
 template <typename Before> void qap_take_first(const qap_select_input & in, int32_t * indices, Before before) {

@@ -106,8 +106,8 @@ _PRUNE: Final[dict[str, Callable[[Any], Any]]] = {
     "select": click.option(
         "--select",
         type=click.Choice(SELECTORS),
-        help="How tokens are chosen: good and different ones (dpp), the best (topk), different ones (divprune), or "
-        "by no score at all." + default_of("select"),
+        help="How tokens are chosen: good and different ones (dpp), the best (topk), different ones (divprune), those "
+        "that stand for most of the picture (coverage), or by no score at all." + default_of("select"),
     ),
     "positions": click.option(
         "--positions", type=click.Choice(POSITIONS), help="Positions of the kept tokens." + default_of("positions")

@@ -30,7 +30,10 @@ from qap_gguf.config import ERRORS, PruneConfig
 if TYPE_CHECKING:
     from qap_gguf.eval import Budget, Journal, Setup, Variant
 
-_METHODS = "dense,qap,semantic,numeric,dpp,dpp-semantic,dpp-numeric,dpp-flat,divprune,random,uniform,pool"
+_METHODS = (
+    "dense,qap,semantic,numeric,dpp,dpp-semantic,dpp-numeric,dpp-flat,divprune,coverage,coverage-semantic,random,"
+    "uniform,pool"
+)
 _IN_THE_KEY = ("alpha", "error", "keep_ratio", "n_keep", "select")  # a journal knows them by Variant.key
 _SCORINGS = ("auto", "exact", "choice", "vqa", "f1", "yesno")
 
@@ -164,6 +167,8 @@ def eval_command(
       dpp           the fused score, good and different tokens; dpp-semantic, dpp-numeric likewise,
                     dpp-flat with equal scores
       divprune      different tokens, without scores
+      coverage      tokens that stand for most of the picture, weighted by the rank of the fused score;
+                    coverage-semantic likewise
       random        random tokens, mean of three seeds
       uniform       tokens at an even stride
       pool          the grid of tokens averaged down to K, as a smaller picture would be

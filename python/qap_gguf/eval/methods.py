@@ -24,6 +24,8 @@ METHODS: Final[Mapping[str, str]] = {
     "dpp-numeric": "the same with the sensitivity to quantization alone",
     "dpp-flat": "the same with equal scores: what the process does by itself",
     "divprune": "diversity alone, without scores",
+    "coverage": "what stands for most of the picture, tokens weighted by the rank of the fused score",
+    "coverage-semantic": "the same with the semantic score alone",
     "random": "random tokens, mean of 3 seeds",
     "uniform": "tokens at an even stride",
     "pool": "the grid of tokens averaged down, as a smaller picture",
@@ -39,12 +41,14 @@ BASELINES: Final[Mapping[str, tuple[str, ...]]] = {
     "dpp-semantic": ("dpp-flat", "random"),
     "dpp-flat": ("random",),
     "divprune": ("random",),
+    "coverage": ("dpp", "coverage-semantic", "pool", "random"),
+    "coverage-semantic": ("dpp-semantic", "random"),
     "uniform": ("random",),
     "pool": ("random",),
 }
 #: Methods that no config can say: they put tokens of their own into rows that are then kept (see replaced.py).
 REPLACED: Final = ("dpp-flat", "pool")
-_FUSED: Final = ("qap", "dpp")
+_FUSED: Final = ("qap", "dpp", "coverage")
 _NUMERIC: Final = ("numeric", "dpp-numeric")
 
 
@@ -111,10 +115,11 @@ class Variant:
 
 
 def _configs(method: str, budget: Budget, base: PruneConfig) -> tuple[PruneConfig, ...]:
-    select = "dpp" if method.startswith("dpp") else "topk"
+    greedy = method.partition("-")[0]
+    select = greedy if greedy in ("dpp", "coverage") else "topk"
     if method in _FUSED:
         return (budget.apply(base, select=select),)
-    if method in ("semantic", "dpp-semantic"):
+    if method in ("semantic", "dpp-semantic", "coverage-semantic"):
         # Not "auto": on a model without attention that would keep the first K tokens and call it semantic.
         semantic = "cls" if base.semantic in ("auto", "none") else base.semantic
         return (budget.apply(base, select=select, alpha=1.0, semantic=semantic),)

@@ -122,9 +122,10 @@ def select(
     Args:
         total: scores, float32 (n_tok,), finite; "random" and "uniform" use only its length.
         n_keep: K in 1..n_tok.
-        features: float32 (n_tok, n_embd); "dpp" and "divprune" compare tokens by them.
+        features: float32 (n_tok, n_embd); "dpp", "divprune" and "coverage" compare tokens by them.
         method: one of ``qap_gguf.config.SELECTORS``: "topk" (ties go to the lower index), "dpp" (scores and diversity),
-            "divprune" (diversity alone), "random" (seeded), "uniform".
+            "divprune" (diversity alone), "coverage" (what stands for most of the picture), "random" (seeded),
+            "uniform".
         seed: of "random", 0..2**64-1.
 
     Raises:

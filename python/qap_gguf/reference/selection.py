@@ -2,7 +2,8 @@
 
 Facts: random is splitmix64 (Steele, Lea, Flood 2014) of the index; dpp is CDPruner's selection (arXiv 2506.10967) by
 the greedy algorithm of Chen, Zhang, Zhou (2018), with the fused score as relevance as in QAPruner (arXiv 2604.02816);
-divprune is arXiv 2503.02175. merge_average is ours (docs/method.md, section 8). Indices come back ascending, and ties
+divprune is arXiv 2503.02175; coverage is facility location by the greedy algorithm of Nemhauser, Wolsey and Fisher
+(1978). merge_average is ours (docs/method.md, section 8). Indices come back ascending, and ties
 go to the lower index. The selectors compare cosines with a margin that float32 keeps, so that the native code, which
 has float32 cosines, sees the same ties.
 """
@@ -22,7 +23,7 @@ from qap_gguf.reference.scores import cosines
 I32 = NDArray[np.int32]
 
 SPANNED: Final = 1e-5  #: dpp: a residual below this part of L_ii is zero: the token lies in the span of the kept ones
-SAME: Final = 1e-6  #: divprune: a distance up to this is zero
+SAME: Final = 1e-6  #: divprune: a distance up to this is zero; coverage: so is a gain up to this part of all weights
 _MASK: Final = 2**64 - 1
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 
@@ -96,8 +97,49 @@ def _divprune(scores: F64, k: int, table: F64) -> list[int]:
     return kept
 
 
-_BY_COSINES: Final[dict[str, Callable[[F64, int, F64], list[int]]]] = {"dpp": _dpp, "divprune": _divprune}
-_METHODS: Final = ("topk", "dpp", "divprune", "random", "uniform")
+def ranks(v: ArrayLike) -> F64:
+    """Return each value's place in ascending order, counted from 1; equal values share the mean of their places.
+
+    Args:
+        v: shape (n,), finite.
+
+    Returns:
+        float64, shape (n,), whole or half numbers in 1..n.
+
+    Example:
+        >>> ranks([0.2, 0.9, 0.2, 0.5])
+        array([1.5, 4. , 1.5, 3. ])
+    """
+    values = check_vector("v", v)
+    below = (values[:, None] > values).sum(axis=1)
+    equal = (values[:, None] == values).sum(axis=1)
+    return np.asarray(below + (equal + 1) / 2, dtype=np.float64)
+
+
+def _coverage(scores: F64, k: int, table: F64) -> list[int]:
+    """Greedy facility location over the cosines, each token weighted by the rank of its score; then the best scores."""
+    weights = ranks(scores)
+    margin = SAME * weights.sum()
+    similar = np.maximum(table, 0.0)
+    covered = np.zeros(scores.size)  # of each token: the highest cosine to a kept one
+    kept: list[int] = []
+    while len(kept) < k:
+        gains = weights @ np.maximum(similar - covered[:, None], 0.0)
+        gains[kept] = -1.0
+        if gains.max() <= margin:
+            break
+        kept.append(int((gains >= gains.max() - margin).argmax()))  # argmax takes the first
+        covered = np.maximum(covered, similar[:, kept[-1]])
+    rest = [int(i) for i in np.argsort(-scores, kind="stable") if i not in kept]
+    return kept + rest[: k - len(kept)]
+
+
+_BY_COSINES: Final[dict[str, Callable[[F64, int, F64], list[int]]]] = {
+    "dpp": _dpp,
+    "divprune": _divprune,
+    "coverage": _coverage,
+}
+_METHODS: Final = ("topk", "dpp", "divprune", "coverage", "random", "uniform")
 
 
 def select(
@@ -115,6 +157,9 @@ def select(
       anything, the rest is filled by the largest scores.
     - "divprune" takes, one after the other, the token whose nearest kept token is farthest by 1 - cos; the first is
       the one whose nearest neighbour is farthest. Distances up to 1e-6 are zero. Scores do not matter.
+    - "coverage" takes, one after the other, the token that adds most to sum_i w_i max(0, max_j cos(x_i, x_j)), j the
+      kept ones and w_i the rank of token i's score. Gains that differ by less than 1e-6 of all weights are equal; when
+      no token adds more than that, the rest is filled by the largest scores.
     - "random" takes the k smallest keys splitmix64(seed + (i + 1) * golden), so a seed gives the same tokens on every
       machine, and a larger k only adds to them. It looks at the number of scores only, and so does
     - "uniform", the middles of k equal stretches, floor((2 j + 1) n / (2 k)).
@@ -122,9 +167,9 @@ def select(
     Args:
         scores: shape (n_tok,), finite.
         k: how many, in 1..n_tok.
-        method: "topk", "dpp", "divprune", "random" or "uniform".
+        method: "topk", "dpp", "divprune", "coverage", "random" or "uniform".
         seed: 0..2**64-1, for "random".
-        features: floating point, shape (n_tok, n_embd), for "dpp" and "divprune".
+        features: floating point, shape (n_tok, n_embd), for "dpp", "divprune" and "coverage".
 
     Returns:
         int32, shape (k,), strictly ascending.
