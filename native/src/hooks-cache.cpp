@@ -120,14 +120,7 @@ qap_recalled qap_hook_recall(clip_ctx * ctx, const clip_image_f32_batch & imgs, 
     if (imgs.qap) {
         return prune(ctx, *image, *kept, *imgs.qap, out) == 0 ? QAP_RECALLED_ROWS : QAP_RECALLED_ERROR;
     }
-    if (!out->empty()) {
-        if ((int64_t) out->size() != ggml_nelements(kept->embeddings)) {
-            qap_fail(
-                "expected room for %lld numbers, got %zu", (long long) ggml_nelements(kept->embeddings), out->size());
-            LOG_ERR("%s: %s\n", __func__, qap_last_error());
-            return QAP_RECALLED_ERROR;
-        }
-        qap_read_floats(kept->embeddings, out->data());
-    }
-    return QAP_RECALLED_ROWS;
+    qap_graph graph;
+    graph.embeddings = kept->embeddings;
+    return qap_hook_collect(graph, out) ? QAP_RECALLED_ROWS : QAP_RECALLED_ERROR;
 }

@@ -296,11 +296,27 @@ static int collect(const qap_graph & graph, qap_plan & plan, std::vector<float> 
         chosen, plan.rows, out.data());
 }
 
+// All rows of a picture without a plan.
+static bool read_all(const qap_graph & graph, std::vector<float> & out) {
+    if (!out.empty() && (int64_t) out.size() != ggml_nelements(graph.embeddings)) {
+        qap_fail("expected room for %lld numbers, got %zu", (long long) ggml_nelements(graph.embeddings), out.size());
+        LOG_ERR("%s: %s\n", __func__, qap_last_error());
+        return false;
+    }
+    if (!out.empty()) {
+        qap_read_floats(graph.embeddings, out.data());
+    }
+    return true;
+}
+
 bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
     const int64_t      before = qap_bytes_read();
     std::vector<float> nowhere;
-    graph.plan->done = false;
     qap_clear_error();
+    if (graph.plan == nullptr) {
+        return read_all(graph, out != nullptr ? *out : nowhere);
+    }
+    graph.plan->done = false;
     if (collect(graph, *graph.plan, out != nullptr ? *out : nowhere) != 0) {
         LOG_ERR("%s: %s\n", __func__, qap_last_error());
         return false;

@@ -66,7 +66,8 @@ qap_graph qap_hook_reserve(const clip_model & model, const clip_image_f32_batch 
 // clip.cpp, clip_encode(): after build(), before allocation. Adds nodes when the batch has a plan.
 qap_graph qap_hook_build(const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf);
 
-// clip.cpp, clip_encode(): after the graph ran, when qap_hook_build() added nodes; its result is clip_encode()'s.
+// clip.cpp, clip_encode(): after the graph ran, when qap_hook_build() added nodes; its result is clip_encode()'s. Without a
+// plan all rows are written.
 // Reads the scores, selects, and writes the kept rows to `out`, [n_keep, n_embd].
 bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out);
 
