@@ -152,7 +152,7 @@ def test_made_tokens_leave_it_out(vlm: qap.VisionModel) -> None:
 @pytest.fixture(scope="module")
 def tiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[qap.VisionModel]:
     """The packaged encoder with LLaVA-NeXT's tiles, as stock llama.cpp cuts them: each is a chunk."""
-    keys = {
+    keys: dict[str, Any] = {
         "clip.vision.mm_patch_merge_type": "spatial_unpad",
         "clip.vision.image_grid_pinpoints": [384, 384],
     }
@@ -162,14 +162,13 @@ def tiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[qap.VisionModel]
 
 
 def test_tiles_know_their_part_of_the_padding(tiled: qap.VisionModel) -> None:
-    """1200 x 300 pixels on four tiles: 96 of 384 lines are picture, the lower quarter of the upper tiles and so on."""
+    """1200 x 300 pixels on four tiles and an overview: lines 144 to 240 of 384 and 72 to 120 of 192 are picture."""
     pixels = picture((1200, 300))
     counts = [len(report["padding"]) for _, report in hooked(tiled, pixels, PruneConfig(n_keep=50))]
-    half = CELLS * (CELLS - 3)  # 48 pixels of 192 are picture: 3 lines of tokens
-    assert counts == [108, half, half, half, half]
+    assert counts == [CELLS * (CELLS - 3)] * 4 + [CELLS * (CELLS - 4)]  # lines of tokens that show some of it
     for _, report in hooked(tiled, pixels, PruneConfig(n_keep=50, select="random")):
         assert not np.isin(report["indices"], report["padding"]).any()
-    assert sum(chunk.n_tokens for chunk in chunks_of(tiled, pixels, PruneConfig(n_keep=10**6))) == 5 * 36
+    assert sum(chunk.n_tokens for chunk in chunks_of(tiled, pixels, PruneConfig(n_keep=10**6))) == CELLS * (4 * 3 + 4)
 
 
 # --- other families, letterboxed on request ---------------------------------------------------------------------------
