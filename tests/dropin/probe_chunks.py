@@ -88,7 +88,7 @@ def damaged_saves(seed: int) -> dict[str, Any]:
     with qap.use(qap.PruneConfig(n_keep=18)):
         (chunk,) = mtmd.tokenize(image)
     mtmd.embeddings(chunk)
-    whole, start = mtmd.save(chunk), len(mtmd.save(mtmd.tokenize(image)[0]))
+    whole, dense = mtmd.save(chunk), len(mtmd.save(mtmd.tokenize(image)[0]))
     rng = np.random.default_rng(seed)
 
     def kept(data: bytes) -> int | None:
@@ -99,6 +99,8 @@ def damaged_saves(seed: int) -> dict[str, Any]:
         mtmd.lib.mtmd_input_chunk_free(found)
         return n
 
+    # upstream's bytes are those of a dense chunk, but for the id, which names the plan
+    start = next(n for n in range(dense, len(whole)) if kept(whole[:n]) is not None)
     cut = [kept(whole[:n]) for n in range(start + 1, len(whole))]
     flipped = []
     for _ in range(500):
