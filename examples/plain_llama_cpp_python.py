@@ -20,7 +20,7 @@ from llama_cpp.llama_chat_format import MTMDChatHandler
 import qap_gguf as qap
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def no_log(_level: int, _text: bytes, _data: object) -> None:
     """For libmtmd, whose log llama-cpp-python's `verbose` does not reach."""
 

@@ -59,6 +59,33 @@ def huge(shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
+Edit = Callable[[dict[str, Any], dict[str, Any]], None]
+
+
+def setting(field: str, value: Any) -> Edit:
+    """An edit that gives a plain field another value."""
+    return lambda plain, arrays: plain.update({field: value})
+
+
+def without(field: str) -> Edit:
+    """An edit that takes a plain field away."""
+
+    def edit(plain: dict[str, Any], arrays: dict[str, Any]) -> None:
+        del plain[field]
+
+    return edit
+
+
+def with_array(field: str, array: Any) -> Edit:
+    """An edit that puts an array in place of a field."""
+
+    def edit(plain: dict[str, Any], arrays: dict[str, Any]) -> None:
+        plain.pop(field, None)
+        arrays[field] = array
+
+    return edit
+
+
 WRONG: list[Any] = ["x", -1, 1.5, None, True, [], {}, [[]], [1, 2, 3], ["a", "b"], 2**70, [1, None], {"a": 1}]
 FIELDS = ("grid", "size", "seconds", "bytes_read", "n_planes", "pieces", "attention", "key")
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -75,20 +102,18 @@ def test_a_forged_file_is_one_that_is_read(store: EmbeddingStore) -> None:
 def test_fields_of_wrong_types_count_as_missing(store: EmbeddingStore) -> None:
     n_rows = embedding().features.shape[0]
     files = [
-        forged(lambda plain, _, field=field, value=value: plain.update({field: value}))
+        forged(setting(field, value))
         for field in FIELDS for value in WRONG if not (field == "attention" and value is None)
         and not (field in ("bytes_read", "n_planes") and value == 1) and not (field == "seconds" and value == 1.5)
     ]  # fmt: skip
-    files += [forged(lambda plain, _, field=field: plain.pop(field)) for field in FIELDS if field != "attention"]
+    files += [forged(without(field)) for field in FIELDS if field != "attention"]
     for array in (
         np.zeros((n_rows, 4)), np.zeros((n_rows, 4, 1), "f4"), np.zeros((n_rows + 1, 4), "f4"),
         np.zeros((0, 4), "f4"), np.zeros((n_rows, 4), "c8"), np.array(["a"] * n_rows),
     ):  # fmt: skip
-        files.append(forged(lambda _, arrays, array=array: arrays.update(features=array)))
-        files.append(forged(lambda plain, arrays, array=array: [plain.pop("hidden"), arrays.update(hidden=array)]))
-        files.append(
-            forged(lambda plain, arrays, array=array: [plain.pop("attention"), arrays.update(attention=array)])
-        )
+        files.append(forged(with_array("features", array)))
+        files.append(forged(with_array("hidden", array)))
+        files.append(forged(with_array("attention", array)))
     files += [
         forged(lambda plain, _: plain.update(other=1)),
         forged(lambda _, arrays: arrays.update(other=np.zeros(3))),

@@ -46,7 +46,8 @@ def scores_png(values: FloatArray, grid: tuple[int, int]) -> bytes:
     at = np.linspace(0.0, 1.0, len(_COLOURS))
     colours = np.stack([np.interp(part, at, _COLOURS[:, channel]) for channel in range(3)], axis=-1)
     patch = max(1, _SIDE // max(grid))
-    return _png(np.kron(colours.reshape(*grid, 3).round().astype(np.uint8), np.ones((patch, patch, 1), np.uint8)))
+    cells = colours.reshape(*grid, 3).round().astype(np.uint8)
+    return _png(cells.repeat(patch, axis=0).repeat(patch, axis=1))
 
 
 def as_html(png: bytes | None, words: str) -> str | None:
