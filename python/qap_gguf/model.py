@@ -24,7 +24,7 @@ from qap_gguf.generation.prompts import flatten, question_of, render
 from qap_gguf.generation.settings import AnswerSettings, ChatSettings, Generation, GenerationStats
 from qap_gguf.language.llama import LanguageModel, TextStream, open_llama
 from qap_gguf.pruning.clip_text import ClipTextTower
-from qap_gguf.pruning.prune import PrunedImage, prune_image, score_image
+from qap_gguf.pruning.prune import PrunedImage, check_positions, prune_image, score_image
 from qap_gguf.pruning.relevance import Signals
 from qap_gguf.pruning.score import Scores
 from qap_gguf.runtime.devices import device_name, language_settings
@@ -57,6 +57,8 @@ class VisionModel:
         flash_attn: flash attention in the encoder; None is upstream's choice (on where the device has it).
         resize: how pictures come to the encoder's size, "auto" (as the model was trained), "stretch" or "pad"; None is
             that of :func:`~qap_gguf.set_resize`.
+        positions: "keep" makes a file at `model` one that can keep image tokens at their places: its relabelled copy is
+            made once, in the cache folder. "auto" takes the file as it is. Which positions are used says PruneConfig.
         cache: where encoded images are kept, so that each is encoded once; None is a cache of its own, in memory.
         verbose: let upstream write its log to stderr.
 
@@ -86,6 +88,7 @@ class VisionModel:
         seed: int = 0,
         flash_attn: bool | None = None,
         resize: str | None = None,
+        positions: str = "auto",
         cache: EmbeddingCache | None = None,
         verbose: bool = False,
     ) -> None:
@@ -97,6 +100,7 @@ class VisionModel:
         if flash_attn is not None and not isinstance(flash_attn, bool):
             raise ConfigError(f"flash_attn: expected True, False or None, got {flash_attn!r}; choose one of these")
         resize = None if resize is None else check_resize(resize)
+        wanted = PruneConfig(positions=positions)  # raises ConfigError
         if mmproj is None or model is None:
             packaged = packaged_model()
             mmproj, model = packaged.mmproj, packaged.model
@@ -115,6 +119,10 @@ class VisionModel:
             check_pair(mmproj, None)
             llama = model
         else:
+            if positions == "keep":
+                from qap_gguf.convert.relabel.cache import relabelled_copy
+
+                model = relabelled_copy(model)
             check_pair(mmproj, model, n_ctx)
             llama = self._owned = open_llama(
                 model,
@@ -138,6 +146,7 @@ class VisionModel:
                 verbose=verbose,
                 resize=resize,
             )
+            check_positions(wanted, self._encoder.places)
             self.cache = EmbeddingCache() if cache is None else cache
             self._tower = ClipTextTower.open(mmproj, device=encoder_device, n_threads=self._threads)
             #: Prefill and decoding; for those in this package who generate by themselves.
@@ -270,7 +279,7 @@ class VisionModel:
         if why_not is not None:
             raise UnsupportedError(f"cannot prune this image: {why_not}")
         cfg = PruneConfig() if cfg is None else cfg
-        return prune_image(image, signals, cfg, self._threads, mrope=self._encoder.mrope)
+        return prune_image(image, signals, cfg, self._threads, places=self._encoder.places)
 
     # --- tokens to text ---
 

@@ -27,6 +27,7 @@ from qap_gguf.cli.common import (
     prune_options,
     sampler_seed,
 )
+from qap_gguf.cli.places import keeping
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import QapError
 
@@ -262,6 +263,7 @@ def run(
         image_paths = (sample,)
         note(f"no --image, so this is about the packaged sample {sample}")
     seed = sampler_seed(prune.get("seed") or 0)
+    model = keeping(model, prune)
     with qap.VisionModel(
         mmproj,
         model,

@@ -26,6 +26,7 @@ from qap_gguf.cli.common import (
     prune_options,
     sampler_seed,
 )
+from qap_gguf.cli.places import keeping
 from qap_gguf.errors import ConfigError
 
 _MIB = 2**20
@@ -174,6 +175,7 @@ def serve(
         max_requests=max_requests,
         cors=cors,
     )
+    model = keeping(model, prune)
     check_pair(mmproj, model)
     if config is not None:
         config = over_file_defaults(qap.PruneConfig.from_metadata(read_gguf(mmproj).metadata), config, prune)

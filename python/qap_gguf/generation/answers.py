@@ -123,7 +123,7 @@ class Answers:
     def _pieces(self, text: TextStream, stats: GenerationStats, chosen: AnswerSettings) -> Generator[str, None, None]:
         language = self._language
         sampler = language.new_sampler(chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p)
-        while stats.n_generated < chosen.max_tokens and not text.stopped and language.n_past < language.n_ctx:
+        while stats.n_generated < chosen.max_tokens and not text.stopped and language.n_kv < language.n_ctx:
             started = time.perf_counter()
             token = language.sample(sampler)
             if language.is_end(token):

@@ -34,8 +34,8 @@ class PrunedImage:
     Attributes:
         features: kept rows, float32 (k + special rows, n_embd); unchanged unless dropped ones were merged into them.
         indices: numbers of the kept tokens in the image, int32 (k,), ascending.
-        positions: their positions relative to the start of their piece: int32 (k,) without gaps, or for M-RoPE models
-            that keep places int32 (k, 3), (time, row, column).
+        positions: their positions relative to the start of their piece: int32 (k,), without gaps or, for relabelled
+            models, among all rows of the piece; for M-RoPE models that keep places int32 (k, 3), (time, row, column).
         scores: the scores of all tokens.
         n_total: tokens of the image before pruning.
         score_s: seconds for the scores.
@@ -97,20 +97,21 @@ def score_image(image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_thr
     return _joined([_score_piece(part, cfg, n_threads) for part in _spans(image.pieces, signals)])
 
 
-def check_positions(cfg: PruneConfig, mrope: bool) -> None:
-    """`cfg` asks for positions that the language model has.
+def check_positions(cfg: PruneConfig, places: str) -> None:
+    """`cfg` asks for positions that the language model has; `places`: see :attr:`ImageEncoder.places`.
 
     Raises:
         UnsupportedError: gaps, for a model with 1-D positions.
     """
-    if cfg.positions == "keep" and not mrope:
+    if cfg.positions == "keep" and places == "none":
         raise UnsupportedError(
-            "positions: keep leaves gaps, which libllama refuses on models with 1-D positions; use compact or auto"
+            "positions: expected a language model that may keep them, got one with 1-D positions; relabel its file "
+            "with qap-gguf convert --keep-positions MODEL OUT, or use compact or auto"
         )
 
 
 def prune_image(
-    image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_threads: int, *, mrope: bool = False
+    image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_threads: int, *, places: str = "none"
 ) -> PrunedImage:
     """Keep the tokens of an image that score best.
 
@@ -119,14 +120,14 @@ def prune_image(
         signals: what relevance can be made of; its features are ``image.tokens``.
         cfg: how to prune.
         n_threads: CPU threads.
-        mrope: whether the language model has positions in time, row and column.
+        places: what a kept token's own place is: "none", "grid" or "index", see :attr:`ImageEncoder.places`.
 
     Raises:
         ConfigError: ``n_keep`` is larger than the image's tokens, or less than one for each of its pieces.
         UnsupportedError: `cfg` asks for a signal or for positions that the model does not have.
     """
     check_config(cfg)
-    check_positions(cfg, mrope)
+    check_positions(cfg, places)
     counts = share([piece.n_tokens for piece in image.pieces], cfg.count(image.n_tokens))
     started = time.perf_counter()
     parts = _spans(image.pieces, signals)
@@ -138,7 +139,7 @@ def prune_image(
         cut = _prune_piece(piece, rows, part.features, found, cfg, n_keep, n_threads)
         pruned.append(cut)
         indices.append(cut.indices + first_token)
-        positions.append(_positions(piece, cut.indices, mrope and cfg.positions != "compact"))
+        positions.append(_positions(piece, cut.indices, "none" if cfg.positions == "compact" else places))
         first_row, first_token = first_row + piece.n_rows, first_token + piece.n_tokens
     features = pruned[0].features if len(pruned) == 1 else np.concatenate([cut.features for cut in pruned])
     done = time.perf_counter()
@@ -178,8 +179,10 @@ def _prune_piece(
     return PrunedPiece(kept, indices)
 
 
-def _positions(piece: Piece, indices: IndexArray, places: bool) -> IndexArray:
-    if places:
+def _positions(piece: Piece, indices: IndexArray, places: str) -> IndexArray:
+    if places == "index":
+        return piece.token_rows(indices).astype(np.int32)
+    if places == "grid":
         line, column = np.divmod(indices, np.int32(piece.n_columns))
         return np.stack([np.zeros_like(indices), line, column], axis=1)
     return np.searchsorted(piece.rows_of(indices), piece.token_rows(indices)).astype(np.int32)
