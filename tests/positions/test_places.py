@@ -97,12 +97,14 @@ def checkpoint(name: str, make_llava: Callable[..., Path], folder: Path) -> tupl
         more = {"head_dim": 16} if language == "Qwen2" else {}
         source = make_llava(text={**more, "rms_norm_eps": 1e-3}, language=language)
         return source, transformers.LlavaForConditionalGeneration.from_pretrained(source).eval(), (28, 28)
-    from families.checkpoints import FAMILIES
+    from families.checkpoints import FAMILIES, llavanext
 
+    if name == "llava-next":
+        return folder, llavanext(folder), (200, 90)
     return folder, FAMILIES[name].make(folder), FAMILIES[name].image
 
 
-@pytest.fixture(scope="module", params=["llava", "llava, Mistral", "llava, Qwen2", "smolvlm", "internvl"])
+@pytest.fixture(scope="module", params=["llava", "llava, Mistral", "llava, Qwen2", "llava-next", "smolvlm", "internvl"])
 def case(
     request: pytest.FixtureRequest, make_llava: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Case]:
@@ -127,7 +129,9 @@ def test_the_file_says_what_a_place_is(case: Case) -> None:
     n = case.image.n_tokens
     cut = case.vlm.prune(case.image, qap.PruneConfig(n_keep=n // 2, positions="keep"))
     assert cut.positions.shape == (n // 2,)
-    np.testing.assert_array_equal(cut.pieces[0].indices, cut.positions[: len(cut.pieces[0].indices)])
+    first = case.piece.token_rows(cut.pieces[0].indices)
+    np.testing.assert_array_equal(first, cut.positions[: len(first)])
+    assert case.vlm._encoder._native.tiles_why_not() is None
     with pytest.raises(qap.UnsupportedError, match="qap-gguf convert --keep-positions MODEL OUT"):
         case.plain.prune(case.image, qap.PruneConfig(n_keep=n // 2, positions="keep"))
 
