@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from qap_gguf.convert.output.raw_header import Layout
 from qap_gguf.errors import ConvertError
@@ -92,7 +92,7 @@ class Change:
 
 def _refuse(
     info: GgufInfo, got: str, cure: str = "its image tokens cannot keep their places; leave it as it is"
-) -> None:
+) -> NoReturn:
     raise ConvertError(f"expected a language model that can be relabelled, got {got} ({info.path}); {cure}")
 
 
@@ -114,7 +114,6 @@ def change_of(info: GgufInfo, layout: Layout) -> Change:
     if rule is None:
         reason = " with attention in sliding windows" if arch.startswith("gemma") else ""
         _refuse(info, f"the architecture {arch or 'of no name'}{reason}, of which no M-RoPE architecture is a copy")
-        raise AssertionError  # _refuse raises
     if int(keys.get("split.count") or 0) > 1:
         _refuse(info, "one part of several", "merge them with llama-gguf-split first")
     _check_keys(info, arch, layout)
