@@ -117,7 +117,10 @@ def test_the_checker_compiles() -> None:
     """Against the headers that are here: CI cannot build it whole. One source needs a header from inside of ggml."""
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     fetched = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "build" / "fetch_upstream.py")], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "tools" / "build" / "fetch_upstream.py")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     package = importlib.util.find_spec("llama_cpp")
     installed = Path(package.origin).parents[1] / "include" if package and package.origin else Path()
