@@ -52,7 +52,7 @@ def test_a_pruned_picture_takes_the_positions_of_the_whole(mtmd: Mtmd, positions
         ctypes.byref(past), lib.mtmd_helper_post_decode_callback(), None,
     )  # fmt: skip
     assert (status, past.value, mtmd.cells()) == (0, n_pos, max(found["positions"]) - 7 + 1)
-    mtmd.llama._ctx.kv_cache_clear()
+    mtmd.llama._ctx.kv_cache_clear()  # type: ignore[no-untyped-call]
 
 
 def test_keys_of_the_file_that_ask_for_keep(tmp_path: Path) -> None:

@@ -147,7 +147,8 @@ def test_dense_is_what_the_original_file_gives(case: Case) -> None:
 @pytest.mark.parametrize("part", [1, 2, 8], ids=["all", "half", "eighth"])
 @pytest.mark.parametrize("positions", ["keep", "auto", "compact"])
 def test_pruned_logits_equal_transformers(case: Case, part: int, positions: str) -> None:
-    parts: list[Part] = [BEFORE, case.kept(max(1, case.piece.n_tokens // part)), AFTER]
+    kept = case.kept(max(1, case.piece.n_tokens // part))
+    parts: list[Part] = [BEFORE, kept, AFTER]
     want = case.theirs(parts, keep=positions != "compact")
     got = case.ours(parts, positions)[: len(want)]
     other = case.theirs(parts, keep=positions == "compact")
@@ -156,8 +157,8 @@ def test_pruned_logits_equal_transformers(case: Case, part: int, positions: str)
     assert error <= LOGITS
     assert part == 1 or wrong > 100 * LOGITS  # the two can be told apart
     text = len(BEFORE) + len(AFTER)
-    assert case.vlm._language.n_past == text + (len(parts[1][0]) if positions == "compact" else case.piece.n_rows)
-    assert case.vlm._language.n_kv == text + len(parts[1][0])
+    assert case.vlm._language.n_past == text + (len(kept[0]) if positions == "compact" else case.piece.n_rows)
+    assert case.vlm._language.n_kv == text + len(kept[0])
 
 
 def test_all_tokens_kept_is_dense_bit_for_bit(case: Case) -> None:
