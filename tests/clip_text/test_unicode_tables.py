@@ -5,8 +5,9 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
-import make_unicode_tables
 import pytest
+
+import make_unicode_tables
 
 NAMES = ("unicode-classes.inc", "unicode-forms.inc")
 
