@@ -209,7 +209,14 @@ public:
         return text != nullptr ? std::optional<std::string>(text) : std::nullopt;
     }
 
-    bool mrope() { return mtmd_decode_use_mrope(open()); }
+    // "none", "grid" or "index", see enum qap_places
+    const char * places() {
+        switch (qap_context_places(open())) {
+            case QAP_PLACES_GRID: return "grid";
+            case QAP_PLACES_INDEX: return "index";
+            default: return "none";
+        }
+    }
 
     bool non_causal() { return mtmd_decode_use_non_causal(open(), nullptr); }
 
@@ -284,7 +291,7 @@ void register_encoder(py::module_ & m) {
             "decode", &encoder::decode, py::arg("lctx"), py::arg("chunk"), py::arg("features").noconvert(),
             py::arg("indices").noconvert().none(true), py::arg("positions"), py::arg("n_past"), py::arg("n_batch"))
         .def("why_not", &encoder::why_not)
-        .def("mrope", &encoder::mrope)
+        .def("places", &encoder::places)
         .def("non_causal", &encoder::non_causal)
         .def("tiles_why_not", &encoder::tiles_why_not)
         .def("file_params", &encoder::file_params)

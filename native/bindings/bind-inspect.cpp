@@ -32,8 +32,9 @@ static py::dict inspect_model(const std::string & path) {
     const llama_model_ptr model = open_header(path, quiet);
     const llama_rope_type rope  = llama_model_rope_type(model.get());
     return py::dict(
-        "n_embd"_a = llama_model_n_embd_inp(model.get()),
-        "mrope"_a  = rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE);
+        "n_embd"_a     = llama_model_n_embd_inp(model.get()),
+        "mrope"_a      = rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE,
+        "relabelled"_a = qap_model_relabelled(model.get()));
 }
 
 static py::dict inspect_mmproj(const std::string & path, const std::optional<std::string> & model) {

@@ -17,7 +17,8 @@
 
 #define QAP_API __attribute__((visibility("default")))
 
-#define QAP_VERSION 1           /* value of the GGUF key qap.version */
+#define QAP_VERSION 1                            /* value of the GGUF key qap.version */
+#define QAP_KEY_ORIGIN "qap.origin.architecture" /* in a relabelled language model: what it was */
 #define QAP_MAX_MAGNITUDE 1e30f /* larger features are refused: squares and ranges stay finite below it */
 
 #ifdef __cplusplus
@@ -298,6 +299,13 @@ QAP_API void qap_context_image_cache(const struct mtmd_context * ctx, struct qap
 QAP_API int qap_context_params(const struct mtmd_context * ctx, struct qap_params * params);
 /* the qap.* keys of the file that the context was made from; false when it has none */
 QAP_API bool qap_context_file_params(const struct mtmd_context * ctx, struct qap_params * params);
+/* What a kept token's own place is in the language model's sequence: nothing that can be kept (one position, and gaps are
+ * refused), a row and a column of the picture (M-RoPE), or its index among the picture's rows (one position, in a file
+ * relabelled as M-RoPE). */
+enum qap_places { QAP_PLACES_NONE = 0, QAP_PLACES_GRID = 1, QAP_PLACES_INDEX = 2 };
+QAP_API int32_t qap_context_places(const struct mtmd_context * ctx);
+/* was this language model relabelled? NULL: no */
+QAP_API bool qap_model_relabelled(const struct llama_model * model);
 /* NULL when images of this model can be pruned, else one line that says why not */
 QAP_API const char * qap_context_why_not(const struct mtmd_context * ctx);
 /* NULL when the tiles of a picture are packed as the model was trained, or there are none, or QAP_STOCK_ENCODER=1; else one

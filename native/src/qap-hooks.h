@@ -24,6 +24,7 @@ struct clip_image_f32;
 struct clip_image_size;
 struct clip_model;
 struct clip_image_f32_batch;
+struct llama_model;
 struct mtmd_context;
 struct mtmd_image_preprocessor;
 struct mtmd_input_chunk;
@@ -141,8 +142,15 @@ bool qap_hook_encode_packed(clip_ctx * ctx, const clip_encode_params & params);
 // mtmd.cpp, mtmd_image_tokens::n_tokens()
 uint32_t qap_hook_n_tokens(const qap_plan & plan);
 
-// mtmd.cpp, mtmd_image_tokens_get_decoder_pos(): with M-RoPE a kept token has the place of its own patch
+// mtmd.cpp, mtmd_context's constructor: was this language model relabelled, so that image tokens count like text?
+bool qap_hook_index(const llama_model * model);
+
+// mtmd.cpp, mtmd_image_tokens_get_decoder_pos(): with M-RoPE a kept token has the place of its own patch, and where gaps
+// are left, of its own row
 size_t qap_hook_source_index(const qap_plan * plan, bool mrope, size_t i);
+
+// mtmd.cpp, mtmd_image_tokens_get_n_pos(), for an image that counts like text: by how much the text behind it is moved on
+int32_t qap_hook_n_pos(const qap_plan & plan);
 
 // mtmd.cpp, mtmd_input_chunk::serialize() and deserialize(), at their ends. A dense chunk's bytes are upstream's.
 void qap_hook_save(const mtmd_input_chunk & chunk, mtmd_serialization & ser);

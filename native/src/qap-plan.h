@@ -33,6 +33,7 @@ struct qap_plan {
     int32_t    n_total        = 0;  // tokens that the projector gives for this chunk, those of the padding among them
     int32_t    n_keep         = 0;  // K, of those that are no padding; 0 for a tile that gets none
     int32_t    pos_type       = -1; // enum mtmd_pos_type of the chunk before it was planned, or -1: unchanged
+    bool       gaps           = false; // kept rows stay at their own index, and the text resumes where it would
     bool       capture        = false; // keep everything, note the attention, compute no scores
     bool       capture_hidden = false; // note the projector's input as well
 

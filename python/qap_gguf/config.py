@@ -125,7 +125,7 @@ class PruneConfig:
         semantic: source of the semantic score, see ``SEMANTICS``. "auto" takes the best one that the model has.
         select: how K tokens are chosen, see ``SELECTORS``.
         positions: positions of the kept tokens, see ``POSITIONS``. "compact" numbers them without gaps, "keep" leaves
-            each its own (M-RoPE models only), "auto" takes what the model allows.
+            each its own (models with M-RoPE and relabelled ones, docs/method.md), "auto" is "keep" where that can be.
         merge: what becomes of dropped tokens, see ``MERGES``. "average" folds each into its most similar kept one;
             this is ours, beyond the paper.
         seed: seed of ``select="random"``, 0..2**64-1. Other selectors ignore it.

@@ -152,4 +152,4 @@ class ImageSide(ABC):
         if why_not is not None:
             raise UnsupportedError(f"cannot prune this image: {why_not}")
         cfg = PruneConfig() if cfg is None else cfg
-        return prune_image(image, signals, cfg, self._threads, mrope=self._encoder.mrope)
+        return prune_image(image, signals, cfg, self._threads, places=self._encoder.places)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import llama_cpp
 
 from qap_gguf.arguments import MOST_IMAGE_TOKENS, FloatArray, check_integer, check_threads, n_threads_default
+from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, QapError
 from qap_gguf.files.gguf import check_pair
 from qap_gguf.files.packaged import packaged_model
@@ -28,6 +29,7 @@ from qap_gguf.image_side import ImageSide
 from qap_gguf.language.llama import LanguageModel, TextStream
 from qap_gguf.language.opener import open_language
 from qap_gguf.pruning.clip_text import ClipTextTower
+from qap_gguf.pruning.prune import check_positions
 from qap_gguf.runtime.devices import device_name
 from qap_gguf.runtime.fork import check_process, note_threads
 from qap_gguf.vision.cache import EmbeddingCache
@@ -65,6 +67,8 @@ class VisionModel(ImageSide):
         flash_attn: flash attention in the encoder; None is upstream's choice (on where the device has it).
         resize: how pictures come to the encoder's size, "auto" (as the model was trained), "stretch" or "pad"; None is
             that of :func:`~qap_gguf.set_resize`.
+        positions: "keep" makes a file at `model` one that can keep image tokens at their places: its relabelled copy is
+            made once, in the cache folder. "auto" takes the file as it is. Which positions are used says PruneConfig.
         cache: where encoded images are kept, so that each is encoded once; None is a cache of its own, in memory.
         verbose: let upstream write its log to stderr.
 
@@ -96,6 +100,7 @@ class VisionModel(ImageSide):
         max_image_tokens: int | None = None,
         flash_attn: bool | None = None,
         resize: str | None = None,
+        positions: str = "auto",
         cache: EmbeddingCache | None = None,
         verbose: bool = False,
     ) -> None:
@@ -111,6 +116,7 @@ class VisionModel(ImageSide):
         if flash_attn is not None and not isinstance(flash_attn, bool):
             raise ConfigError(f"flash_attn: expected True, False or None, got {flash_attn!r}; choose one of these")
         resize = None if resize is None else check_resize(resize)
+        wanted = PruneConfig(positions=positions)  # raises ConfigError
         if mmproj is None or model is None:
             packaged = packaged_model()
             mmproj, model = packaged.mmproj, packaged.model
@@ -132,6 +138,10 @@ class VisionModel(ImageSide):
             check_pair(mmproj, None)
             llama = model
         else:
+            if positions == "keep":
+                from qap_gguf.convert.relabel.cache import relabelled_copy
+
+                model = relabelled_copy(model)
             llama = self._owned = open_language(
                 model,
                 mmproj,
@@ -157,6 +167,7 @@ class VisionModel(ImageSide):
                 resize=resize,
                 max_tokens=max_image_tokens,
             )
+            check_positions(wanted, self._encoder.places)
             self.cache = EmbeddingCache() if cache is None else cache
             self._tower = ClipTextTower.open(mmproj, device=encoder_device, n_threads=self._threads)
             #: Prefill and decoding; for those in this package who generate by themselves.

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import qap_gguf
-from qap_gguf.cli import common, convert, info, main, output
+from qap_gguf.cli import common, info, main, output, progress
 from qap_gguf.config import PruneConfig
 from qap_gguf.convert import ConvertResult
 from qap_gguf.errors import ConvertError
@@ -51,7 +51,8 @@ def test_convert_prints_the_two_paths(converted: list[dict[str, Any]], capsys: S
     assert converted == [
         {
             "src": Path("in"), "out": Path("out"), "quantize": "Q4_0", "mmproj_type": "f32", "name": "x",
-            "prune": None, "vision_tower": None, "clip_text": None, "imatrix": None, "force": True, "progress": None,
+            "prune": None, "vision_tower": None, "clip_text": None, "imatrix": None,
+            "keep_positions": False, "force": True, "progress": None,
         }
     ]  # fmt: skip
 
@@ -72,13 +73,13 @@ def test_a_failed_conversion_prints_no_path(converted: list[dict[str, Any]], cap
     assert capsys.readouterr() == ("", "qap-gguf: error: out/model.gguf is there; say --force\n")
 
 
-@pytest.mark.parametrize("bar", [convert.progress_bar, partial(output.counter_bar, "questions")])
+@pytest.mark.parametrize("bar", [progress.progress_bar, partial(output.counter_bar, "questions")])
 def test_progress_bars_are_for_terminals_and_go_to_stderr(
     bar: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
     with bar() as report:
         assert report is None
-    for module in (convert, output):
+    for module in (progress, output):
         monkeypatch.setattr(module, "on_terminal", lambda: True)
     with bar() as report:
         report(1, 2, "x")

@@ -66,7 +66,8 @@ def test_check_says_what_files_are(command: Command, tmp_path: Path) -> None:
     assert "  pruning: semantic scores cls, text, attention" in lines
     assert any(line.startswith("  defaults: n_keep 18, alpha 0.7, error int4") for line in lines)
     assert any("its issue 25814" in line and line.endswith("qap_gguf fixes this") for line in lines)
-    assert lines[-2:] == [f"{own} with {files.model}: fits", "  pruning: positions compact"]
+    cure = f"relabel with qap-gguf convert --keep-positions {files.model} OUT.gguf"
+    assert lines[-2:] == [f"{own} with {files.model}: fits", f"  positions: compact only; {cure}"]
 
 
 def test_check_fails_where_files_do_not_fit(command: Command, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def prefill(case: Case, parts: list[list[int] | tuple[Array, Any]], positions: s
 
 
 def policies(case: Case) -> list[str]:
-    return ["compact", "keep"] if case.vlm._encoder.mrope else ["compact"]
+    return ["compact", "keep"] if case.vlm._encoder.places == "grid" else ["compact"]
 
 
 def test_attention_is_that_of_the_last_layer_over_the_patches_of_a_token(case: Case) -> None:
@@ -168,7 +168,7 @@ def test_two_images_with_text_between(case: Case) -> None:
     rows = np.ascontiguousarray(whole[piece.rows_of(half)])
     every = np.arange(piece.n_tokens, dtype=np.int32)
     places: list[Any] = [None] * 5
-    if case.vlm._encoder.mrope:
+    if case.vlm._encoder.places == "grid":
         lines = piece.n_tokens // piece.n_columns
         for at, chosen in ((1, every), (3, half)):
             line, column = np.divmod(chosen, piece.n_columns)
@@ -181,10 +181,10 @@ def test_two_images_with_text_between(case: Case) -> None:
 def test_keep_is_refused_where_positions_have_one_dimension(case: Case) -> None:
     image = case.vlm.encode(case.pixels)
     cfg = qap.PruneConfig(n_keep=image.n_tokens // 2, positions="keep")
-    if case.vlm._encoder.mrope:
+    if case.vlm._encoder.places == "grid":
         assert case.vlm.prune(image, cfg).positions.shape == (image.n_tokens // 2, 3)
     else:
-        with pytest.raises(qap.UnsupportedError, match="keep leaves gaps, which libllama refuses"):
+        with pytest.raises(qap.UnsupportedError, match="relabel its file with qap-gguf convert --keep-positions"):
             case.vlm.prune(image, cfg)
 
 
@@ -260,7 +260,7 @@ def test_tokens_and_positions_of_a_prompt(case: Case, parts: list[str | None], p
         if part > 1:
             cfg = qap.PruneConfig(n_keep=max(1, image.n_tokens // part), positions=policy)
             cut = case.vlm.prune(image, cfg)
-        want = counted(case, parts, part, policy if cut is not None or not case.vlm._encoder.mrope else "keep")
+        want = counted(case, parts, part, policy if cut is not None or case.vlm._encoder.places != "grid" else "keep")
         stats = qap.GenerationStats()
         prompt = "".join(_core.media_marker() if what is None else what for what in parts)
         case.vlm.answers.place(prompt, [(image, cut)] * parts.count(None), stats, add_special=True)

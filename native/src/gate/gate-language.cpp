@@ -5,6 +5,7 @@
 #include "gate-tokenizer.h"
 #include "gate.h"
 #include "llama.h"
+#include "qap.h"
 
 #include <algorithm>
 #include <cstring>
@@ -31,6 +32,7 @@ const known_arch KNOWN[] = {
     { "qwen2vl",   true,  true  },
     { "qwen3",     true,  false },
     { "qwen3vl",   true,  true  },
+    { "paddleocr", true,  true  },
     { "gemma",     false, false },
     { "gemma2",    false, false },
     { "gemma3",    false, false },
@@ -224,6 +226,9 @@ int64_t qap_gate_language(const std::string & path, bool memory, int64_t n_ctx) 
     if (known != nullptr) {
         check_heads(f, *known, s);
         f.tensor("token_embd.weight", { s.n_embd, n_vocab }, use::matrix);
+    }
+    if (!f.text(QAP_KEY_ORIGIN).empty() && (known == nullptr || !known->sections)) {
+        f.refuse("expected an architecture with M-RoPE in a relabelled file, got " + arch, "relabel it anew");
     }
     check_types(f, known != nullptr);
     const double mapped = (double) f.n_bytes + (double) check_parts(f, path, known != nullptr);

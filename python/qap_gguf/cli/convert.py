@@ -5,9 +5,6 @@ Its ways that take GGUF files (--annotate, --check) are in convert_files.py.
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,51 +13,14 @@ import click
 from qap_gguf.cli.common import (
     make_config,
     note,
-    on_terminal,
     output_options,
     print_json,
     prune_given,
     prune_options,
 )
-from qap_gguf.cli.convert_files import annotate_file, check_given, refuse_options
+from qap_gguf.cli.convert_files import annotate_file, check_given, refuse_options, relabel_file
 from qap_gguf.cli.groups import GroupedCommand
-
-Report = Callable[[int, int, str], None]
-
-
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Report | None]:
-    """Yield a function (done, total, what) that moves a bar on stderr, or None where stderr is no terminal."""
-    if not on_terminal():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = progress.add_task("reading", total=None)
-
-    def report(done: int, total: int, what: str) -> None:
-        progress.start()  # not before: a download from the hub draws bars of its own
-        progress.update(task, description=what, completed=done, total=total)
-
-    try:
-        yield report
-    finally:
-        progress.stop()
-
-
-@contextlib.contextmanager
-def stops_cleanly() -> Iterator[None]:
-    """A polite request to end (SIGTERM, a closed terminal) is heard as Ctrl-C is: half-written files are removed."""
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), signal.default_int_handler) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+from qap_gguf.cli.progress import progress_bar, stops_cleanly
 
 
 def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, ...]:
@@ -111,6 +71,12 @@ def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, .
 )
 @click.option("--annotate", is_flag=True, help="Copy an mmproj file with other pruning defaults; see above.")
 @click.option("--check", is_flag=True, help="Say what GGUF files are, and whether they fit together; see above.")
+@click.option(
+    "--keep-positions",
+    is_flag=True,
+    help="Make a language model whose kept image tokens can stay at their own positions; see above.",
+)
+@click.option("--undo", is_flag=True, help="With --keep-positions and a GGUF file: the file that it was made from.")
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
 @prune_options(without=("seed",))
 @output_options
@@ -124,6 +90,8 @@ def convert(
     imatrix: Path | None,
     annotate: bool,
     check: bool,
+    keep_positions: bool,
+    undo: bool,
     force: bool,
     as_json: bool,
     **prune: Any,
@@ -138,6 +106,9 @@ def convert(
     With --annotate the arguments are an mmproj file and the file OUT to write: a copy, byte for byte, but with the
     defaults that the file has, changed by the prune options given, or with none for --dense.
 
+    With --keep-positions the language model is written so that kept image tokens can stay at their own positions. DIR
+    may then also be a GGUF file, of any quantization, and OUT the file to write; --undo gives the original back.
+
     With --check the arguments are GGUF files: what each is, whether every mmproj fits every language model, which
     pruning the images support, what defaults a file carries, and where stock llama.cpp runs an encoder otherwise than
     it was trained. Exit status 1 when a file cannot be used or a pair does not fit.
@@ -147,6 +118,7 @@ def convert(
       qap-gguf convert llava-1.5-7b-hf/ out/ --quantize Q4_K_M --n-keep 64
       qap-gguf convert llava-hf/llava-v1.6-mistral-7b-hf out/
       qap-gguf convert --annotate mmproj.gguf mmproj-pruning.gguf --keep-ratio 0.25
+      qap-gguf convert --keep-positions model-Q4_K_M.gguf model-Q4_K_M-keep.gguf
       qap-gguf convert --check mmproj.gguf model-Q4_K_M.gguf
     """
     given = prune_given(prune)
@@ -160,17 +132,26 @@ def convert(
             "vision_tower",
             "clip_text",
             "imatrix",
+            "keep_positions",
+            "undo",
             "force",
             *prune,
         )
         check_given(paths, as_json=as_json)
         return
+    making = ("quantize", "mmproj_type", "name", "vision_tower", "clip_text", "imatrix")
     if annotate:
-        refuse_options("--annotate", "quantize", "mmproj_type", "name", "vision_tower", "clip_text", "imatrix")
+        refuse_options("--annotate", *making, "keep_positions", "undo")
         source, out = _arguments(paths, ("MMPROJ", "OUT"))
         annotate_file(source, out, prune, force=force, as_json=as_json)
         return
     source, out = _arguments(paths, ("DIR", "OUT"))
+    if undo or (keep_positions and source.is_file()):
+        if not keep_positions:
+            raise click.UsageError("--undo has a meaning with --keep-positions only; give both")
+        refuse_options("--keep-positions and a GGUF file", *making, *prune)
+        relabel_file(source, out, undo=undo, force=force, as_json=as_json)
+        return
     config = make_config(given) if given else None
 
     import qap_gguf as qap
@@ -186,6 +167,7 @@ def convert(
             vision_tower=vision_tower,
             clip_text=clip_text,
             imatrix=imatrix,
+            keep_positions=keep_positions,
             force=force,
             progress=report,
         )

@@ -1,4 +1,5 @@
-"""The ways of `qap-gguf convert` that take GGUF files instead of a checkpoint: --annotate and --check."""
+"""The ways of `qap-gguf convert` that take GGUF files instead of a checkpoint: --annotate, --keep-positions and
+--check."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from qap_gguf.cli.common import make_config, over_file_defaults, print_json, prune_given
+from qap_gguf.cli.progress import progress_bar, stops_cleanly
 from qap_gguf.config import PruneConfig
 
 if TYPE_CHECKING:
@@ -41,6 +43,18 @@ def annotate_file(source: Path, out: Path, prune: Mapping[str, Any], *, force: b
     written = qap.annotate(source, out, config, force=force)
     if as_json:
         print_json({"mmproj": written, "metadata": None if config is None else config.to_metadata()})
+    else:
+        click.echo(written)
+
+
+def relabel_file(source: Path, out: Path, *, undo: bool, force: bool, as_json: bool) -> None:
+    """Copy a language model so that image tokens can keep their places, or undo that."""
+    from qap_gguf.convert.relabel import relabel
+
+    with stops_cleanly(), progress_bar() as report:
+        written = relabel(source, out, undo=undo, force=force, progress=report)
+    if as_json:
+        print_json({"model": written, "undo": undo})
     else:
         click.echo(written)
 
@@ -89,5 +103,8 @@ def _pair_lines(pair: PairReport) -> Iterator[str]:
     yield f"{pair.mmproj} with {pair.model}: {'fits' if pair.fits else 'does not fit'}"
     if pair.reason:
         yield f"  error: {pair.reason}"
-    if pair.fits:
-        yield f"  pruning: {pair.why_not_prunable or 'positions ' + ', '.join(pair.positions)}"
+    if pair.fits and pair.why_not_prunable:
+        yield f"  pruning: {pair.why_not_prunable}"
+    elif pair.fits:
+        cure = f"; relabel with qap-gguf convert --keep-positions {pair.model} OUT.gguf" if pair.relabel else ""
+        yield f"  positions: {'keep' if 'keep' in pair.positions else 'compact only' + cure}"

@@ -25,6 +25,7 @@ from qap_gguf.cli.common import (
 )
 from qap_gguf.cli.groups import GroupedCommand
 from qap_gguf.cli.output import counter_bar, print_table, split_table
+from qap_gguf.cli.places import keeping
 from qap_gguf.config import ERRORS, PruneConfig
 
 if TYPE_CHECKING:
@@ -207,12 +208,13 @@ def eval_command(
     if not model or mmproj is None:
         packaged = qap.packaged_model()
         model, mmproj = (packaged.model,), packaged.mmproj
+    kept = {path: keeping(path, prune) for path in model}
     setups = _setups(model, kv)
 
     def opened(setup: Setup) -> Any:
         path, kv_type = setups[setup]
         return qap.VisionModel(
-            mmproj, path, kv=kv_type, device=device, model_device=model_device, n_ctx=ctx, n_threads=threads,
+            mmproj, kept[path], kv=kv_type, device=device, model_device=model_device, n_ctx=ctx, n_threads=threads,
             seed=sampler_seed(base.seed), verbose=is_debug(),
         )  # fmt: skip
 

@@ -30,6 +30,7 @@ from qap_gguf.cli.common import (
 )
 from qap_gguf.cli.groups import GroupedCommand
 from qap_gguf.cli.pictures import allow_urls_option, find_pictures
+from qap_gguf.cli.places import keeping
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import QapError
 
@@ -274,6 +275,7 @@ def run(
         pictures = [(str(sample), sample)]
         note(f"no --image, so this is about the packaged sample {sample}")
     seed = sampler_seed(prune.get("seed") or 0)
+    model = keeping(model, prune)
     with qap.VisionModel(
         mmproj,
         model,

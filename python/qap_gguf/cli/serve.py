@@ -26,6 +26,7 @@ from qap_gguf.cli.common import (
     warn,
 )
 from qap_gguf.cli.groups import GroupedCommand
+from qap_gguf.cli.places import keeping
 from qap_gguf.errors import ConfigError
 
 _MIB = 2**20
@@ -171,6 +172,7 @@ def serve(
         max_requests=max_requests,
         cors=cors,
     )
+    model = keeping(model, prune)
     if config is not None:
         config = over_file_defaults(qap.PruneConfig.from_metadata(read_gguf(mmproj).metadata), config, prune)
     else:

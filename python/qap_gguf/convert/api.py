@@ -20,6 +20,7 @@ from qap_gguf.convert.output.disk_space import require_space
 from qap_gguf.convert.output.imatrix import read_imatrix
 from qap_gguf.convert.output.quantize import FLOAT_TYPES, QUANTIZE_TYPES, file_type, least_bytes, quantize_file
 from qap_gguf.convert.output.writer import OutputFolder, TensorPlan, write_gguf
+from qap_gguf.convert.relabel.api import keep_places
 from qap_gguf.convert.source.checkpoint import checkpoint_folder, read_json
 from qap_gguf.convert.source.hub import fetch, model_name
 from qap_gguf.convert.tokenizers import load as tokenizer
@@ -55,6 +56,7 @@ def convert(
     vision_tower: str | Path | None = None,
     clip_text: str | Path | None = None,
     imatrix: str | Path | None = None,
+    keep_positions: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> ConvertResult:
@@ -76,6 +78,7 @@ def convert(
     clip_text: the folder or hub id of the CLIPModel that the vision tower comes from (config.json of model_type clip,
         *.safetensors, tokenizer); its text tower goes into the mmproj file, for PruneConfig(semantic="clip_text").
     imatrix: a file of llama-imatrix for this model (GGUF, or the older format), passed on to the quantizer.
+    keep_positions: write a language model whose kept image tokens can stay at their own positions; see relabel().
     force: replace files that are there. progress: called as progress(done, total, what), in tensors, or in thousandths
         of four stages for other families than LLaVA.
 
@@ -111,7 +114,7 @@ def convert(
             for key, given in (("clip_text", clip_text), ("vision_tower", vision_tower)):
                 if given is not None:
                     raise ConvertError(f"{key}: expected a LLaVA, got another model; leave it out")
-            files = FamilyFiles(result.mmproj, result.model, big, kind, label)
+            files = FamilyFiles(result.mmproj, result.model, big, kind, label, keep_positions)
             convert_family(source, config, files, prune, importance, folder, progress)
             return result
         with _understanding("config.json and the image processor's config"):
@@ -147,6 +150,8 @@ def convert(
             plain, model = model, folder.temp(result.model)
             quantize_file(plain, model, kind, count.quantized, importance)
             plain.unlink()
+        if keep_positions:
+            model = keep_places(model, folder.temp(result.model))
         count.finish()
         _check_made(encoder, model)
         folder.commit((model, result.model), (encoder, result.mmproj))

@@ -16,6 +16,7 @@ from qap_gguf import _core
 from qap_gguf.config import PruneConfig
 from qap_gguf.convert.defects import Defect, find_defects
 from qap_gguf.convert.mmproj_header import mmproj_facts
+from qap_gguf.convert.relabel.rules import RULES
 from qap_gguf.errors import ConfigError, ConvertError, ModelFileError
 from qap_gguf.files.gguf import GgufInfo, read_gguf
 from qap_gguf.pruning.relevance import AUTO_ORDER
@@ -66,7 +67,9 @@ class PairReport:
         fits: libmtmd loads the first for the second.
         reason: why they do not fit, else None.
         why_not_prunable: None, or why this pair's images cannot be pruned.
-        positions: what PruneConfig(positions=...) may be for this model; "keep" needs M-RoPE.
+        positions: what PruneConfig(positions=...) may be for this model; "keep" needs M-RoPE, or a file that was
+            relabelled.
+        relabel: its architecture is one of those that convert --keep-positions relabels, and that was not done yet.
     """
 
     mmproj: Path
@@ -75,6 +78,7 @@ class PairReport:
     reason: str | None = None
     why_not_prunable: str | None = None
     positions: tuple[str, ...] = ()
+    relabel: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,10 @@ def _pair(mmproj: FileReport, model: FileReport, headers: dict[Path, dict[str, A
     except RuntimeError as err:
         return dataclasses.replace(pair, reason=_words(err))
     positions = ("compact", "keep") if headers[model.path]["mrope"] else ("compact",)
-    return dataclasses.replace(pair, fits=True, why_not_prunable=header["why_not"], positions=positions)
+    relabel = model.family in RULES
+    return dataclasses.replace(
+        pair, fits=True, why_not_prunable=header["why_not"], positions=positions, relabel=relabel
+    )
 
 
 def _words(err: RuntimeError) -> str:

@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from qap_gguf import _core
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, ImageError, NativeError
 from qap_gguf.generation.prefill import ImageRows, fill
@@ -90,8 +89,7 @@ class Answers:
             ImageError: a picture has more tokens than the limit.
         """
         self._check_open()
-        n_rows = n_pos = largest = 0
-        places = self._encoder.mrope and (cfg is None or cfg.positions != "compact")
+        n_rows = largest = 0
         limit = self._encoder.max_tokens
         for size in sizes:
             counts = self._encoder.count(size)
@@ -102,14 +100,13 @@ class Answers:
                 )
             kept = counts.n_tokens if cfg is None else cfg.count(counts.n_tokens)
             n_rows += kept + counts.n_special
-            n_pos += counts.n_pos if places else kept + counts.n_special
             largest = max(largest, min(counts.largest, kept + counts.n_special))
         chunks = self._encoder.tokenize(prompt, list(sizes), add_special=add_special)
         n_text = sum(len(chunk.tokens) for chunk in chunks if not chunk.is_image)
-        self._check_room(n_text + max(n_rows, n_pos), largest)
+        self._check_room(n_text + n_rows, largest)
 
     def _check_room(self, needed: int, largest: int) -> None:
-        """`needed`: cells, or positions where those are more; `largest`: rows of a piece of a picture."""
+        """`needed`: cells of the KV cache; `largest`: rows of a piece of a picture."""
         language = self._language
         if needed + 1 > language.n_ctx:
             raise ConfigError(
@@ -162,8 +159,7 @@ class Answers:
             self._count(images, stats)
             stats.n_prompt_tokens = sum(len(chunk.tokens) for chunk in chunks if not chunk.is_image)
             sizes = [len(row.features) for row in rows]
-            n_pos = sum(self._n_pos(chunk, row) for chunk, row in zip(pieces, rows, strict=True))
-            self._check_room(stats.n_prompt_tokens + max(sum(sizes), n_pos), max(sizes, default=0))
+            self._check_room(stats.n_prompt_tokens + sum(sizes), max(sizes, default=0))
             number = self.turns.begin()
             started = time.perf_counter()
             with self._language.interruptible():
@@ -173,11 +169,6 @@ class Answers:
             stats.n_kv = self._language.n_kv
             self._language.check_logits()
             return number
-
-    def _n_pos(self, chunk: _core.Chunk, row: ImageRows) -> int:
-        """Positions of a piece of an image."""
-        compact = row.indices is not None and row.positions == "compact"
-        return chunk.n_pos if self._encoder.mrope and not compact else len(row.features)
 
     def _count(self, images: Sequence[tuple[ImageEmbedding, PrunedImage | None]], stats: GenerationStats) -> None:
         stats.n_image_tokens = sum(image.n_tokens for image, _ in images)

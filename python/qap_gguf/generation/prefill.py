@@ -112,6 +112,7 @@ def fill(
         same, n_same = [], 0
     language.record.steps[:] = same
     language.record.surplus = same[-1].surplus if same else 0
+    language.fit()
     try:
         for step in steps[len(same) :]:
             start = language.n_past

@@ -38,7 +38,8 @@ class KvRecord:
 
     Attributes:
         steps: in the order of the prompt.
-        surplus: cells in use beyond the positions in use: an image has fewer positions than cells with M-RoPE.
+        surplus: cells in use beyond the positions in use: an image has fewer positions than cells with M-RoPE, and
+            more (surplus is negative) where gaps are left between its kept tokens.
     """
 
     steps: list[Done] = field(default_factory=list)

@@ -80,13 +80,13 @@ class LanguageModel:
 
     @property
     def n_ctx(self) -> int:
-        """Cells, and positions, that fit: libllama rounds the context up, llama-cpp-python's own buffers do not."""
-        return min(int(self.llama.n_ctx()), len(self.llama.input_ids))
+        """Cells that fit: libllama rounds the context up, llama-cpp-python's own buffers do not."""
+        return self._shared.n_cells
 
     @property
     def room(self) -> int:
-        """Tokens that can still be evaluated. M-RoPE images have other numbers of cells than of positions; both end."""
-        return max(0, self.n_ctx - max(self.n_kv, self.n_past))
+        """Tokens that can still be evaluated: one for each free cell, whatever the positions are (:meth:`fit`)."""
+        return max(0, self.n_ctx - self.n_kv)
 
     @property
     def n_whole(self) -> int:
@@ -106,9 +106,22 @@ class LanguageModel:
         return int(self.llama.n_embd())
 
     def jump(self, position: int, n_rows: int) -> None:
-        """Go on at `position`, after `n_rows` cells were filled: M-RoPE gives an image fewer positions than cells."""
+        """Go on at `position`, after `n_rows` cells were filled: M-RoPE gives an image fewer positions than cells, gaps
+        between kept tokens more."""
         self.record.surplus += n_rows - (position - self.n_past)
         self.n_past = position
+        self.fit()
+
+    def fit(self) -> None:
+        """Let llama-cpp-python, which takes positions for cells, fill the cells there are and no more."""
+        llama: Any = self.llama
+        surplus = self.record.surplus
+        llama._n_ctx = self.n_ctx - surplus if surplus else int(llama.n_ctx())
+        missing = self.n_ctx - surplus - len(llama.input_ids)
+        if missing > 0:
+            llama.input_ids = np.pad(llama.input_ids, (0, missing))
+            if llama._logits_all:
+                llama.scores = np.pad(llama.scores, ((0, missing), (0, 0)))
 
     @property
     def record(self) -> KvRecord:
@@ -248,6 +261,7 @@ class _Shared:
 
     turns: Turns
     record: KvRecord
+    n_cells: int
     interruptible: bool = False
 
 
@@ -260,12 +274,13 @@ def _share(llama: llama_cpp.Llama) -> _Shared:
     found: _Shared | None = getattr(llama, "_qap_shared", None)
     if found is not None:
         return found
-    shared = _Shared(Turns(), KvRecord())
+    shared = _Shared(Turns(), KvRecord(), min(int(llama.n_ctx()), len(llama.input_ids)))
     # no strong reference: a cycle would keep some GB until the garbage collector comes
     weak: Any = llama if isinstance(llama, weakref.ProxyType) else weakref.proxy(llama)
 
     def reset() -> None:
         shared.record.forget()
+        weak._n_ctx = weak.n_ctx()
         weak.__class__.reset(weak)
 
     watched: Any = llama

@@ -35,8 +35,8 @@ class PrunedImage:
     Attributes:
         features: kept rows, float32 (k + special rows, n_embd); unchanged unless dropped ones were merged into them.
         indices: numbers of the kept tokens in the image, int32 (k,), ascending; none of them is padding.
-        positions: their positions relative to the start of their piece: int32 (k,) without gaps, or for M-RoPE models
-            that keep places int32 (k, 3), (time, row, column).
+        positions: their positions relative to the start of their piece: int32 (k,), without gaps or, for relabelled
+            models, among all rows of the piece; for M-RoPE models that keep places int32 (k, 3), (time, row, column).
         scores: the scores of all tokens.
         n_total: tokens of the image before pruning, padding among them.
         score_s: seconds for the scores.
@@ -143,20 +143,21 @@ def score_image(image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_thr
     return _joined(image, _prune(image, signals, cfg, [0] * len(image.pieces), n_threads))
 
 
-def check_positions(cfg: PruneConfig, mrope: bool) -> None:
-    """`cfg` asks for positions that the language model has.
+def check_positions(cfg: PruneConfig, places: str) -> None:
+    """`cfg` asks for positions that the language model has; `places`: see :attr:`ImageEncoder.places`.
 
     Raises:
         UnsupportedError: gaps, for a model with 1-D positions.
     """
-    if cfg.positions == "keep" and not mrope:
+    if cfg.positions == "keep" and places == "none":
         raise UnsupportedError(
-            "positions: keep leaves gaps, which libllama refuses on models with 1-D positions; use compact or auto"
+            "positions: expected a language model that may keep them, got one with 1-D positions; relabel its file "
+            "with qap-gguf convert --keep-positions MODEL OUT, or use compact or auto"
         )
 
 
 def prune_image(
-    image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_threads: int, *, mrope: bool = False
+    image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_threads: int, *, places: str = "none"
 ) -> PrunedImage:
     """Keep the tokens of an image that score best: K of those that are no padding, or all of these if there are fewer.
 
@@ -165,21 +166,21 @@ def prune_image(
         signals: what relevance can be made of; its features are ``image.tokens``.
         cfg: how to prune.
         n_threads: CPU threads.
-        mrope: whether the language model has positions in time, row and column.
+        places: what a kept token's own place is: "none", "grid" or "index", see :attr:`ImageEncoder.places`.
 
     Raises:
         ArrayError: features that are not finite, or above 1e30.
         UnsupportedError: `cfg` asks for a signal or for positions that the model does not have.
     """
     check_config(cfg)
-    check_positions(cfg, mrope)
+    check_positions(cfg, places)
     counts = share([piece.n_real for piece in image.pieces], cfg.count(image.n_real))
     found = _prune(image, signals, cfg, counts, n_threads)
     pieces = tuple(PrunedPiece(part["rows"], part["indices"]) for part in found)
     indices, positions, first = [], [], 0
     for piece, cut in zip(image.pieces, pieces, strict=True):
         indices.append(cut.indices + first)
-        positions.append(_positions(piece, cut.indices, mrope and cfg.positions != "compact"))
+        positions.append(_positions(piece, cut.indices, "none" if cfg.positions == "compact" else places))
         first += piece.n_tokens
     return PrunedImage(
         features=pieces[0].features if len(pieces) == 1 else np.concatenate([cut.features for cut in pieces]),
@@ -195,8 +196,10 @@ def prune_image(
     )
 
 
-def _positions(piece: Piece, indices: IndexArray, places: bool) -> IndexArray:
-    if places:
+def _positions(piece: Piece, indices: IndexArray, places: str) -> IndexArray:
+    if places == "index":
+        return piece.token_rows(indices).astype(np.int32)
+    if places == "grid":
         line, column = np.divmod(indices, np.int32(piece.n_columns))
         return np.stack([np.zeros_like(indices), line, column], axis=1)
     return np.searchsorted(piece.rows_of(indices), piece.token_rows(indices)).astype(np.int32)

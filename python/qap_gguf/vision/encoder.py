@@ -133,9 +133,10 @@ class ImageEncoder:
         return self._native.why_not()
 
     @property
-    def mrope(self) -> bool:
-        """Whether the language model has positions in time, row and column (M-RoPE)."""
-        return self._native.mrope()
+    def places(self) -> str:
+        """What a kept token's own place is: "grid" (time, row and column; M-RoPE), "index" (a relabelled language
+        model) or "none", where the language model cannot leave gaps."""
+        return self._native.places()
 
     @property
     def non_causal(self) -> bool:

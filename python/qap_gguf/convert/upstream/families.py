@@ -22,6 +22,7 @@ from qap_gguf.convert.output.disk_space import require_space
 from qap_gguf.convert.output.imatrix import Imatrix
 from qap_gguf.convert.output.quantize import FLOAT_TYPES, least_bytes, quantize_file
 from qap_gguf.convert.output.writer import OutputFolder
+from qap_gguf.convert.relabel.api import keep_places
 from qap_gguf.convert.source.checkpoint import Checkpoint, read_json
 from qap_gguf.convert.tokenizers import bpe
 from qap_gguf.convert.upstream.run import architecture, known_architectures, run_converter, view
@@ -44,6 +45,7 @@ class FamilyFiles:
     mmproj_type: str
     kind: str
     label: str
+    keep_positions: bool = False
 
 
 def is_llava(config: dict[str, Any]) -> bool:
@@ -114,6 +116,8 @@ def convert_family(
             importance.check(_widths(whole))
         quantize_file(whole, model, files.kind, stages.quantized, importance)
         whole.unlink()
+    if files.keep_positions:
+        model = keep_places(model, folder.temp(files.model))
     if prune is not None:
         bare, encoder = encoder, folder.temp(files.mmproj)
         try:
