@@ -13,7 +13,7 @@ import pytest
 
 from qap_gguf.cli import main
 from qap_gguf.cli.main import cli
-from qap_gguf.cli.output import Table, split_table
+from qap_gguf.cli.output import split_table
 from qap_gguf.cli.pictures import find_pictures
 from qap_gguf.eval import markdown
 from qap_gguf.vision import sources
@@ -109,5 +109,5 @@ def test_wide_tables_are_split() -> None:
     for part in parts:
         assert part[0][:3] == head[:3]
         assert max(map(len, markdown(part).splitlines())) <= 100
-    narrow: Table = (("method", "K", "right"), [("a", "1", "2")])
+    narrow: tuple[tuple[str, ...], list[tuple[str, ...]]] = (("method", "K", "right"), [("a", "1", "2")])
     assert split_table(narrow) == [narrow]

@@ -105,7 +105,7 @@ def test_the_context_counts_cells_not_positions(
         assert long.stats.n_kv <= 96
         with pytest.raises(qap.ConfigError, match="at most 96 tokens"):
             small.generate(parts, prune=None)
-        llama.reset()
+        llama.reset()  # type: ignore[no-untyped-call]
         assert llama._n_ctx == llama.n_ctx()
     llama.close()
 
@@ -117,7 +117,7 @@ def test_the_chat_handler_fills_the_cells_that_there_are(new: Path, stream: bool
     content: Any = [{"type": "image_url", "image_url": FILES.sample}, {"type": "text", "text": QUESTIONS[0]}]
     messages: Any = [{"role": "user", "content": content}]
     found: Any = llama.create_chat_completion(
-        messages, max_tokens=500, temperature=2.0, logit_bias={"2": -100.0}, stream=stream, seed=1
+        messages, max_tokens=500, temperature=2.0, logit_bias={2: -100.0}, stream=stream, seed=1
     )
     reason = [*found][-1]["choices"][0]["finish_reason"] if stream else found["choices"][0]["finish_reason"]
     assert reason in ("length", "stop")
