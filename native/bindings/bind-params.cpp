@@ -77,6 +77,18 @@ void register_params(py::module_ & m) {
         qap_params params = {};
         return qap_default_get(&params) ? std::optional<qap_params>(params) : std::nullopt;
     });
+    m.def("image_cache_limit", [](int64_t bytes) { check(qap_image_cache_limit(bytes)); }, py::arg("n_bytes"));
+    m.def(
+        "image_cache_state",
+        [](uintptr_t context) {
+            using namespace pybind11::literals;
+            qap_image_cache_state state = {};
+            qap_context_image_cache((const mtmd_context *) context, &state);
+            return py::dict(
+                "bytes"_a = state.bytes, "n_images"_a = state.n_images, "n_encoded"_a = state.n_encoded,
+                "n_recalled"_a = state.n_recalled);
+        },
+        py::arg("context"), "of an mtmd_context, by its address");
     m.def("environment", []() -> std::optional<qap_params> {
         qap_params params = {};
         const int  found  = qap_params_from_env(&params);

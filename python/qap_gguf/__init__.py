@@ -27,7 +27,7 @@ from qap_gguf import reference
 from qap_gguf.chat import ChatHandler, SourceRules
 from qap_gguf.config import PruneConfig
 from qap_gguf.convert import CheckReport, ConvertResult, annotate, check_files, convert
-from qap_gguf.defaults import get_default, set_default, use
+from qap_gguf.defaults import get_default, set_default, set_image_cache, use
 from qap_gguf.errors import (
     ArrayError,
     ConfigError,
@@ -91,6 +91,7 @@ __all__ = [
     "select",
     "set_default",
     "set_device",
+    "set_image_cache",
     "set_resize",
     "use",
 ]

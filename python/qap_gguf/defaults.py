@@ -83,6 +83,28 @@ def get_default() -> PruneConfig | None:
     return None if params is None else from_params(params)
 
 
+def set_image_cache(megabytes: int | None) -> None:
+    """How much each encoder keeps of the pictures that it encoded, for stock handlers and other users of libmtmd.
+
+    A picture that comes again is not encoded again: its rows are pruned anew. A :class:`~qap_gguf.VisionModel` and a
+    :class:`~qap_gguf.ChatHandler` have a cache of their own (:class:`~qap_gguf.EmbeddingCache`) instead.
+
+    Args:
+        megabytes: the most for each encoder; 0 keeps nothing; None is ``QAP_IMAGE_CACHE_MB``, or 256.
+
+    Raises:
+        ConfigError: not a whole number from 0.
+
+    Example:
+        >>> import qap_gguf as qap
+        >>> qap.set_image_cache(64)
+        >>> qap.set_image_cache(None)
+    """
+    if megabytes is not None and (type(megabytes) is not int or not 0 <= megabytes < 1 << 40):
+        raise ConfigError(f"megabytes: expected a whole number from 0, or None, got {megabytes!r}; 0 keeps nothing")
+    _core.image_cache_limit(-1 if megabytes is None else megabytes << 20)
+
+
 @contextlib.contextmanager
 def use(cfg: PruneConfig | None) -> Iterator[None]:
     """Within the block, and in this thread only, prune by `cfg`, or not at all for None.
