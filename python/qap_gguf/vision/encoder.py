@@ -25,7 +25,8 @@ from qap_gguf.vision.images import Pixels
 from qap_gguf.vision.resize import default_resize, loading
 from qap_gguf.vision.thumbnail import thumbnail
 
-_LARGE = ((4096, 4096), (4096, 1024), (1024, 4096), (4096, 256), (256, 4096))  # sizes that become many tokens
+_SIDES = (4096, 2048, 1024, 256)
+_LARGE = [(4096, side) for side in _SIDES] + [(side, 4096) for side in _SIDES]  # sizes that become many tokens
 
 
 @dataclass(frozen=True)
