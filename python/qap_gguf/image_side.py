@@ -16,7 +16,7 @@ from qap_gguf.pruning.prune import PrunedImage, prune_image, score_image
 from qap_gguf.pruning.relevance import Signals
 from qap_gguf.pruning.score import Scores
 from qap_gguf.vision.cache import EmbeddingCache, image_key
-from qap_gguf.vision.embedding import ImageEmbedding, check_rows
+from qap_gguf.vision.embedding import ImageEmbedding, check_embedding, check_rows
 from qap_gguf.vision.encoder import ImageEncoder
 from qap_gguf.vision.images import ImageSource, Pixels, load_image
 
@@ -97,7 +97,8 @@ class ImageSide(ABC):
         self._check_open()
         pictures = [load_image(image) for image in images]
         sizes = [(p.shape[1], p.shape[0]) for p in pictures]
-        self.answers.check_fit(_core.media_marker() * len(sizes) + text, sizes, prune, add_special=True)
+        marker = _core.media_marker()
+        self.answers.check_fit(marker * len(sizes) + text.replace(marker, ""), sizes, prune, add_special=True)
         return pictures
 
     def encode_fitting(
@@ -107,9 +108,13 @@ class ImageSide(ABC):
 
         Raises:
             ConfigError: with them the prompt does not fit; none was encoded.
-            ImageError: a picture has more tokens than `max_image_tokens`; likewise.
+            ImageError: a picture has more tokens than `max_image_tokens`, or was encoded by another model; likewise.
+            ArrayError: an embedding with features that are not finite, or of another shape or type.
         """
         self._check_open()
+        for picture in pictures:
+            if isinstance(picture, ImageEmbedding):
+                check_embedding(picture, self._encoder.n_embd)
         sizes = [p.size if isinstance(p, ImageEmbedding) else (p.shape[1], p.shape[0]) for p in pictures]
         self.answers.check_fit(prompt, sizes, prune, add_special=add_special)
         return [p if isinstance(p, ImageEmbedding) else self._encode(p) for p in pictures]

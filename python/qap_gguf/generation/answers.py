@@ -21,7 +21,7 @@ from qap_gguf.generation.settings import AnswerSettings, GenerationStats
 from qap_gguf.language.llama import LanguageModel, TextStream
 from qap_gguf.language.turn_lock import Stream
 from qap_gguf.pruning.prune import PrunedImage
-from qap_gguf.vision.embedding import ImageEmbedding, check_embedding
+from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.encoder import ImageEncoder
 
 
@@ -143,13 +143,10 @@ class Answers:
 
         Raises:
             ConfigError: the prompt has more tokens than fit, or does not end with text.
-            ArrayError: an image has features that are not finite.
             NativeError: libllama refuses it, or gives logits that are not finite.
         """
         with self.turns.lock:
             self._check_open()
-            for image, _ in images:
-                check_embedding(image, self._encoder.n_embd)
             chunks = self._encoder.tokenize(prompt, [image.size for image, _ in images], add_special=add_special)
             if not chunks or chunks[-1].is_image:
                 raise ConfigError("prompt: expected text at its end, got none; ask something about the image")
