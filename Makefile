@@ -87,7 +87,8 @@ $(S)-strict: $(S)-needs $(SOURCES)
 
 # llama.cpp's own programs beside the package (native/programs): three minutes of compiling on two cores.
 $(S)-programs: $(S)-needs $(SOURCES)
-	$(INSTALL) --config-settings cmake.define.QAP_WERROR=OFF --config-settings cmake.define.QAP_PROGRAMS=ON .
+	$(INSTALL) --config-settings cmake.define.QAP_PROGRAMS=ON .
+	@ln -sf "$$(cd / && '$(abspath $(PY))' -c 'import qap_gguf; print(qap_gguf.__path__[0])')"/bin/llama-* $(BIN)/
 	@touch $(S)-install $@
 
 programs: $(S)-programs ## build llama-server and llama-mtmd-cli with pruning in them
