@@ -100,7 +100,7 @@ class Answers:
                     f"image: expected at most {limit} tokens (max_image_tokens), got {counts.n_tokens} for "
                     f"{size[0]} x {size[1]} pixels; scale it down"
                 )
-            kept = counts.n_tokens if cfg is None else cfg.count(counts.n_tokens)
+            kept = counts.n_tokens if cfg is None else cfg.count(counts.n_real)
             n_rows += kept + counts.n_special
             n_pos += counts.n_pos if places else kept + counts.n_special
             largest = max(largest, min(counts.largest, kept + counts.n_special))
