@@ -26,6 +26,7 @@ struct chunk_ref {
     std::shared_ptr<mtmd_input_chunks> list;
     size_t                             index;
     int32_t                            n_special;
+    int32_t                            n_padding;
 
     mtmd_input_chunk * get() const { return const_cast<mtmd_input_chunk *>(mtmd_input_chunks_get(list.get(), index)); }
 
@@ -126,7 +127,8 @@ public:
         }
         std::vector<chunk_ref> chunks;
         for (size_t i = 0; i < mtmd_input_chunks_size(list.get()); i++) {
-            chunks.push_back({ list, i, qap_chunk_n_special(ctx.get(), mtmd_input_chunks_get(list.get(), i)) });
+            const mtmd_input_chunk * chunk = mtmd_input_chunks_get(list.get(), i);
+            chunks.push_back({ list, i, qap_chunk_n_special(ctx.get(), chunk), qap_chunk_n_padding(ctx.get(), chunk) });
         }
         return chunks;
     }
@@ -272,6 +274,7 @@ void register_encoder(py::module_ & m) {
         .def_property_readonly("tokens", &chunk_ref::tokens)
         .def_property_readonly("n_tokens", [](const chunk_ref & c) { return mtmd_input_chunk_get_n_tokens(c.get()); })
         .def_readonly("n_special", &chunk_ref::n_special)
+        .def_readonly("n_padding", &chunk_ref::n_padding)
         .def_property_readonly("n_pos", [](const chunk_ref & c) { return mtmd_input_chunk_get_n_pos(c.get()); })
         .def("report", &report_of);
 

@@ -328,6 +328,8 @@ QAP_API int qap_mmproj_inspect(const char * path, const struct llama_model * mod
 
 /* rows of an image chunk without a plan that are no tokens: ends of lines */
 QAP_API int32_t qap_chunk_n_special(const struct mtmd_context * ctx, const struct mtmd_input_chunk * chunk);
+/* tokens of such a chunk that lie wholly in the padding of a letterboxed picture */
+QAP_API int32_t qap_chunk_n_padding(const struct mtmd_context * ctx, const struct mtmd_input_chunk * chunk);
 
 /* Replace the plan of an image chunk. plan_capture: keep all tokens, note the attention and, if asked, the input of the
  * projector. plan_indices: the given tokens are kept (for embeddings that the caller selected itself), and every special

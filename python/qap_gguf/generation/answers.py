@@ -98,7 +98,7 @@ class Answers:
                     f"image: expected at most {limit} tokens (max_image_tokens), got {counts.n_tokens} for "
                     f"{size[0]} x {size[1]} pixels; scale it down"
                 )
-            kept = counts.n_tokens if cfg is None else cfg.count(counts.n_tokens)
+            kept = counts.n_tokens if cfg is None else cfg.count(counts.n_real)
             n_rows += kept + counts.n_special
             largest = max(largest, min(counts.largest, kept + counts.n_special))
         chunks = self._encoder.tokenize(prompt, list(sizes), add_special=add_special)

@@ -34,13 +34,15 @@ class Counts:
     """What a picture becomes.
 
     Attributes:
-        n_tokens: its tokens before pruning.
+        n_tokens: its tokens before pruning, padding among them.
+        n_real: those that are no padding.
         n_special: further rows that are no tokens, such as ends of lines.
         largest: rows of its largest piece.
         n_pos: positions of all its rows.
     """
 
     n_tokens: int
+    n_real: int
     n_special: int
     largest: int
     n_pos: int
@@ -177,7 +179,9 @@ class ImageEncoder:
         """
         pieces = [chunk for chunk in self.tokenize(_core.media_marker(), [size], add_special=False) if chunk.is_image]
         rows, special = [chunk.n_tokens for chunk in pieces], sum(chunk.n_special for chunk in pieces)
-        return Counts(sum(rows) - special, special, max(rows), sum(chunk.n_pos for chunk in pieces))
+        n_tokens = sum(rows) - special
+        n_real = n_tokens - sum(chunk.n_padding for chunk in pieces)
+        return Counts(n_tokens, n_real, special, max(rows), sum(chunk.n_pos for chunk in pieces))
 
     def encode(self, pixels: Pixels, *, hidden: bool) -> ImageEmbedding:
         """All tokens of a picture, of every tile that it is cut into; with `hidden` the projector's input as well.
