@@ -77,7 +77,11 @@ def train_bpe(pre_tokenizer: Any, *, ignore_merges: bool = False, normalizer: An
     return tok
 
 
-def write_bpe(folder: Path, tok: Any, template: str | None = "{{ messages }}<|im_end|>") -> None:
+def write_bpe(
+    folder: Path,
+    tok: Any,
+    template: str | None = "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}<|im_end|>",
+) -> None:
     tok.save(str(folder / "tokenizer.json"))
     config = {"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>", "tokenizer_class": "TokenizersBackend"}
     (folder / "tokenizer_config.json").write_text(

@@ -40,10 +40,6 @@ std::shared_ptr<qap_image_cache> qap_hook_new_cache() {
     return std::make_shared<qap_image_cache>();
 }
 
-bool qap_hook_notes(const clip_image_f32_batch & imgs) {
-    return imgs.entries.size() == 1 && qap_image_cache_bytes() > 0;
-}
-
 static ggml_tensor * keep_tensor(ggml_context * ctx, const ggml_tensor * from) {
     return from != nullptr ? ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, from->ne) : nullptr;
 }
@@ -62,6 +58,7 @@ void qap_hook_remember(clip_ctx * ctx, const clip_image_f32_batch & imgs, const 
     kept->embeddings = keep_tensor(kept->ctx.get(), rows);
     kept->attention  = keep_tensor(kept->ctx.get(), graph.attention);
     kept->received   = keep_tensor(kept->ctx.get(), graph.received);
+    kept->signals    = graph.signals;
     kept->buffer.reset(ggml_backend_alloc_ctx_tensors(kept->ctx.get(), qap_clip_parts_of(ctx).backend));
     if (!kept->buffer) {
         return; // no memory to spare: the picture is encoded again when it comes again
@@ -90,8 +87,7 @@ static int prune(
     graph.received    = kept.received;
     graph.n_tokens    = layout.n_tokens;
     graph.n_columns   = layout.n_patches_x / layout.n_merge;
-    graph.signals     = (kept.attention != nullptr ? qap_signal_bit(QAP_SEMANTIC_CLS) : 0) |
-                        (kept.received != nullptr ? qap_signal_bit(QAP_SEMANTIC_ATTENTION) : 0);
+    graph.signals     = kept.signals;
     const size_t meta = ggml_tensor_overhead() * MAX_NODES + ggml_graph_overhead_custom(MAX_NODES, false);
     graph.ctx.reset(ggml_init({ meta, nullptr, /* no_alloc */ true }));
     ggml_cgraph * gf = ggml_new_graph_custom(graph.ctx.get(), MAX_NODES, false);
@@ -105,6 +101,16 @@ static int prune(
     return qap_hook_collect(graph, out) ? 0 : -1;
 }
 
+// Was the signal noted that these parameters look at? An encode without a plan notes none, and does not know what there is.
+static bool has_signal(const qap_cached_image & kept, const qap_params & params) {
+    if (params.semantic == QAP_SEMANTIC_NONE) {
+        return qap_signal(&params, kept.signals) >= 0;
+    }
+    const int32_t signal = qap_signal(&params, kept.signals);
+    return (signal == QAP_SEMANTIC_CLS && kept.attention != nullptr) ||
+           (signal == QAP_SEMANTIC_ATTENTION && kept.received != nullptr);
+}
+
 qap_recalled qap_hook_recall(clip_ctx * ctx, const clip_image_f32_batch & imgs, std::vector<float> * out) {
     const clip_image_f32 * image = qap_image_cache_bytes() > 0 && out != nullptr ? cacheable(ctx, imgs) : nullptr;
     if (image == nullptr) {
@@ -112,7 +118,10 @@ qap_recalled qap_hook_recall(clip_ctx * ctx, const clip_image_f32_batch & imgs, 
     }
     qap_image_cache &        cache = *qap_clip_parts_of(ctx).cache;
     const qap_cached_image * kept  = cache.find(shape_of(*image), image->get_ro_buf());
-    if (kept == nullptr) {
+    if (kept == nullptr || (imgs.qap && !has_signal(*kept, imgs.qap->params))) {
+        if (kept != nullptr) {
+            imgs.qap->all_signals = true; // who asks for two of them may ask for both again
+        }
         cache.n_encoded++;
         return QAP_RECALLED_NOTHING;
     }

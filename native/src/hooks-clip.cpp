@@ -139,7 +139,7 @@ static qap_graph build_nodes(
     const attention_inputs in      = layout.attention ? find_last_attention(gf, n_pos) : attention_inputs();
     graph.signals                  = find_signals(gf, layout, in);
     const int32_t  signal          = qap_signal(&params, graph.signals); // -1 is an error after the graph ran
-    const bool     all             = capture || qap_hook_notes(imgs);    // whoever prunes the rows later may want any
+    const bool     all             = capture || (plan != nullptr && plan->all_signals);
     const uint32_t wanted          = all ? graph.signals : signal > 0 ? qap_signal_bit(signal) : 0;
     build_attention(
         graph, gf, layout, in, (wanted & qap_signal_bit(QAP_SEMANTIC_CLS)) != 0,
@@ -169,11 +169,7 @@ qap_graph qap_hook_reserve(const clip_model & model, const clip_image_f32_batch 
 }
 
 qap_graph qap_hook_build(const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf) {
-    if (imgs.qap) {
-        return build_nodes(model, imgs, gf, imgs.qap.get(), imgs.qap->params, !imgs.qap->capture);
-    }
-    const bool notes = !imgs.is_audio && qap_hook_notes(imgs) && can_append(model, imgs, gf);
-    return notes ? build_nodes(model, imgs, gf, nullptr, qap_params_default(), false) : qap_graph();
+    return imgs.qap ? build_nodes(model, imgs, gf, imgs.qap.get(), imgs.qap->params, !imgs.qap->capture) : qap_graph();
 }
 
 // --- results ---

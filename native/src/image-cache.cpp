@@ -54,6 +54,11 @@ const qap_cached_image * qap_image_cache::find(const std::vector<int32_t> & shap
 
 void qap_image_cache::put(std::unique_ptr<qap_cached_image> image, size_t limit) {
     const size_t size = image->bytes();
+    images.remove_if([&](const std::unique_ptr<qap_cached_image> & other) {
+        const bool same = other->shape == image->shape && other->pixels == image->pixels;
+        n_bytes -= same ? other->bytes() : 0;
+        return same;
+    });
     while (!images.empty() && n_bytes + size > limit) {
         n_bytes -= images.back()->bytes();
         images.pop_back();

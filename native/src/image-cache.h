@@ -22,6 +22,7 @@ struct qap_cached_image {
     ggml_tensor *           embeddings = nullptr; // the encoder's last node, all its rows
     ggml_tensor *           attention  = nullptr; // [n_tokens], raw, or null
     ggml_tensor *           received   = nullptr; // [n_tokens], raw, or null
+    uint32_t                signals    = 0;       // those that the encoder can give, as bits of qap_signal()
 
     size_t bytes() const;
 };

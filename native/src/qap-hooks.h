@@ -81,9 +81,6 @@ struct qap_clip_parts {
 qap_clip_parts                   qap_clip_parts_of(const clip_ctx * ctx);
 std::shared_ptr<qap_image_cache> qap_hook_new_cache(); // for the context that owns it
 
-// Are the signals of these pictures noted for later prunings?
-bool qap_hook_notes(const clip_image_f32_batch & imgs);
-
 // clip.cpp, clip_encode(), at its start: the rows of a picture that was encoded before, pruned by its plan or all of them.
 enum qap_recalled { QAP_RECALLED_NOTHING, QAP_RECALLED_ROWS, QAP_RECALLED_ERROR };
 qap_recalled qap_hook_recall(clip_ctx * ctx, const clip_image_f32_batch & imgs, std::vector<float> * out);

@@ -35,6 +35,7 @@ struct qap_plan {
     int32_t    pos_type       = -1; // enum mtmd_pos_type of the chunk before it was planned, or -1: unchanged
     bool       gaps           = false; // kept rows stay at their own index, and the text resumes where it would
     bool       capture        = false; // keep everything, note the attention, compute no scores
+    bool       all_signals    = false; // note every signal there is, for later prunings of the same rows
     bool       capture_hidden = false; // note the projector's input as well
 
     // filled by the encode

@@ -20,6 +20,7 @@ from qap_gguf.vision.images import load_image
 
 def main(configs: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
     """One row for each config."""
+    qap.set_image_cache(0)  # every encode is counted
     counter = ctypes.CDLL(None)
     for name in ("count_bytes", "count_largest"):
         getattr(counter, name).restype = ctypes.c_longlong

@@ -179,5 +179,5 @@ def test_what_the_hub_says_is_one_line(case: str, tmp_path: Path, monkeypatch: p
 
 def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ConvertError, match=r"expected a folder a/b, .* pip install 'qap_gguf\[hub\]'"):
+    with pytest.raises(ConvertError, match=r"expected a folder a/b, .* pip install huggingface_hub"):
         convert("a/b", tmp_path / "out")

@@ -183,7 +183,7 @@ def test_golden_metadata(plain_llava: Path, tmp_path: Path) -> None:
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 0,
         "tokenizer.ggml.eot_token_id": 2,
-        "tokenizer.chat_template": "{{ messages }}<|im_end|>",
+        "tokenizer.chat_template": "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}<|im_end|>",
     }
     assert len(tokens) == len(types) == 656
     assert tokens[:3] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
