@@ -50,7 +50,8 @@ class Stock:
     @property
     def state(self) -> dict[str, int]:
         """What the encoder keeps."""
-        address = ctypes.cast(self.handler.mtmd_ctx, ctypes.c_void_p).value
+        context: Any = self.handler.mtmd_ctx
+        address = ctypes.cast(context, ctypes.c_void_p).value
         assert address is not None
         return _core.image_cache_state(address)
 

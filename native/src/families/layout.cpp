@@ -4,8 +4,8 @@
 #include "clip-impl.h"
 #include "clip-model.h"
 #include "families/letterbox.h"
-#include "qap-plan.h"
 #include "gate/gate.h"
+#include "qap-plan.h"
 #include "qap.h"
 
 enum class class_token { as_stored, first, last, none };
