@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 
 import fetch_upstream
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "fuzz"))
 from gguf_mutations import KINDS, Gguf
 from tiny_mmproj import PROJECTORS, tiny_mmproj, tiny_tower
 
