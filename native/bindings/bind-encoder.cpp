@@ -45,15 +45,17 @@ static py::object report_of(const chunk_ref & chunk) {
     }
     py::dict   out;
     const auto put = [&](const char * name, const float * data) {
-        out[name] = data != nullptr ? py::object(copy_array(data, (size_t) r.n_total)) : py::object(py::none());
+        out[name] = data != nullptr ? py::object(copy_array(data, (size_t) r.n_scored)) : py::object(py::none());
     };
-    out["n_total"]    = r.n_total;
-    out["n_keep"]     = r.n_keep;
-    out["special"]    = copy_array(r.special, (size_t) r.n_special);
-    out["n_columns"]  = r.n_columns;
-    out["alpha"]      = r.alpha;
-    out["indices"]    = copy_array(r.indices, (size_t) r.n_keep);
-    out["bytes_read"] = r.bytes_read;
+    out["n_total"]     = r.n_total;
+    out["n_keep"]      = r.n_keep;
+    out["special"]     = copy_array(r.special, (size_t) r.n_special);
+    out["n_columns"]   = r.n_columns;
+    out["alpha"]       = r.alpha;
+    out["indices"]     = copy_array(r.indices, (size_t) r.n_keep);
+    out["bytes_read"]  = r.bytes_read;
+    out["early"]       = r.early != nullptr ? py::object(copy_array(r.early, (size_t) r.n_scored)) : py::none();
+    out["early_total"] = r.early != nullptr ? py::object(copy_array(r.early_total, (size_t) r.n_total)) : py::none();
     put("error", r.error);
     put("outlier", r.outlier);
     put("sensitivity", r.sensitivity);
@@ -63,8 +65,8 @@ static py::object report_of(const chunk_ref & chunk) {
     put("total", r.total);
     out["hidden"] = py::none();
     if (r.hidden != nullptr) {
-        py::array_t<float> hidden({ (py::ssize_t) r.n_total, (py::ssize_t) r.n_hidden });
-        std::copy_n(r.hidden, (size_t) r.n_total * (size_t) r.n_hidden, hidden.mutable_data());
+        py::array_t<float> hidden({ (py::ssize_t) r.n_scored, (py::ssize_t) r.n_hidden });
+        std::copy_n(r.hidden, (size_t) r.n_scored * (size_t) r.n_hidden, hidden.mutable_data());
         out["hidden"] = hidden;
     }
     return out;
@@ -128,8 +130,10 @@ public:
         return chunks;
     }
 
-    // Features of an image chunk, (kept tokens, n_embd). capture: all tokens, with the attention in the report.
-    py::array_t<float> encode(const chunk_ref & chunk, bool capture, bool hidden) {
+    // Features of an image chunk, (kept tokens, n_embd). capture: all tokens, with the attention in the report; with
+    // `early`, those that its encoder_keep leaves, n_keep of them at least.
+    py::array_t<float> encode(
+        const chunk_ref & chunk, bool capture, bool hidden, const std::optional<qap_params> & early, int32_t n_keep) {
         if (!chunk.is_image()) {
             throw py::value_error("expected an image chunk");
         }
@@ -138,7 +142,10 @@ public:
             const py::gil_scoped_release      nogil;
             const std::lock_guard<std::mutex> lock(mutex);
             const quiet_scope                 quiet(verbose);
-            if (capture && qap_chunk_plan_capture(open(), chunk.get(), hidden) != 0) {
+            if (early && qap_chunk_plan_early(open(), chunk.get(), hidden, &*early, n_keep) != 0) {
+                throw py::value_error(qap_last_error());
+            }
+            if (!early && capture && qap_chunk_plan_capture(open(), chunk.get(), hidden) != 0) {
                 fail("the image could not be encoded", quiet);
             }
             if (mtmd_encode_chunk(open(), chunk.get()) != 0) {
@@ -271,7 +278,9 @@ void register_encoder(py::module_ & m) {
         .def(
             "tokenize", &encoder::tokenize, py::arg("text"), py::arg("images"), py::arg("add_special"),
             py::arg("parse_special"))
-        .def("encode", &encoder::encode, py::arg("chunk"), py::arg("capture"), py::arg("hidden") = false)
+        .def(
+            "encode", &encoder::encode, py::arg("chunk"), py::arg("capture"), py::arg("hidden") = false,
+            py::arg("early") = py::none(), py::arg("n_keep") = 0)
         .def(
             "decode", &encoder::decode, py::arg("lctx"), py::arg("chunk"), py::arg("features").noconvert(),
             py::arg("indices").noconvert().none(true), py::arg("positions"), py::arg("n_past"), py::arg("n_batch"))

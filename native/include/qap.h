@@ -67,6 +67,8 @@ struct qap_params {
     int32_t  select;         /* enum qap_selector */
     int32_t  positions;      /* enum qap_positions */
     int32_t  merge;          /* enum qap_merge: what becomes of dropped tokens */
+    int32_t  encoder_layer;  /* layers of the image encoder that see all patches, or 0: a quarter of them */
+    double   encoder_keep;   /* (0, 1]: part of the patches that the other layers see */
     uint64_t seed;           /* of the random selector */
 };
 
@@ -82,7 +84,8 @@ struct qap_scores {
 
 /* What one encode found; arrays belong to the chunk and live until its next encode. */
 struct qap_report {
-    int32_t n_total;   /* N: tokens that the projector gave */
+    int32_t n_total;   /* N: tokens of the image */
+    int32_t n_scored;  /* tokens that left the encoder: fewer than n_total after an early drop */
     int32_t n_keep;    /* K */
     int32_t n_special; /* rows that are no tokens and are always kept */
     int32_t n_columns; /* tokens of a line of the picture; 0 before the encode, and where it is several views */
@@ -91,13 +94,15 @@ struct qap_report {
     int64_t bytes_read;      /* copied from the device to the host: rows, scores, and cosines where they are needed */
     const int32_t * indices; /* [n_keep], sorted ascending */
     const int32_t * special; /* [n_special]: their numbers among all rows, ascending */
-    const float *   error;   /* [n_total] or NULL; so are all that follow */
+    const int32_t * early;   /* [n_scored]: which tokens left the encoder, ascending; NULL where all did */
+    const float *   early_total; /* [n_total]: what they were chosen by; NULL likewise */
+    const float *   error;       /* [n_scored] or NULL; so are all that follow */
     const float *   outlier;
     const float *   sensitivity;
     const float *   semantic;
     const float *   attention; /* class-token attention, mean over heads, not normalised */
     const float *   received;  /* attention received, mean over heads and queries, not normalised */
-    const float *   hidden;    /* [n_total, n_hidden]: input of the projector, only when it was asked for */
+    const float *   hidden;    /* [n_scored, n_hidden]: input of the projector, only when it was asked for */
     int32_t         n_hidden;
     const float *   total;
 };
@@ -238,9 +243,13 @@ struct qap_mmproj_info {
 QAP_API int qap_mmproj_inspect(const char * path, const struct llama_model * model, struct qap_mmproj_info * info);
 
 /* Replace the plan of an image chunk. plan_capture: keep all tokens, note the attention and, if asked, the input of the
- * projector. plan_indices: the given tokens are kept (for embeddings that the caller selected itself), and every special
- * row, at positions of enum qap_positions. */
+ * projector. plan_early: the same for the tokens that an early drop leaves, n_keep of them at least (params.encoder_keep).
+ * plan_indices: the given tokens are kept (for embeddings that the caller selected itself), and every special row, at
+ * positions of enum qap_positions. */
 QAP_API int qap_chunk_plan_capture(const struct mtmd_context * ctx, struct mtmd_input_chunk * chunk, bool hidden);
+QAP_API int qap_chunk_plan_early(
+    const struct mtmd_context * ctx, struct mtmd_input_chunk * chunk, bool hidden, const struct qap_params * params,
+    int32_t n_keep);
 QAP_API int qap_chunk_plan_indices(
     const struct mtmd_context * ctx, struct mtmd_input_chunk * chunk, const int32_t * indices, int32_t n_keep,
     int32_t positions);

@@ -1,11 +1,13 @@
 // hooks-clip.cpp: the hooks inside the image encoder: find the attention in the graph, append the scores,
-// read them back, select, gather. Upstream facts (llama.cpp 0c1e570): clip_encode() takes the last node of the
-// graph as the embeddings; build_attn() makes either flash_attn_ext(q, cast(k), ...) or soft_max(mul_mat(k, q)).
+// read them back, select, gather. Upstream fact (llama.cpp 0c1e570): clip_encode() takes the last node of the
+// graph as the embeddings.
 #include "clip-graph.h"
 #include "clip-impl.h"
 #include "clip-model.h"
 #include "device.h"
+#include "early-drop.h"
 #include "families/layout.h"
+#include "find-attention.h"
 #include "ggml-backend.h"
 #include "keep.h"
 #include "qap-error.h"
@@ -13,7 +15,6 @@
 #include "qap-plan.h"
 
 #include <cmath>
-#include <cstring>
 
 // tensors that one image can add, views counted: scores and cosines take about 150, attention received up to 25 for
 // each block of 256 queries, of which a token may be four
@@ -21,48 +22,11 @@ static size_t max_nodes(int64_t n_tokens) {
     return 512 + 4 * 32 * (size_t) (n_tokens / 256 + 2);
 }
 
-// q and k of one self-attention, [d_head, n_pos, n_head] each
-struct attention_inputs {
-    ggml_tensor * q     = nullptr;
-    ggml_tensor * k     = nullptr;
-    float         scale = 1.0f;
-};
-
-// The last self-attention over n_pos positions: that of the layer whose output the projector gets. None if it has a mask
-// (windows): its weights are not those of a plain softmax.
-static attention_inputs find_last_attention(ggml_cgraph * gf, int64_t n_pos) {
-    for (int i = ggml_graph_n_nodes(gf) - 1; i >= 0; i--) {
-        ggml_tensor *    node = ggml_graph_node(gf, i);
-        attention_inputs in;
-        bool             masked = false;
-        if (node->op == GGML_OP_FLASH_ATTN_EXT) {
-            masked = node->src[3] != nullptr;
-            in.q   = node->src[0];
-            in.k   = node->src[1];
-            if (in.k->op == GGML_OP_CPY && in.k->src[0]->type == GGML_TYPE_F32) {
-                in.k = in.k->src[0]; // before the cast to f16
-            }
-        } else if (node->op == GGML_OP_SOFT_MAX && node->src[0]->op == GGML_OP_MUL_MAT) {
-            masked = node->src[1] != nullptr;
-            in.k   = node->src[0]->src[0];
-            in.q   = node->src[0]->src[1];
-        } else {
-            continue;
-        }
-        // both operations keep the scale first among their parameters
-        std::memcpy(&in.scale, node->op_params, sizeof(float));
-        if (in.q->ne[1] == n_pos && in.k->ne[1] == n_pos && in.q->ne[2] == in.k->ne[2] && in.q->ne[3] == 1) {
-            return masked ? attention_inputs() : in;
-        }
-    }
-    return {};
-}
-
 // Raw attention signals of the tokens, each [n_tokens] or null; means over the patches where several make a token.
 static void build_attention(qap_graph & graph, ggml_cgraph * gf, const qap_layout & layout, bool cls, bool received) {
-    ggml_context *         ctx   = graph.ctx.get();
-    const int64_t          n_pos = layout.n_patches + (layout.cls_row >= 0 ? 1 : 0);
-    const attention_inputs in    = layout.attention ? find_last_attention(gf, n_pos) : attention_inputs();
+    ggml_context *      ctx   = graph.ctx.get();
+    const int64_t       n_pos = layout.n_patches + (layout.cls_row >= 0 ? 1 : 0);
+    const qap_attention in    = layout.attention ? qap_find_last_attention(gf, n_pos) : qap_attention();
     if (in.q == nullptr) {
         return;
     }
@@ -90,18 +54,22 @@ static ggml_tensor * find_projector_input(ggml_cgraph * gf, const clip_model & m
 static qap_graph build_nodes(
     const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf, qap_plan * plan,
     const qap_params & params) {
-    const qap_layout layout = qap_layout_of(model, imgs.entries[0]);
-    qap_graph        graph;
-    graph.plan       = plan;
-    graph.embeddings = ggml_graph_node(gf, -1);
-    graph.n_tokens   = layout.n_tokens;
-    graph.n_columns  = layout.n_patches_x / layout.n_merge;
-    graph.ctx.reset(ggml_init({ ggml_tensor_overhead() * max_nodes(layout.n_patches), nullptr, /* no_alloc */ true }));
+    const qap_layout      all    = qap_layout_of(model, imgs.entries[0]);
+    const qap_early_nodes early  = qap_early_find(gf);
+    const qap_layout      layout = early.kept != nullptr ? qap_early_layout(all, early.kept->ne[0]) : all;
+    qap_graph             graph;
+    graph.plan      = plan;
+    graph.n_tokens  = all.n_tokens;
+    graph.n_columns = all.n_patches_x / all.n_merge;
+    graph.ctx.reset(ggml_init({ ggml_tensor_overhead() * max_nodes(all.n_patches), nullptr, /* no_alloc */ true }));
 
-    ggml_context * ctx     = graph.ctx.get();
-    const bool     capture = plan != nullptr && plan->capture;
-    const bool     auto_   = params.semantic == QAP_SEMANTIC_AUTO;
-    const bool     has_cls = layout.cls_row >= 0;
+    ggml_context * ctx = graph.ctx.get();
+    graph.embeddings   = qap_early_put(ctx, ggml_graph_node(gf, -1), all, early.kept);
+    graph.kept_early   = early.kept;
+    graph.early_total  = early.total;
+    const bool capture = plan != nullptr && plan->capture;
+    const bool auto_   = params.semantic == QAP_SEMANTIC_AUTO;
+    const bool has_cls = layout.cls_row >= 0;
 
     // auto: the class token's attention where there is one, else the attention received
     build_attention(
@@ -113,8 +81,11 @@ static qap_graph build_nodes(
         graph.hidden        = input != nullptr ? ggml_cont(ctx, input) : nullptr;
     }
     std::vector<ggml_tensor *> outputs = { graph.embeddings, graph.attention, graph.received, graph.hidden };
-    if (!capture) {
-        ggml_tensor * x         = qap_build_tokens(ctx, graph.embeddings, layout);
+    // who keeps all that an early drop has left chooses no more
+    const bool choose = !capture && (early.kept == nullptr || plan->n_keep < early.kept->ne[0]);
+    if (choose) {
+        ggml_tensor * x         = qap_build_tokens(ctx, graph.embeddings, all);
+        x                       = early.kept != nullptr ? ggml_get_rows(ctx, x, early.kept) : x;
         ggml_tensor * relevance = params.semantic == QAP_SEMANTIC_ATTENTION ? graph.received : graph.attention;
         relevance               = relevance == nullptr && auto_ ? graph.received : relevance;
         graph.scores            = qap_build_scores(ctx, x, relevance, params);
@@ -203,6 +174,24 @@ static void gather_rows(ggml_tensor * embeddings, const std::vector<int32_t> & r
     }
 }
 
+// Which tokens are kept: all that left the tower, or the best of them.
+static bool choose(const qap_graph & graph, qap_plan & plan, const std::vector<float> & cosines) {
+    const bool early = !plan.early.empty();
+    if (graph.scores.total == nullptr) {
+        early ? plan.keep(plan.early) : plan.keep_all();
+        return true;
+    }
+    if (!early) {
+        return read_scores(graph, plan, cosines) == 0;
+    }
+    qap_plan left = qap_early_left(plan);
+    if (read_scores(graph, left, cosines) != 0) {
+        return false;
+    }
+    qap_early_take(plan, std::move(left));
+    return true;
+}
+
 bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
     qap_plan &    plan   = *graph.plan;
     const int64_t n_embd = graph.embeddings->ne[0];
@@ -216,15 +205,17 @@ bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
         return false;
     }
     plan.n_columns = (int32_t) graph.n_columns;
+    if (!qap_early_read({ graph.kept_early, graph.early_total }, plan)) {
+        LOG_ERR("%s: %s\n", __func__, qap_last_error());
+        return false;
+    }
     read_floats(graph.attention, plan.attention);
     read_floats(graph.received, plan.received);
     read_floats(graph.hidden, plan.hidden);
     plan.n_hidden = graph.hidden != nullptr ? (int32_t) graph.hidden->ne[0] : 0;
     std::vector<float> cosines; // empty where neither the selection nor the merge needs them
     read_floats(graph.cosines, cosines);
-    if (plan.capture) {
-        plan.keep_all();
-    } else if (read_scores(graph, plan, cosines) != 0) {
+    if (!choose(graph, plan, cosines)) {
         LOG_ERR("%s: %s\n", __func__, qap_last_error());
         return false;
     }
@@ -235,12 +226,14 @@ bool qap_hook_collect(const qap_graph & graph, std::vector<float> * out) {
             LOG_ERR("%s: %s\n", __func__, qap_last_error());
             return false;
         }
-        if (plan.capture || plan.params.merge == QAP_MERGE_NONE) {
+        if (plan.capture || plan.params.merge == QAP_MERGE_NONE || graph.scores.total == nullptr) {
             gather_rows(graph.embeddings, plan.rows, out->data());
         } else {
             std::vector<float> all; // merging needs all rows on the host
             read_floats(graph.embeddings, all);
-            if (qap_keep_merged(plan, all.data(), n_embd, cosines, out->data()) != 0) {
+            const int failed = plan.early.empty() ? qap_keep_merged(plan, all.data(), n_embd, cosines, out->data())
+                                                  : qap_early_merged(plan, all, n_embd, cosines, out->data());
+            if (failed != 0) {
                 LOG_ERR("%s: %s\n", __func__, qap_last_error());
                 return false;
             }

@@ -134,6 +134,7 @@ struct qap_params qap_params_default(void) {
     params.semantic       = QAP_SEMANTIC_AUTO;
     params.select         = QAP_SELECT_DPP;
     params.positions      = QAP_POSITIONS_AUTO;
+    params.encoder_keep   = 1.0;
     return params;
 }
 
@@ -160,6 +161,12 @@ int qap_params_check(const struct qap_params * params) {
     }
     if (p.group_size < 1) {
         return qap_fail("group_size: expected a number from 1, got %d", (int) p.group_size);
+    }
+    if (!(p.encoder_keep > 0.0 && p.encoder_keep <= 1.0)) {
+        return qap_fail("encoder_keep: expected a number in (0, 1], got %g", p.encoder_keep);
+    }
+    if (p.encoder_layer < 0) {
+        return qap_fail("encoder_layer: expected a number from 1, or 0 for a quarter, got %d", (int) p.encoder_layer);
     }
     const struct {
         const char * kind;
@@ -351,6 +358,8 @@ std::unique_ptr<qap_params> qap_params_from_gguf(const gguf_context * gguf, cons
     keys.name("qap.select", "select", params->select);
     keys.name("qap.positions", "positions", params->positions);
     keys.name("qap.merge", "merge", params->merge);
+    keys.ratio("qap.encoder_keep", params->encoder_keep);
+    keys.u32("qap.encoder_layer", params->encoder_layer);
     const int64_t dynamic = keys.find("qap.alpha_dynamic", GGUF_TYPE_BOOL);
     params->alpha_dynamic = dynamic >= 0 && gguf_get_val_bool(gguf, dynamic);
     if (qap_params_check(params.get()) != 0) {

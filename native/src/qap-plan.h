@@ -21,6 +21,8 @@ struct qap_plan {
     int32_t    pos_type       = -1;    // enum mtmd_pos_type of the chunk before it was planned, or -1: unchanged
     bool       capture        = false; // keep everything, note the attention, compute no scores
     bool       capture_hidden = false; // note the projector's input as well
+    int32_t    early_after    = 0;     // layers of the tower that see all patches
+    int32_t    n_early        = 0;     // tokens whose patches the other layers see, or 0: all
 
     // filled by the encode
     bool                 done  = false;
@@ -28,13 +30,18 @@ struct qap_plan {
     std::vector<int32_t> indices;        // [n_keep], tokens, ascending
     std::vector<int32_t> rows;           // the encoder's rows that are kept: those of the tokens and the special ones
     int64_t              bytes_read = 0; // from the device to the host
-    std::vector<float>   error, outlier, sensitivity, semantic, attention, received, total; // [n_total] or empty
-    std::vector<float>   hidden; // [n_total, n_hidden] or empty
+    std::vector<float>   error, outlier, sensitivity, semantic, attention, received, total; // [n_scored()]
+    std::vector<float>   hidden;                                                            // [n_scored(), n_hidden]
+    std::vector<int32_t> early;       // [n_early], tokens, ascending; empty where all went on
+    std::vector<float>   early_total; // [n_total] or empty: what they were chosen by
     int32_t              n_hidden  = 0;
     int32_t              n_columns = 0; // tokens of a line of the picture, or 0 where it is several views
 
     // Rows of the encoder that are no tokens, ascending: [IMG_BREAK], the ends of LLaVA-NeXT's lines. Always kept.
     std::vector<int32_t> special;
+
+    // Tokens that scores are about, where there are any: those that left the tower.
+    int32_t n_scored() const { return early.empty() ? n_total : (int32_t) early.size(); }
 
     int32_t n_rows() const { return n_total + (int32_t) special.size(); }
 

@@ -55,6 +55,8 @@ METADATA_TYPES: Final[Mapping[str, str]] = {
     "qap.select": "string",
     "qap.positions": "string",
     "qap.merge": "string",
+    "qap.encoder_keep": "f32",
+    "qap.encoder_layer": "u32",
 }
 
 _MAX_I32: Final = 2**31 - 1
@@ -119,6 +121,9 @@ class PruneConfig:
         merge: what becomes of dropped tokens, see ``MERGES``. "average" folds each into its most similar kept one;
             this is ours, beyond the paper.
         seed: seed of ``select="random"``, 0..2**64-1. Other selectors ignore it.
+        encoder_keep: part of the tokens, in (0, 1], whose patches go on behind `encoder_layer` of the image encoder; 1
+            is all. As many as are kept at the end go on in any case.
+        encoder_layer: how many layers of the encoder see all patches, at least 1; None is a quarter of them.
 
     Raises:
         ConfigError: a value has the wrong type or is outside its range.
@@ -142,6 +147,8 @@ class PruneConfig:
     positions: str = "auto"
     merge: str = "none"
     seed: int = 0
+    encoder_keep: float = 1.0
+    encoder_layer: int | None = None
 
     def __post_init__(self) -> None:
         if self.keep_ratio is None and self.n_keep is None:
@@ -157,6 +164,9 @@ class PruneConfig:
         self._set("outlier_weight", _as_float("outlier_weight", self.outlier_weight, "a number in [0, 1]"))
         self._set("group_size", _as_int("group_size", self.group_size, 1, _MAX_I32))
         self._set("seed", _as_int("seed", self.seed, 0, _MAX_U64))
+        self._set("encoder_keep", _as_float("encoder_keep", self.encoder_keep, "a number in (0, 1]", low_open=True))
+        if self.encoder_layer is not None:
+            self._set("encoder_layer", _as_int("encoder_layer", self.encoder_layer, 1, _MAX_I32))
         for name, allowed in _CHOICES.items():
             self._set(name, _as_choice(name, getattr(self, name), allowed))
 
@@ -192,6 +202,29 @@ class PruneConfig:
         assert self.keep_ratio is not None  # __post_init__ saw to it
         # 0.07 * 100 is 7.000000000000001 in floating point; the 1e-9 keeps that at 7.
         return min(n_tokens, max(1, math.ceil(self.keep_ratio * n_tokens - 1e-9)))
+
+    def count_early(self, n_tokens: int) -> int:
+        """Return how many of `n_tokens` image tokens leave the encoder: ceil(encoder_keep * n_tokens), or K if larger.
+
+        The native side computes the same number before encoding.
+
+        Args:
+            n_tokens: tokens of the image before pruning, at least 1.
+
+        Returns:
+            A number in K..n_tokens.
+
+        Raises:
+            ConfigError: as :meth:`count`.
+
+        Example:
+            >>> PruneConfig(n_keep=18, encoder_keep=0.5).count_early(144)
+            72
+            >>> PruneConfig(n_keep=100, encoder_keep=0.5).count_early(144)
+            100
+        """
+        kept = self.count(n_tokens)
+        return min(n_tokens, max(kept, math.ceil(self.encoder_keep * n_tokens - 1e-9)))
 
     def replace(self, /, **changes: Any) -> PruneConfig:
         """Return a copy with some fields changed; a new ``keep_ratio`` takes the place of an old ``n_keep``.
@@ -252,6 +285,10 @@ class PruneConfig:
             meta["qap.alpha"] = self.alpha
         for name in ("error", "group_size", "outlier", "outlier_weight", "semantic", "select", "positions", "merge"):
             meta[f"qap.{name}"] = getattr(self, name)
+        if self.encoder_keep < 1.0:  # earlier versions refuse files with these keys
+            meta["qap.encoder_keep"] = self.encoder_keep
+            if self.encoder_layer is not None:
+                meta["qap.encoder_layer"] = self.encoder_layer
         return meta
 
     @classmethod

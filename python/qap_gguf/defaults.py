@@ -42,6 +42,8 @@ def to_params(cfg: PruneConfig) -> _core.Params:
         positions=cfg.positions,
         merge=cfg.merge,
         seed=cfg.seed,
+        encoder_layer=cfg.encoder_layer or 0,
+        encoder_keep=cfg.encoder_keep,
     )
 
 
@@ -53,6 +55,7 @@ def from_params(params: _core.Params) -> PruneConfig:
         values["keep_ratio"] = None
     else:
         values["n_keep"] = None
+    values["encoder_layer"] = values["encoder_layer"] or None
     for name in ("alpha", "outlier_weight"):
         values[name] = float(f"{values[name]:.7g}")
     return PruneConfig.from_dict(values | ({"alpha": "dynamic"} if dynamic else {}))

@@ -16,6 +16,7 @@ import llama_cpp
 
 from qap_gguf.arguments import FloatArray, check_integer, check_threads, n_threads_default
 from qap_gguf.config import PruneConfig
+from qap_gguf.defaults import check_config
 from qap_gguf.errors import ConfigError, ImageError, QapError, UnsupportedError
 from qap_gguf.files.gguf import check_pair
 from qap_gguf.files.packaged import packaged_model
@@ -28,7 +29,7 @@ from qap_gguf.pruning.prune import PrunedImage, prune_image, score_image
 from qap_gguf.pruning.relevance import Signals
 from qap_gguf.pruning.score import Scores
 from qap_gguf.runtime.devices import device_name, language_settings
-from qap_gguf.vision.cache import EmbeddingCache, image_key
+from qap_gguf.vision.cache import EmbeddingCache, early_identity, image_key
 from qap_gguf.vision.embedding import ImageEmbedding, check_embedding, check_rows
 from qap_gguf.vision.encoder import ImageEncoder
 from qap_gguf.vision.images import ImageSource, load_image
@@ -200,24 +201,32 @@ class VisionModel:
         self._check_open()
         return self._encoder.file_config
 
-    def encode(self, image: ImageSource) -> ImageEmbedding:
-        """Run the image encoder and the projector over a picture; all tokens come back, none is pruned.
+    def encode(self, image: ImageSource, prune: PruneConfig | None = None) -> ImageEmbedding:
+        """Run the image encoder and the projector over a picture; all tokens come back unless `prune` drops some early.
 
         A picture that is in :attr:`cache` is not encoded again; its arrays are shared and cannot be written to.
 
         Args:
             image: a path, the bytes of an image file, a Pillow image, or a uint8 array (height, width, 3).
+            prune: what the image will be pruned by; only its ``encoder_keep`` below 1 makes a difference here.
 
         Raises:
             ImageError: not a picture, damaged, or too large.
+            UnsupportedError: this encoder cannot drop tokens early.
+            ConfigError: `prune` keeps more tokens than the picture has.
         """
+        early = None
+        if prune is not None:
+            check_config(prune)
+            early = prune if prune.encoder_keep < 1 else None
         pixels = load_image(image)
         with self._lock:
             self._check_open()
             hidden = self._tower is not None
-            key = image_key(pixels, self._encoder.identity(hidden=hidden, lasting=self.cache.folder is not None))
+            identity = self._encoder.identity(hidden=hidden, lasting=self.cache.folder is not None)
+            key = image_key(pixels, early_identity(identity, early))
             found = self.cache.get(key)
-            return self.cache.put(key, self._encoder.encode(pixels, hidden=hidden)) if found is None else found
+            return found or self.cache.put(key, self._encoder.encode(pixels, hidden=hidden, early=early))
 
     @property
     def n_encodes(self) -> int:
@@ -332,7 +341,7 @@ class VisionModel:
         self._check_open()
         text = TextStream(self._language, chosen.stop)
         flat, sources = flatten(messages)
-        images = [part if isinstance(part, ImageEmbedding) else self.encode(part) for part in sources]
+        images = [part if isinstance(part, ImageEmbedding) else self.encode(part, chosen.prune) for part in sources]
         for image in images:
             check_embedding(image, self._encoder.n_embd)
         stats = GenerationStats()

@@ -78,7 +78,7 @@ def run_pass(vlm: VisionModel, image: ImageSource, text: str, config: PruneConfi
     """Encode, prune (`config` None: keep all), prefill, and answer with `n_decode` tokens."""
     vlm.forget()  # each pass does all the work
     started = time.perf_counter()
-    embedding = vlm.encode(image)
+    embedding = vlm.encode(image, config)
     answer = vlm.generate([embedding, text], prune=config, max_tokens=n_decode, stream=True)
     int(np.argmax(vlm.last_logits()))  # the first token, chosen greedily
     first = time.perf_counter() - started

@@ -263,10 +263,11 @@ class ChatHandler:
         if grammar is not None:
             check_grammar(llama, grammar)
         vlm, template = self._prepare(llama)
-        images = [self._encode(vlm, source) for source in self._few(images_of(turns))]
+        chosen = self._choose(prune, vlm)
+        images = [self._encode(vlm, source, chosen) for source in self._few(images_of(turns))]
         with vlm.answers.turn():
             prompt = template.render(turns, **for_template, **template_variables)
-            number, stats = self._prefill(vlm, images, question_of(turns), prompt, prune)
+            number, stats = self._prefill(vlm, images, question_of(turns), prompt, chosen)
             self.stats = stats
             only_text_drafts(llama)
             processors = merge_bias(llama, logits_processor, logit_bias)
@@ -290,7 +291,9 @@ class ChatHandler:
             return llama_chat_format._convert_completion_to_chat_function(tool[0], completion, stream)
         return llama_chat_format._convert_completion_to_chat(completion, stream=stream)
 
-    def encode_images(self, llama: llama_cpp.Llama, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def encode_images(
+        self, llama: llama_cpp.Llama, messages: Sequence[Mapping[str, Any]], prune: PruneConfig | _Unset | None = UNSET
+    ) -> list[dict[str, Any]]:
         """The same messages with each image encoded: a call with them waits for no disk, network or decoder.
 
         Raises:
@@ -299,9 +302,10 @@ class ChatHandler:
         turns = read_messages(messages)
         self._few(images_of(turns))
         vlm, _ = self._prepare(llama)
+        chosen = self._choose(prune, vlm)
 
         def encoded(part: str | ImagePart) -> str | ImageEmbedding:
-            return part if isinstance(part, str) else self._encode(vlm, part.source)
+            return part if isinstance(part, str) else self._encode(vlm, part.source, chosen)
 
         return [
             {**turn.fields, "content": None if turn.parts is None else [encoded(part) for part in turn.parts]}
@@ -315,8 +319,8 @@ class ChatHandler:
             )
         return sources
 
-    def _encode(self, vlm: VisionModel, source: ChatImage) -> ImageEmbedding:
-        return source if isinstance(source, ImageEmbedding) else vlm.encode(self.sources.load(source))
+    def _encode(self, vlm: VisionModel, source: ChatImage, prune: PruneConfig | None) -> ImageEmbedding:
+        return source if isinstance(source, ImageEmbedding) else vlm.encode(self.sources.load(source), prune)
 
     def _prefill(
         self,
@@ -324,9 +328,9 @@ class ChatHandler:
         images: Sequence[ImageEmbedding],
         question: str,
         prompt: Prompt,
-        prune: PruneConfig | _Unset | None,
+        chosen: PruneConfig | None,
     ) -> tuple[int, GenerationStats]:
-        stats, chosen = GenerationStats(), self._choose(prune, vlm)
+        stats = GenerationStats()
         pairs = [(image, None if chosen is None else vlm.prune(image, chosen, question)) for image in images]
         return vlm.answers.place(prompt.text, pairs, stats, add_special=not prompt.writes_bos), stats
 

@@ -97,6 +97,19 @@ _PRUNE: Final[dict[str, Callable[[Any], Any]]] = {
     "merge": click.option(
         "--merge", type=click.Choice(MERGES), help="average folds dropped tokens into kept ones.  [default: none]"
     ),
+    "encoder_keep": click.option(
+        "--encoder-keep",
+        type=float,
+        metavar="R",
+        help="Part of the tokens, 0 < R <= 1, that is encoded to the end; the others are dropped inside of the image "
+        "encoder.  [default: 1]",
+    ),
+    "encoder_layer": click.option(
+        "--encoder-layer",
+        type=click.IntRange(min=1),
+        metavar="L",
+        help="Layers of the image encoder that see all of the picture, with --encoder-keep.  [default: a quarter]",
+    ),
     "seed": click.option(
         "--seed",
         type=click.IntRange(0, 2**64 - 1),

@@ -169,7 +169,7 @@ def converse(answering: Answering, images: list[Any]) -> None:
                 note("/image needs the path of a picture, as in: /image photo.jpg")
                 continue
             try:
-                conversation = Conversation([answering.vlm.encode(Path(rest.strip()).expanduser())])
+                conversation = Conversation([answering.vlm.encode(Path(rest.strip()).expanduser(), answering.config)])
             except (QapError, OSError) as err:
                 note(f"qap-gguf: error: {one_line(err)}; the picture stays as it was")
             else:
@@ -189,7 +189,7 @@ def ask_once(answering: Answering, images: list[Any], text: str, description: di
         return
     answer = "".join(generation)
     if answering.config is None:
-        kept = [list(range(image.n_tokens)) for image in images]
+        kept = [list(range(image.n_total)) for image in images]
     else:
         kept = [answering.vlm.prune(image, answering.config, prompt=text).indices.tolist() for image in images]
     config = None if answering.config is None else answering.config.to_dict()
@@ -274,7 +274,7 @@ def run(
     ) as vlm:
         if config is not None:
             config = over_file_defaults(vlm.file_config, config, prune)
-        images = [vlm.encode(path) for path in image_paths]
+        images = [vlm.encode(path, config) for path in image_paths]
         answering = Answering(vlm, config, max_tokens, temperature)
         if prompt is None:
             converse(answering, images)

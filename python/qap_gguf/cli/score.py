@@ -75,19 +75,20 @@ def table(image: ImageEmbedding, cut: PrunedImage, top: int) -> list[Row]:
     """The `top` tokens with the highest totals as rows of words, under ``HEAD``; ties by number, as in selection."""
     scores, columns = cut.scores, image.grid[1]
     kept = set(cut.indices.tolist())
+    numbers = range(image.n_total) if image.kept_early is None else image.kept_early.tolist()  # of the rows
     signal = bool(scores.semantic.any())
     order = sorted(range(image.n_tokens), key=lambda i: (-float(scores.total[i]), i))
     return [
         (
-            str(i),
-            str(i // columns),
-            str(i % columns),
+            str(numbers[i]),
+            str(numbers[i] // columns),
+            str(numbers[i] % columns),
             f"{scores.error[i]:#.4g}",
             f"{scores.outlier[i]:#.4g}",
             f"{scores.semantic[i]:.4f}" if signal else "-",
             f"{scores.sensitivity[i]:.4f}",
             f"{scores.total[i]:.4f}",
-            "yes" if i in kept else "no",
+            "yes" if numbers[i] in kept else "no",
         )
         for i in order[:top]
     ]
@@ -120,7 +121,8 @@ def describe(image: ImageEmbedding, cut: PrunedImage) -> dict[str, Any]:
     return {
         "size": list(image.size),
         "grid": list(image.grid),
-        "n_tokens": image.n_tokens,
+        "n_tokens": image.n_total,
+        "kept_early": None if image.kept_early is None else image.kept_early.tolist(),
         "n_keep": len(cut.indices),
         "alpha": cut.scores.alpha,
         "indices": cut.indices.tolist(),
@@ -138,6 +140,8 @@ def arrays(image: ImageEmbedding, cut: PrunedImage, features: bool) -> dict[str,
     found: dict[str, Any] = {name: getattr(cut.scores, name) for name in _SCORES}
     found |= {"indices": cut.indices, "positions": cut.positions}
     found |= {"grid": np.array(image.grid, np.int32), "alpha": np.float32(cut.scores.alpha)}
+    if image.kept_early is not None:
+        found["kept_early"] = image.kept_early
     if image.attention is not None:
         found["attention"] = image.attention
     if features:
@@ -231,7 +235,7 @@ def score(
         verbose=is_debug(),
     ) as vlm:
         config = over_file_defaults(vlm.file_config, config, prune)
-        image = vlm.encode(pixels)
+        image = vlm.encode(pixels, config)
         cut = vlm.prune(image, config, prompt=prompt)
 
     if npz is not None:
@@ -249,5 +253,5 @@ def score(
         print_json({**files, "config": config.to_dict(), **describe(image, cut)})
         return
     print_table(table(image, cut, top))
-    kept, total = len(cut.indices), image.n_tokens
+    kept, total = len(cut.indices), image.n_total
     click.echo(f"\nkept {kept} of {total} tokens ({100 * kept / total:.1f} %), alpha {cut.scores.alpha:.3g}")

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import numpy as np
+
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, NativeError, UnsupportedError
 from qap_gguf.eval.data import Question
@@ -26,8 +28,8 @@ class Model(Protocol):
     """What an evaluation needs of qap_gguf.VisionModel."""
 
     @property
-    def encode(self) -> Callable[[Any], Any]:
-        """encode(image) -> ImageEmbedding."""
+    def encode(self) -> Callable[..., Any]:
+        """encode(image, config) -> ImageEmbedding; the config only where it drops tokens early."""
 
     @property
     def prune(self) -> Callable[..., Any]:
@@ -103,8 +105,8 @@ class _Picture:
     keep the same tokens. For the same reason the image stays in the KV cache from one question to the next.
     """
 
-    def __init__(self, model: Model, image: Any, max_tokens: int) -> None:
-        self._model, self._image, self._max_tokens = model, image, max_tokens
+    def __init__(self, model: Model, image: Any, max_tokens: int, path: Any) -> None:
+        self._model, self._image, self._max_tokens, self._path = model, image, max_tokens, path
         self._shown: dict[str, tuple[Any, PruneConfig]] = {}
         self._known: dict[tuple[Question, str | bytes], _Answer] = {}
         self._read: set[str | bytes] = set()
@@ -114,7 +116,8 @@ class _Picture:
         image, used = self._shown_for(variant, config)
         key: str | bytes = "dense"
         if used is not None:
-            key = variant.key if image is not self._image else self._kept(question, used).tobytes()
+            replaced = variant.key in self._shown and image is self._shown[variant.key][0]
+            key = variant.key if replaced else self._kept(image, question, used).tobytes()
         known = self._known.get((question, key))
         if known is not None:
             return known
@@ -130,16 +133,21 @@ class _Picture:
         self._known[question, key] = _Answer(said, expected, float(stats.prefill_s) if whole else None)
         return self._known[question, key]
 
-    def _kept(self, question: Question, config: PruneConfig) -> Any:
-        return self._model.prune(self._image, config, question.text).indices
+    def _kept(self, image: Any, question: Question, config: PruneConfig) -> Any:
+        indices = self._model.prune(image, config, question.text).indices
+        if config.encoder_keep == 1 or image.kept_early is None:
+            return indices
+        # the same tokens are other rows after another drop
+        return np.concatenate([[config.encoder_layer or 0], image.kept_early, indices]).astype(np.int32)
 
     def _shown_for(self, variant: Variant, config: PruneConfig | None) -> tuple[Any, PruneConfig | None]:
         """(image, config) such that keeping what the config says makes the language model read the variant's tokens."""
         if variant.method not in REPLACED or config is None:
-            return self._image, config
+            early = config is not None and config.encoder_keep < 1
+            return self._model.encode(self._path, config) if early else self._image, config
         if variant.key not in self._shown:
             tokens = replacement(variant.method, self._image, config.count(self._image.n_tokens))
-            kept = config.replace(n_keep=len(tokens))
+            kept = config.replace(n_keep=len(tokens), encoder_keep=1.0)  # they are made of the whole picture
             indices = self._model.prune(self._image, kept).indices
             self._shown[variant.key] = replaced_image(self._image, tokens, indices), kept
         return self._shown[variant.key]
@@ -205,7 +213,7 @@ def evaluate(
             new = {n: questions[n] for n, outcome in found.items() if outcome is None}
             if new:
                 if picture is None:
-                    picture = _Picture(model, _encoded(model, path, variants, embeddings), max_tokens)
+                    picture = _Picture(model, _encoded(model, path, variants, embeddings), max_tokens, path)
                 for n, outcome in _asked(picture, new, variant, setup).items():
                     if journal is not None:
                         journal.add(outcome, n)

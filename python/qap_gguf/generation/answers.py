@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 
+import numpy as np
+
 from qap_gguf.errors import ConfigError, NativeError
 from qap_gguf.generation.prefill import ImageRows, fill
 from qap_gguf.generation.settings import AnswerSettings, GenerationStats
@@ -27,7 +29,13 @@ def rows_of(image: ImageEmbedding, cut: PrunedImage | None) -> list[ImageRows]:
         return [ImageRows(piece.features, piece.indices, cut.policy) for piece in cut.pieces]
     ends = itertools.accumulate(piece.n_rows for piece in image.pieces)
     spans = zip(image.pieces, ends, strict=True)
-    return [ImageRows(image.features[end - piece.n_rows : end], None) for piece, end in spans]
+    return [
+        ImageRows(
+            image.features[end - piece.n_rows : end],
+            None if piece.early is None else np.array(piece.early, np.int32),
+        )
+        for piece, end in spans
+    ]
 
 
 class Answers:
@@ -83,7 +91,7 @@ class Answers:
             n_pieces = sum(chunk.is_image for chunk in chunks)
             if len(rows) != n_pieces:
                 raise NativeError(f"expected {n_pieces} pieces of images, got {len(rows)}; encode them with this model")
-            stats.n_image_tokens = sum(image.n_tokens for image, _ in images)
+            stats.n_image_tokens = sum(image.n_total for image, _ in images)
             stats.n_image_kept = sum(image.n_tokens if cut is None else len(cut.indices) for image, cut in images)
             stats.encode_s = sum(image.seconds for image, _ in images)
             stats.encode_bytes = sum(image.bytes_read for image, _ in images)

@@ -6,6 +6,7 @@ The scores are those of docs/method.md; where a patch lies in the picture is in 
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -93,12 +94,12 @@ def plot(
     if isinstance(width, bool) or not isinstance(width, int) or not MIN_WIDTH <= width <= MAX_WIDTH:
         raise ConfigError(f"width: expected {MIN_WIDTH}..{MAX_WIDTH} pixels, got {width!r}; choose one in that range")
     rows, columns = image.grid
-    if rows * columns != image.n_tokens or (rows == 1 and columns > 3):
+    if rows * columns != image.n_total or (rows == 1 and columns > 3):
         raise UnsupportedError(
-            f"plot: expected a grid of patches, got {rows} x {columns} for {image.n_tokens} tokens; "
+            f"plot: expected a grid of patches, got {rows} x {columns} for {image.n_total} tokens; "
             "this encoder's tokens have no known place in the picture"
         )
-    chosen = _check_indices(indices, image.n_tokens)
+    chosen = _check_indices(indices, image.n_total)
     for name in ("error", "outlier", "semantic", "total"):
         shape = getattr(scores, name).shape
         if shape != (image.n_tokens,):
@@ -109,7 +110,19 @@ def plot(
             f"picture: expected the one that was encoded, {image.size[0]} x {image.size[1]} pixels, "
             f"got {pixels.shape[1]} x {pixels.shape[0]}; pass that one"
         )
-    return _draw(pixels, image, scores, chosen, cfg, title, width)
+    return _draw(pixels, image, _on_grid(image, scores), chosen, cfg, title, width)
+
+
+def _on_grid(image: ImageEmbedding, scores: Scores) -> Scores:
+    """The scores with places for the tokens that the encoder dropped early: NaN, which is drawn grey."""
+    if image.kept_early is None:
+        return scores
+    spread = {}
+    for name in ("error", "outlier", "sensitivity", "semantic", "total"):
+        values = getattr(scores, name)
+        spread[name] = np.full(image.n_total, np.nan, values.dtype)
+        spread[name][image.kept_early] = values
+    return dataclasses.replace(scores, **spread)
 
 
 def _check_indices(indices: IndexArray | Sequence[int], n_tokens: int) -> IndexArray:
@@ -198,7 +211,7 @@ def _draw(
     with matplotlib.style.context("default"):  # a user's own style would break the layout
         page = _Page(width, page_height)
         left = round((_MARGIN + _TICKS) * unit)
-        headline, method = _headline(len(indices), image.n_tokens, scores, cfg)
+        headline, method = _headline(len(indices), image.n_total, scores, cfg)
         page.text(_MARGIN * unit, 50 * unit, _shorten(title) + headline, 30, weight="bold", color=_INK)
         page.text(_MARGIN * unit, 84 * unit, method, 18.5, color=_FAINT)
         _draw_picture(page, Box(left, top, *canvas), pixels, image.grid, indices)
@@ -218,12 +231,13 @@ def _draw(
 
 def _panels(scores: Scores, cfg: PruneConfig | None) -> list[tuple[str, FloatArray | None]]:
     """Title and values of each map; None where there is no signal."""
-    semantic = scores.semantic if scores.semantic.any() else None
+    semantic = scores.semantic if np.nan_to_num(scores.semantic).any() else None
+    early = " (dot = kept, grey = dropped early)" if np.isnan(scores.total).any() else " (dot = kept)"
     return [
         ("Quantization error E" if cfg is None else f"Quantization error E, {cfg.error}", scores.error),
         ("Outlier magnitude R" if cfg is None else f"Outlier magnitude R, {cfg.outlier}", scores.outlier),
         ("Semantic relevance P", semantic),
-        ("Total score S (dot = kept)", scores.total),
+        (f"Total score S{early}", scores.total),
     ]
 
 
@@ -270,7 +284,8 @@ def _draw_map(page: _Page, box: Box, name: str, values: FloatArray | None, marke
             fontsize=22 * page.unit,
         )  # fmt: skip
         return
-    low, high = float(values.min()), float(values.max())
+    axes.set_facecolor("#c8c8c8")  # what has no value
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
     flat = low == high
     # a constant gets the middle of the map, and a scale with its one number
     limits = (low - 1, low + 1) if flat else (low, high)

@@ -12,7 +12,7 @@ import numpy as np
 from qap_gguf.arguments import FloatArray, IndexArray
 from qap_gguf.config import PruneConfig
 from qap_gguf.defaults import check_config
-from qap_gguf.errors import UnsupportedError
+from qap_gguf.errors import ConfigError, UnsupportedError
 from qap_gguf.pruning.relevance import Signals
 from qap_gguf.pruning.score import Scores, cosines, merge_average, needs_cosines, needs_scores, score, select_by
 from qap_gguf.vision.embedding import ImageEmbedding
@@ -36,8 +36,8 @@ class PrunedImage:
         indices: numbers of the kept tokens in the image, int32 (k,), ascending.
         positions: their positions relative to the start of their piece: int32 (k,) without gaps, or for M-RoPE models
             that keep places int32 (k, 3), (time, row, column).
-        scores: the scores of all tokens.
-        n_total: tokens of the image before pruning.
+        scores: the scores of all tokens that left the encoder.
+        n_total: tokens of the image before pruning, those that the encoder dropped early among them.
         score_s: seconds for the scores.
         select_s: seconds for selection and gathering.
         pieces: the same, piece by piece.
@@ -127,7 +127,7 @@ def prune_image(
     """
     check_config(cfg)
     check_positions(cfg, mrope)
-    counts = share([piece.n_tokens for piece in image.pieces], cfg.count(image.n_tokens))
+    counts = _counts(image, cfg)
     started = time.perf_counter()
     parts = _spans(image.pieces, signals)
     scores = [_score_piece(part, cfg, n_threads) for part in parts]
@@ -136,10 +136,11 @@ def prune_image(
     for piece, part, found, n_keep in zip(image.pieces, parts, scores, counts, strict=True):
         rows = image.features[first_row : first_row + piece.n_rows]
         cut = _prune_piece(piece, rows, part.features, found, cfg, n_keep, n_threads)
+        positions.append(_positions(piece, cut.indices, mrope and cfg.positions != "compact"))
+        cut = replace(cut, indices=piece.numbers(cut.indices))
         pruned.append(cut)
         indices.append(cut.indices + first_token)
-        positions.append(_positions(piece, cut.indices, mrope and cfg.positions != "compact"))
-        first_row, first_token = first_row + piece.n_rows, first_token + piece.n_tokens
+        first_row, first_token = first_row + piece.n_rows, first_token + piece.n_total
     features = pruned[0].features if len(pruned) == 1 else np.concatenate([cut.features for cut in pruned])
     done = time.perf_counter()
     return PrunedImage(
@@ -147,12 +148,30 @@ def prune_image(
         indices=np.concatenate(indices).astype(np.int32),
         positions=np.concatenate(positions).astype(np.int32),
         scores=_joined(scores),
-        n_total=image.n_tokens,
+        n_total=image.n_total,
         score_s=scored - started,
         select_s=done - scored,
         pieces=tuple(pruned),
         policy=cfg.positions,
     )
+
+
+def _counts(image: ImageEmbedding, cfg: PruneConfig) -> list[int]:
+    """How many tokens of each piece are kept: of all that the picture has, and no more than left the encoder."""
+    n_total = image.n_total
+    counts = share([piece.n_total for piece in image.pieces], cfg.count(n_total))
+    if cfg.count_early(n_total) < n_total and image.n_tokens == n_total:
+        raise ConfigError(
+            f"encoder_keep: expected an image that was encoded with it, got one with all its {n_total} tokens; pass "
+            "the same config to encode(image, prune), or use encoder_keep=1"
+        )
+    for piece, count in zip(image.pieces, counts, strict=True):
+        if count > piece.n_tokens:
+            raise ConfigError(
+                f"n_keep: expected at most the {piece.n_tokens} tokens that the encoder left, got {count}; encode the "
+                "image with a larger encoder_keep, or keep fewer"
+            )
+    return counts
 
 
 def _prune_piece(
@@ -180,6 +199,6 @@ def _prune_piece(
 
 def _positions(piece: Piece, indices: IndexArray, places: bool) -> IndexArray:
     if places:
-        line, column = np.divmod(indices, np.int32(piece.n_columns))
+        line, column = np.divmod(piece.numbers(indices), np.int32(piece.n_columns))
         return np.stack([np.zeros_like(indices), line, column], axis=1)
     return np.searchsorted(piece.rows_of(indices), piece.token_rows(indices)).astype(np.int32)

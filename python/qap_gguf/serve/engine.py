@@ -85,8 +85,8 @@ class Engine:
         """The request's messages, their images encoded."""
         started = time.perf_counter()
         try:
-            call = self.handler.encode_images
-            return await anyio.to_thread.run_sync(call, self.llama, request.messages, limiter=self._decoding)
+            call = partial(self.handler.encode_images, self.llama, request.messages, **self.prune_of(request))
+            return await anyio.to_thread.run_sync(call, limiter=self._decoding)
         finally:
             self.metrics.add("seconds_total", time.perf_counter() - started, 'step="images"')
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from qap_gguf import _core
 from qap_gguf.arguments import check_integer
+from qap_gguf.config import PruneConfig
 from qap_gguf.runtime.load import library_folder
 from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.images import Pixels
@@ -222,6 +223,27 @@ def _content(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+#: What an early drop depends on, among the fields of a config.
+_EARLY_FIELDS = (
+    *("encoder_keep", "encoder_layer", "keep_ratio", "n_keep", "alpha", "error", "group_size", "outlier"),
+    *("outlier_weight", "semantic"),
+)
+
+
+def early_identity(identity: str, early: PruneConfig | None) -> str:
+    """The name of an encoder that drops tokens early; the encoder's own where it drops none.
+
+    Example:
+        >>> from qap_gguf import PruneConfig
+        >>> early_identity("a", None), early_identity("a", PruneConfig(encoder_keep=0.5)) == "a"
+        ('a', False)
+    """
+    if early is None:
+        return identity
+    values = early.to_dict()
+    return f"{identity} {json.dumps([values[name] for name in _EARLY_FIELDS])}"
 
 
 def image_key(pixels: Pixels, identity: str) -> str:

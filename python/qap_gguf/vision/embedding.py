@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from qap_gguf.arguments import FloatArray, check_array
+from qap_gguf.arguments import FloatArray, IndexArray, check_array
 from qap_gguf.errors import ImageError
 from qap_gguf.vision.tiles import Piece, piece_of
 
 
 @dataclass(frozen=True, eq=False)
 class ImageEmbedding:
-    """All tokens of one encoded image.
+    """The tokens of one encoded image: all of them, or those that an early drop left (``PruneConfig.encoder_keep``).
 
     Attributes:
         features: the rows that the language model gets, float32 (n_rows, n_embd): tokens and special rows of all
             pieces, one behind another. DeepStack models have their planes side by side in a row.
-        grid: (rows, columns) of the tokens in the picture; (1, n_tok) where it was cut into tiles.
+        grid: (rows, columns) of all tokens in the picture; (1, n_total) where it was cut into tiles.
         attention: class-token attention, mean over heads, float32 (n_tok,); None where the encoder has none.
         size: (width, height) of the picture in pixels.
         seconds: wall-clock time of the encode.
@@ -52,8 +52,23 @@ class ImageEmbedding:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the image before pruning; special rows do not count."""
+        """Tokens that left the encoder; special rows do not count."""
         return sum(piece.n_tokens for piece in self.pieces)
+
+    @property
+    def n_total(self) -> int:
+        """Tokens of the image, those that the encoder dropped early among them."""
+        return sum(piece.n_total for piece in self.pieces)
+
+    @cached_property
+    def kept_early(self) -> IndexArray | None:
+        """Numbers of the tokens among all of the image's, int32 (n_tok,), ascending; None where none was dropped."""
+        if self.n_tokens == self.n_total:
+            return None
+        starts = np.cumsum([0, *(piece.n_total for piece in self.pieces)])[:-1]
+        parts = zip(self.pieces, starts, strict=True)
+        numbers = [piece.numbers(range(piece.n_tokens)) + start for piece, start in parts]
+        return np.concatenate(numbers).astype(np.int32)
 
     @property
     def n_rows(self) -> int:
@@ -81,7 +96,7 @@ def embedding_of(
 ) -> ImageEmbedding:
     """The embedding of an image from what the encodes of its pieces gave; no report: a model that cannot be pruned."""
     pieces = tuple(piece_of(int(rows.shape[0]), report) for rows, report in zip(features, reports, strict=True))
-    n_tokens, columns = sum(piece.n_tokens for piece in pieces), pieces[0].n_columns
+    n_tokens, columns = sum(piece.n_total for piece in pieces), pieces[0].n_columns
     whole = len(pieces) == 1 and columns > 0 and n_tokens % columns == 0
     signals: dict[str, FloatArray | None] = {}
     for name in ("attention", "received", "hidden"):

@@ -16,13 +16,14 @@ import numpy as np
 from qap_gguf import _core
 from qap_gguf.arguments import FloatArray, IndexArray, one_line
 from qap_gguf.config import PruneConfig
-from qap_gguf.defaults import from_params, use
-from qap_gguf.errors import ImageError, ModelFileError, NativeError, UnsupportedError
+from qap_gguf.defaults import from_params, to_params, use
+from qap_gguf.errors import ConfigError, ImageError, ModelFileError, NativeError, UnsupportedError
 from qap_gguf.language.llama import LanguageModel
 from qap_gguf.vision.cache import encoder_identity, file_stamp
 from qap_gguf.vision.embedding import ImageEmbedding, embedding_of
 from qap_gguf.vision.images import Pixels
 from qap_gguf.vision.resize import default_resize, loading
+from qap_gguf.vision.tiles import share
 
 
 class ImageEncoder:
@@ -109,11 +110,17 @@ class ImageEncoder:
         except ValueError as err:
             raise ImageError(one_line(err)) from err
 
-    def encode(self, pixels: Pixels, *, hidden: bool) -> ImageEmbedding:
-        """All tokens of a picture, of every tile that it is cut into; with `hidden` the projector's input as well.
+    def encode(self, pixels: Pixels, *, hidden: bool, early: PruneConfig | None = None) -> ImageEmbedding:
+        """The tokens of a picture, of every tile that it is cut into; with `hidden` the projector's input as well.
+
+        Args:
+            pixels: the picture.
+            hidden: keep the projector's input.
+            early: drop tokens inside of the encoder as its ``encoder_keep`` says; None keeps all.
 
         Raises:
-            UnsupportedError: the tiles of a LLaVA-NeXT whose file lacks what packs them.
+            UnsupportedError: the tiles of a LLaVA-NeXT whose file lacks what packs them, or no early drop here.
+            ConfigError: `early` keeps more tokens than the picture has.
             NativeError: the encoder failed, or gave features that are not finite.
         """
         started = time.perf_counter()
@@ -122,9 +129,16 @@ class ImageEncoder:
         why_not = self._native.tiles_why_not() if len(tiles) > 1 else None
         if why_not is not None:
             raise UnsupportedError(f"image: its {len(tiles)} tiles cannot be packed as trained: {why_not}")
+        params, counts = (None if early is None else to_params(early)), [0] * len(tiles)
+        if early is not None and len(tiles) > 1:  # a picture of several tiles has no special rows
+            counts = share([tile.n_tokens for tile in tiles], early.count(sum(tile.n_tokens for tile in tiles)))
         try:
             self.n_encodes += 1
-            features = [self._native.encode(tile, True, hidden) for tile in tiles]
+            pairs = zip(tiles, counts, strict=True)
+            features = [self._native.encode(tile, True, hidden, params, n_keep) for tile, n_keep in pairs]
+        except ValueError as err:
+            wrong = one_line(err).startswith(("n_keep", "encoder_layer"))
+            raise (ConfigError if wrong else UnsupportedError)(one_line(err)) from err
         except RuntimeError as err:
             raise NativeError(one_line(err)) from err
         seconds = time.perf_counter() - started

@@ -28,7 +28,7 @@ from qap_gguf.errors import ConfigError
 from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.tiles import Piece
 
-_MAGIC = b"qap_gguf embedding 3\n"
+_MAGIC = b"qap_gguf embedding 4\n"
 _SUFFIX = ".qapemb"
 _PART = ".part-"
 _STALE_S = 3600.0  # a part that old was left by a process that died
@@ -67,7 +67,8 @@ def unpack(key: str, data: bytes) -> ImageEmbedding:
         plain = json.loads(archive["plain"].tobytes())
     if plain.pop("key") != key:
         raise ValueError("the file of another key")
-    values["pieces"] = tuple(Piece(n, columns, tuple(special)) for n, columns, special in plain.pop("pieces"))
+    pieces = plain.pop("pieces")
+    values["pieces"] = tuple(Piece(*(tuple(x) if isinstance(x, list) else x for x in piece)) for piece in pieces)
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
     return ImageEmbedding(**values, **plain)
 

@@ -23,9 +23,11 @@ class Piece:
     """One piece of an image, as the encoder gives it.
 
     Attributes:
-        n_tokens: tokens, which can be dropped.
+        n_tokens: tokens that left the encoder, which can be dropped.
         n_columns: tokens in a line of the picture; 0 where the piece is several views of it (LLaVA-NeXT).
         special: numbers of the special rows among all rows, ascending.
+        early: numbers of the tokens among all of the picture's, ascending; None where the encoder dropped none early.
+        n_early_dropped: how many it dropped.
 
     Example:
         >>> piece = Piece(n_tokens=6, n_columns=3, special=(3,))
@@ -36,6 +38,18 @@ class Piece:
     n_tokens: int
     n_columns: int
     special: tuple[int, ...] = ()
+    early: tuple[int, ...] | None = None
+    n_early_dropped: int = 0
+
+    @property
+    def n_total(self) -> int:
+        """Tokens of the piece, those that the encoder dropped among them."""
+        return self.n_tokens + self.n_early_dropped
+
+    def numbers(self, indices: Sequence[int] | IndexArray) -> IndexArray:
+        """Numbers among all tokens of the picture, of tokens that left the encoder, int32 (k,)."""
+        found = np.asarray(indices, dtype=np.int32)
+        return found if self.early is None else np.asarray(self.early, dtype=np.int32)[found]
 
     @property
     def n_special(self) -> int:
@@ -66,7 +80,13 @@ def piece_of(n_rows: int, report: dict[str, Any] | None) -> Piece:
     if report is None:
         side = int(n_rows**0.5 + 0.5)
         return Piece(n_rows, side if side * side == n_rows else n_rows)
-    return Piece(int(report["n_total"]), int(report["n_columns"]), tuple(report["special"].tolist()))
+    n_total, columns, special = int(report["n_total"]), int(report["n_columns"]), tuple(report["special"].tolist())
+    early = report.get("early")
+    if early is None:
+        return Piece(n_total, columns, special)
+    whole = Piece(n_total, columns, special)
+    left = tuple(np.searchsorted(whole.rows_of(early), special).tolist())
+    return Piece(len(early), columns, left, tuple(early.tolist()), n_total - len(early))
 
 
 def share(sizes: Sequence[int], n_keep: int) -> list[int]:
