@@ -104,6 +104,12 @@ def test_the_drop_in_path_keeps_what_the_vision_model_keeps(
     np.testing.assert_array_equal(report["early"], image.kept_early)
     np.testing.assert_array_equal(report["indices"], cut.indices)
     np.testing.assert_allclose(rows, cut.features, rtol=1e-4, atol=1e-5)
+    if cfg.merge == "none":  # the rows, their signals and scores, and what the drop itself gives out
+        cosines = 0 if cfg.select == "topk" else image.n_tokens**2
+        values = rows.size + 6 * image.n_tokens + cosines + (cfg.alpha == "dynamic") + image.n_tokens + N
+        assert report["bytes_read"] == (
+            4 * values if image.n_tokens > len(rows) else 4 * (values - 5 * len(rows) - cosines)
+        )
 
 
 def test_an_answer_takes_the_cells_of_what_is_kept(vlm: qap.VisionModel, pixels: Any) -> None:
