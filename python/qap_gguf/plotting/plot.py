@@ -117,7 +117,7 @@ def _on_grid(image: ImageEmbedding, scores: Scores) -> Scores:
     """The scores with places for the tokens that the encoder dropped early: NaN, which is drawn grey."""
     if image.kept_early is None:
         return scores
-    spread = {}
+    spread: dict[str, Any] = {}
     for name in ("error", "outlier", "sensitivity", "semantic", "total"):
         values = getattr(scores, name)
         spread[name] = np.full(image.n_total, np.nan, values.dtype)

@@ -68,7 +68,10 @@ def unpack(key: str, data: bytes) -> ImageEmbedding:
     if plain.pop("key") != key:
         raise ValueError("the file of another key")
     pieces = plain.pop("pieces")
-    values["pieces"] = tuple(Piece(*(tuple(x) if isinstance(x, list) else x for x in piece)) for piece in pieces)
+    values["pieces"] = tuple(
+        Piece(n, columns, tuple(special), None if early is None else tuple(early), dropped)
+        for n, columns, special, early, dropped in pieces
+    )
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
     return ImageEmbedding(**values, **plain)
 
