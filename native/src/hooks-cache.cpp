@@ -103,11 +103,10 @@ static int prune(
 
 // Was the signal noted that these parameters look at? An encode without a plan notes none, and does not know what there is.
 static bool has_signal(const qap_cached_image & kept, const qap_params & params) {
-    if (params.semantic == QAP_SEMANTIC_NONE) {
-        return qap_signal(&params, kept.signals) >= 0;
-    }
-    const int32_t signal = qap_signal(&params, kept.signals);
-    return (signal == QAP_SEMANTIC_CLS && kept.attention != nullptr) ||
+    const int32_t signal =
+        qap_signal(&params, kept.signals); // -1 where they ask for what cannot be: the encode says so
+    return (signal == QAP_SEMANTIC_NONE && params.semantic == QAP_SEMANTIC_NONE) ||
+           (signal == QAP_SEMANTIC_CLS && kept.attention != nullptr) ||
            (signal == QAP_SEMANTIC_ATTENTION && kept.received != nullptr);
 }
 

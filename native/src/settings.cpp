@@ -3,7 +3,6 @@
 #include "qap-error.h"
 #include "qap-params.h"
 
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <locale>
