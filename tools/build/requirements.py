@@ -43,9 +43,9 @@ def expand(project: dict[str, Any], word: str) -> list[str]:
     if word not in extras:
         raise SystemExit(f"requirements: expected build, run or one of {sorted(extras)}, got '{word}'; check the name")
     rows: list[str] = []
-    own = re.compile(rf"{re.escape(project['project']['name'])}\[([^\]]+)\]$", re.IGNORECASE)
+    own = re.compile(rf"{re.sub('[-_]', '[-_]', project['project']['name'])}\[([^\]]+)\]$", re.IGNORECASE)
     for row in extras[word]:
-        if match := own.match(row.replace(" ", "").replace("-", "_")):
+        if match := own.match(row.replace(" ", "")):
             for extra in match[1].split(","):
                 rows += expand(project, extra)
         else:
