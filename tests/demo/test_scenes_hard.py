@@ -45,7 +45,7 @@ def true_answer(text: str, scene: es.Scene) -> str:
     return eh.COUNTS[sum(row == line for row, _ in at)]
 
 
-@given(st.sampled_from([kind for kind in HARD if kind != "small"]), st.integers(0, 2**63))
+@given(st.sampled_from([kind for kind in HARD if kind not in ("small", "wide")]), st.integers(0, 2**63))
 def test_every_answer_is_true(kind: str, seed: int) -> None:
     rng = random.Random(seed)
     draw, ask = eh.SCENE_KINDS[kind]
@@ -69,6 +69,19 @@ def test_small_objects_are_about_one_patch_and_asked_about_as_plain_ones() -> No
         background = np.array(es.COLORS[scene.background])
         changed = (np.abs(scene.pixels.astype(int) - background).max(axis=2) > 6).sum()
         assert changed <= 20 * 20 * len(scene.objects)
+
+
+def test_wide_scenes_are_the_middle_rows_of_a_square() -> None:
+    rng = random.Random(4)
+    for _ in range(20):
+        scene = eh.make_wide(rng, block)
+        assert scene.pixels.shape == (96, 192, 3)
+        assert {placed.row for placed in scene.objects} <= {1, 2}
+        question = eh.ask_wide(rng, scene)
+        assert question.kind.removeprefix("wide-") in es.KINDS
+        for placed in scene.objects:
+            cell = scene.pixels[(placed.row - 1) * 48 :][:48, placed.column * 48 :][:, :48].reshape(-1, 3)
+            assert (np.abs(cell.astype(int) - np.array(es.COLORS[scene.background])).max(axis=1) > 6).any()
 
 
 def test_rows_stay_in_the_picture_and_do_not_overlap() -> None:
@@ -101,14 +114,14 @@ def test_choices_hold_the_answer_once(kind: str, seed: int, n: int) -> None:
 def test_kinds_take_turns_and_choices_change_no_scene(tmp_path: Path) -> None:
     kinds = list(eh.SCENE_KINDS)
     for name, choices in (("a", 0), ("b", 4)):
-        assert ms.write_scenes(tmp_path / name, 10, 3, 5, block, kinds=kinds, choices=choices) == 30
+        assert ms.write_scenes(tmp_path / name, 12, 3, 5, block, kinds=kinds, choices=choices) == 36
     rows = {
         name: [json.loads(line) for line in (tmp_path / name / "questions.jsonl").read_text().splitlines()]
         for name in ("a", "b")
     }
     assert [{k: v for k, v in row.items() if k != "choices"} for row in rows["b"]] == rows["a"]
     assert all(row["answer"] in row["choices"] for row in rows["b"])
-    found = [rows["a"][3 * i]["kind"].split("-")[0] for i in range(10)]
+    found = [rows["a"][3 * i]["kind"].split("-")[0] for i in range(12)]
     assert [kind if kind in HARD else "plain" for kind in found] == kinds * 2
     assert (tmp_path / "a" / "00003.png").read_bytes() == (tmp_path / "b" / "00003.png").read_bytes()
 

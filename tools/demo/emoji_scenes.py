@@ -76,7 +76,7 @@ class Scene:
     """A picture and what is in it.
 
     Attributes:
-        pixels: uint8, shape (192, 192, 3), RGB.
+        pixels: uint8, shape (192, 192, 3), RGB; (96, 192, 3) in wide scenes.
         objects: in the order they were drawn; in plain scenes 2 to 6, each in a cell of its own.
         background: a key of ``COLORS``.
     """

@@ -1,8 +1,9 @@
-"""Harder emoji scenes: counting among distractors, relations, small objects, and rows of objects as small as letters.
+"""Harder emoji scenes: counting among distractors, relations, small objects, rows of objects as small as letters, and
+wide pictures that a model pads.
 
 They ask more of the picture than plain scenes do: every instance (distractors), exact places (relations), single
 patches (small), many objects in neighbouring patches (rows), where dropping a token drops an object. tiny-llava was
-trained on plain scenes only: it knows the questions of `small`, and not those of the other three.
+trained on plain scenes only: it knows the questions of `small` and `wide`, and not those of the other three.
 """
 
 from __future__ import annotations
@@ -147,6 +148,26 @@ def ask_rows(rng: random.Random, scene: Scene) -> Question:
     return Question(text, NAMES[placed.emoji], "rows-at")
 
 
+def make_wide(rng: random.Random, sprite: Sprite) -> Scene:
+    """Two to six objects in the two middle rows, and only that band of the picture: 192 x 96 pixels.
+
+    A model that pads pictures to a square puts the band back in the middle, so rows are named as in the square: the
+    upper row of the band is row 2. Half of the patches are padding.
+    """
+    background, image = _canvas(rng)
+    cells = [(row, column) for row in range(1, GRID - 1) for column in range(GRID)]
+    objects = [Placed(rng.choice(EMOJI), *cell) for cell in rng.sample(cells, rng.randint(2, 6))]
+    for placed in objects:
+        _place(rng, image, sprite, placed)
+    return Scene(add_noise(rng, image)[CELL : SIZE - CELL], tuple(objects), background)
+
+
+def ask_wide(rng: random.Random, scene: Scene) -> Question:
+    """The questions of plain scenes."""
+    question = make_question(rng, scene)
+    return question._replace(kind=f"wide-{question.kind}")
+
+
 Draw = Callable[[random.Random, Sprite], Scene]
 Ask = Callable[[random.Random, Scene], Question]
 #: Kind of scene -> how to draw one and how to ask about it.
@@ -156,6 +177,7 @@ SCENE_KINDS: Final[dict[str, tuple[Draw, Ask]]] = {
     "relations": (make_relations, ask_relations),
     "small": (make_small, ask_small),
     "rows": (make_rows, ask_rows),
+    "wide": (make_wide, ask_wide),
 }
 
 

@@ -95,7 +95,7 @@ def _rounded(value: Any) -> Any:
     "--text-tokens", type=click.IntRange(min=1), default=40, show_default=True, help="Text tokens of the prompt."
 )
 @click.option("--decode", type=click.IntRange(min=1), default=8, show_default=True, help="Tokens of the answer.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Passes behind each median.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Passes for each median.")
 @click.option(
     "--memory/--no-memory", default=True, show_default=True, help="Measure peak memory, in a process for each row."
 )

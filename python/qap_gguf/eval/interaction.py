@@ -81,8 +81,8 @@ def interactions(outcomes: Sequence[Outcome], seed: int = 0, resamples: int = RE
                     four = [(setup, label, budget), (setup, versus, other),
                             (setups[0], label, budget), (setups[0], versus, other)]  # fmt: skip
                     if budget is not None and all(key in curves for key in four):
-                        here, there, before, behind = (curves[key] for key in four)
-                        grown[budget.label] = (here - there) - (before - behind)
+                        here, there, before, beyond = (curves[key] for key in four)
+                        grown[budget.label] = (here - there) - (before - beyond)
                 if grown:
                     by_budget = {name: tallies.interval(curve) for name, curve in grown.items()}
                     mean = tallies.interval(sum(grown.values()) / len(grown))

@@ -15,13 +15,14 @@ from qap_gguf.language.llama import LanguageModel
 def answer_tokens(language: LanguageModel, text: str) -> list[int]:
     """Tokens of a text where an answer begins.
 
-    A chat template ends with the line break or token that answers follow at once. The form of LLaVA-1.5 ends with
-    "ASSISTANT:", which a space follows; SentencePiece vocabularies put that space in by themselves.
+    What follows a colon ("ASSISTANT:" of LLaVA-1.5, "Assistant:" of SmolVLM) begins with a space; after a line break or
+    a special token the answer follows at once. SentencePiece vocabularies put that space in by themselves.
     """
     llama = language.llama
     sentencepiece = llama_cpp.llama_vocab_type(llama._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_SPM
-    bare = sentencepiece or bool(llama.metadata.get("tokenizer.chat_template"))
-    return language.tokenize(text if bare else f" {text}")
+    last = [token for token in llama.input_ids[llama.n_tokens - 1 : llama.n_tokens].tolist() if token >= 0]
+    after_colon = llama.detokenize(last).endswith(b":") if last else False
+    return language.tokenize(f" {text}" if after_colon and not sentencepiece else text)
 
 
 def _log_softmax(logits: Any) -> Any:

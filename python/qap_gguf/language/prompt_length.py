@@ -1,6 +1,6 @@
 """A text that cannot fit the context is refused by its length, before it is tokenized.
 
-libllama looks for each special token in all that is left of a text, again behind each one that it finds: a text of
+libllama looks for each special token in all that is left of a text, again after each one that it finds: a text of
 special tokens takes time by the square of its length, minutes for one that a client may send (llama-vocab.cpp,
 ``tokenizer_st_partition``). What is counted here instead, in one pass: each special token in the text is a token, and
 what lies between them is no less than its length over the longest token's. Both are lower bounds, so that nothing is

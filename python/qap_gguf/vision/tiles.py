@@ -1,6 +1,6 @@
 """The pieces of an encoded image: one for most models, one for each tile where the model cuts a picture.
 
-A row of a piece is a token, or a special row: the [IMG_BREAK] that Pixtral has behind each line of tokens, the end of a
+A row of a piece is a token, or a special row: the [IMG_BREAK] that Pixtral has after each line of tokens, the end of a
 line of LLaVA-NeXT's grid. Special rows are kept always and do not count as tokens. A token whose patches lie wholly in
 the padding of a letterboxed picture is padding: pruning neither scores nor keeps it (native/src/prune.cpp).
 """

@@ -216,16 +216,16 @@ def _post_processor(post: Any, vocab: Vocabulary) -> tuple[bool, bool]:
         return False, False
     template = post.get("single") or []
     text = next((i for i, part in enumerate(template) if "Sequence" in part), 0)
-    before, behind = (
+    before, after = (
         [p["SpecialToken"]["id"] for p in part if "SpecialToken" in p]
         for part in (template[:text], template[text + 1 :])
     )
     names = {kind: vocab.tokens[token] for kind, token in vocab.special.items()}
-    for given, allowed in ((before, names.get("bos")), (behind, names.get("eos"))):
+    for given, allowed in ((before, names.get("bos")), (after, names.get("eos"))):
         if given and given != [allowed]:
             raise ConvertError(
                 f"expected a post_processor that adds bos and eos only, got {json.dumps(given, ensure_ascii=False)} "
                 "in tokenizer.json; "
                 f"llama.cpp knows no other"
             )
-    return bool(before), bool(behind)
+    return bool(before), bool(after)
