@@ -136,7 +136,7 @@ const char * qap_name_at(const char * kind, int32_t place) {
 
 struct qap_params qap_params_default(void) {
     qap_params params     = {};
-    params.keep_ratio     = 0.125;
+    params.keep_ratio     = 0.25;
     params.alpha          = 0.7f;
     params.error          = QAP_ERROR_INT4;
     params.group_size     = 128;

@@ -1,8 +1,9 @@
 """Default pruning for everything that runs through libmtmd, stock llama-cpp-python chat handlers included.
 
 What a prompt's images get when it is tokenized: the innermost :func:`use` of the thread, else :func:`set_default`,
-else the environment (``QAP_N_KEEP`` and the like), else the ``qap.*`` keys of the mmproj file, else nothing (all tokens
-are kept).
+else the environment (``QAP_N_KEEP`` and the like), else the ``qap.*`` keys of the mmproj file. Else stock handlers keep
+all tokens, for an import must not change their answers, while what is ours (:class:`~qap_gguf.VisionModel`,
+:class:`~qap_gguf.ChatHandler`, the commands) prunes by ``PruneConfig()``.
 """
 
 from __future__ import annotations
@@ -10,10 +11,21 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Final
 
 from qap_gguf import _core
 from qap_gguf.config import PruneConfig, shortest
 from qap_gguf.errors import ConfigError
+
+
+class Unset:
+    """Says that an argument was left out, where None has a meaning of its own."""
+
+    def __repr__(self) -> str:
+        return "unset"
+
+
+UNSET: Final = Unset()
 
 _default: PruneConfig | None = None
 _blocks = threading.local()  # .open: (owner or None for all, config) of each block that this thread is in

@@ -6,8 +6,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from qap_gguf import _core
+from qap_gguf import _core, defaults
 from qap_gguf.config import PruneConfig
+from qap_gguf.defaults import Unset
 from qap_gguf.errors import ImageError, UnsupportedError
 from qap_gguf.generation.answers import Answers
 from qap_gguf.language.llama import LanguageModel
@@ -48,9 +49,39 @@ class ImageSide(ABC):
 
     @property
     def file_config(self) -> PruneConfig | None:
-        """The ``qap.*`` keys of the mmproj file, None where it has none. :meth:`chat` does not apply them by itself."""
+        """The ``qap.*`` keys of the mmproj file, None where it has none."""
         self._check_open()
         return self._encoder.file_config
+
+    @property
+    def default_prune(self) -> PruneConfig | None:
+        """How images are pruned where nobody says how: by :func:`~qap_gguf.set_default`, else the environment, else the
+        ``qap.*`` keys of the mmproj file, else ``PruneConfig()``. None keeps all tokens: the model cannot be pruned.
+
+        Raises:
+            ConfigError: a variable of the environment has a value that cannot be.
+        """
+        given = defaults.get_default() or self.file_config
+        return PruneConfig() if given is None and self.why_not_prunable is None else given
+
+    def choose(
+        self, asked: PruneConfig | Unset | None, owner: object = None, own: PruneConfig | None = None
+    ) -> PruneConfig | None:
+        """How the images of a call are pruned; for those in this package who answer by themselves.
+
+        Args:
+            asked: of the call; None keeps all tokens.
+            owner: whose blocks of :func:`~qap_gguf.defaults.block` hold; None is this model.
+            own: the owner's setting, before :attr:`default_prune`.
+
+        Raises:
+            ConfigError: `asked` is no PruneConfig, or as for :attr:`default_prune`.
+        """
+        if isinstance(asked, Unset):
+            asked = defaults.innermost(self if owner is None else owner, own or self.default_prune)
+        elif asked is not None:
+            defaults.check_config(asked)
+        return None if _core.disabled() else asked
 
     def encode(self, image: ImageSource) -> ImageEmbedding:
         """Run the image encoder and the projector over a picture; all tokens come back, none is pruned.

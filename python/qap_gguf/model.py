@@ -280,16 +280,16 @@ class VisionModel(ImageSide):
             ImageError, UnsupportedError: see :meth:`encode` and :meth:`prune`.
         """
         chosen = AnswerSettings(**settings)
-        self._check_open()
+        cfg = self.choose(chosen.prune)
         text = TextStream(self._language, chosen.stop)
         turns = read_messages(messages)
         prompt = self._template.render(turns)
         pictures = [part if isinstance(part, ImageEmbedding) else self._load(part) for part in images_of(turns)]
-        images = self.encode_fitting(prompt.text, True, pictures, chosen.prune)
+        images = self.encode_fitting(prompt.text, True, pictures, cfg)
         stats = GenerationStats()
         with self.answers.turn():
             # Prefill at once: errors belong to this call, not to the first piece.
-            cfg, question = chosen.prune, question_of(turns)
+            question = question_of(turns)
             pairs = [(image, None if cfg is None else self.prune(image, cfg, question)) for image in images]
             number = self.answers.place(prompt.text, pairs, stats, add_special=True)
             generation = Generation(self.answers.decode(number, text, stats, chosen), stats)

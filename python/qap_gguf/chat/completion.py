@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -26,16 +26,6 @@ from qap_gguf.generation.answers import Answers
 
 _FRACTIONS = ("top_p", "min_p", "typical_p")
 _NUMBERS = ("presence_penalty", "frequency_penalty", "repeat_penalty", "tfs_z", "mirostat_tau", "mirostat_eta")
-
-
-class Unset:
-    """Says that an argument was left out, where None has a meaning of its own."""
-
-    def __repr__(self) -> str:
-        return "unset"
-
-
-UNSET: Final = Unset()
 
 
 def check_settings(

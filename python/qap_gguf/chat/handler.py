@@ -19,13 +19,14 @@ import llama_cpp
 from llama_cpp import llama_chat_format
 from llama_cpp.llama_grammar import LlamaGrammar
 
-from qap_gguf import _core, defaults
+from qap_gguf import defaults
 from qap_gguf.arguments import check_threads
-from qap_gguf.chat.completion import UNSET, Unset, check_settings, complete, fitting_tokens, merge_bias
+from qap_gguf.chat.completion import check_settings, complete, fitting_tokens, merge_bias
 from qap_gguf.chat.grammars import check_grammar
 from qap_gguf.chat.tool_answers import convert, convert_stream
 from qap_gguf.chat.tools import read_tools, response_grammar, tool_grammar
 from qap_gguf.config import PruneConfig
+from qap_gguf.defaults import UNSET, Unset
 from qap_gguf.errors import ConfigError, QapError
 from qap_gguf.files.gguf import check_pair
 from qap_gguf.generation.chat_formats import ChatFormat, named_format
@@ -46,7 +47,8 @@ class ChatHandler:
 
     How an image is pruned is decided for each call: the argument `prune` of the call, else the innermost
     :meth:`use` or :func:`qap_gguf.use` of the thread, else `prune` of the handler, else :func:`qap_gguf.set_default`,
-    else the ``qap.*`` keys of the mmproj file, else not at all. ``QAP_DISABLE=1`` keeps all tokens.
+    else the environment, else the ``qap.*`` keys of the mmproj file, else ``PruneConfig()``, which keeps a quarter of
+    the tokens (all of them where the model cannot be pruned). ``QAP_DISABLE=1`` keeps all tokens.
 
     Args:
         clip_model_path: the mmproj file, as for llama-cpp-python's handlers.
@@ -173,13 +175,7 @@ class ChatHandler:
             yield
 
     def _choose(self, asked: PruneConfig | Unset | None, vlm: VisionModel) -> PruneConfig | None:
-        if not isinstance(asked, Unset):
-            if asked is not None:
-                defaults.check_config(asked)
-            chosen = asked
-        else:
-            chosen = defaults.innermost(self, self.prune or defaults.get_default() or vlm.file_config)
-        return None if _core.disabled() else chosen
+        return vlm.choose(asked, self, self.prune)
 
     # --- a chat completion ---
 

@@ -24,6 +24,7 @@ from qap_gguf.cli.common import (
     over_file_defaults,
     print_json,
     prune_config,
+    prune_given,
     prune_options,
     sampler_seed,
     warn,
@@ -246,8 +247,8 @@ def run(
 ) -> None:
     """Ask a vision-language model about a picture.
 
-    By default an eighth of the picture's tokens is kept, unless the mmproj file has defaults of its own; --dense keeps
-    all. Without a model the small one that comes with the package answers: it knows pictures of emoji in a grid and
+    By default a quarter of the picture's tokens is kept, unless the environment or the mmproj file has defaults of its
+    own; --dense keeps all. Without a model the small one that comes with the package answers: it knows pictures of emoji in a grid and
     nothing else.
 
     \b
@@ -288,7 +289,12 @@ def run(
         verbose=is_debug(),
     ) as vlm:
         if config is not None:
-            config = over_file_defaults(vlm.file_config, config, prune)
+            usual = vlm.default_prune
+            if usual is None and not prune_given(prune):
+                note(f"all image tokens are kept: {vlm.why_not_prunable}")
+                config = None
+            else:
+                config = over_file_defaults(usual, config, prune)
         fitting = vlm.load_fitting([picture for _, picture in pictures], config, prompt or "")
         images = [vlm.encode(pixels) for pixels in fitting]
         answering = Answering(vlm, config, max_tokens, temperature)

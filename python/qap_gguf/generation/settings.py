@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from qap_gguf.arguments import check_sampling
 from qap_gguf.config import PruneConfig
-from qap_gguf.defaults import check_config
+from qap_gguf.defaults import UNSET, Unset, check_config
 from qap_gguf.language.turn_lock import Stream
 
 
@@ -16,7 +16,8 @@ class ChatSettings(TypedDict, total=False):
     """Keyword arguments of ``VisionModel.generate`` and ``chat``.
 
     Attributes:
-        prune: how to prune every image; None (default) keeps all tokens.
+        prune: how to prune every image; None keeps all tokens. Left out, it is ``VisionModel.default_prune``, or that
+            of :func:`qap_gguf.use`.
         max_tokens: longest answer, in tokens (128).
         temperature: 0 (default) takes the likeliest token; with more, the next three apply.
         top_k: likeliest tokens to choose from, 0 is all (40).
@@ -43,7 +44,7 @@ class AnswerSettings:
         TypeError: an unknown name, as for any function.
     """
 
-    prune: PruneConfig | None = None
+    prune: PruneConfig | Unset | None = UNSET
     max_tokens: int = 128
     temperature: float = 0.0
     top_k: int = 40
@@ -53,7 +54,7 @@ class AnswerSettings:
 
     def __post_init__(self) -> None:
         check_sampling(self.max_tokens, self.temperature, self.top_k, self.top_p, self.min_p)
-        if self.prune is not None:
+        if not (self.prune is None or isinstance(self.prune, Unset)):
             check_config(self.prune)
 
 
