@@ -31,7 +31,7 @@ def run(name: str, *words: str | Path, code: int = 0) -> tuple[str, str]:
 
 def test_all_are_tested_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
-        "call_server.py", "caption_folder.py", "compare_k.py", "plain_llama_cpp_python.py", "ten_questions.py",
+        "call_server.py", "caption_folder.py", "plain_llama_cpp_python.py", "ten_questions.py",
     }  # fmt: skip
 
 
@@ -92,13 +92,6 @@ def test_ten_questions() -> None:
     figures = json.loads(out)
     assert figures["encoder_passes"] == 1
     assert min(figures["first_ms"], figures["others_median_ms"], figures["stock_median_ms"]) > 0
-
-
-def test_compare_k() -> None:
-    out, _ = run("compare_k.py", *ONE)
-    rows = [line.split(maxsplit=2) for line in out.splitlines()[1:]]
-    assert [row[0] for row in rows] == ["144", "72", "36", "18", "9"]
-    assert rows[0][2] == "house"
 
 
 def test_plain_llama_cpp_python() -> None:

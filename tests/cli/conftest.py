@@ -47,6 +47,7 @@ class FakeModel:
     says: ClassVar[list[Any]] = []
     opened: ClassVar[list[FakeModel]] = []
     file_config: Any = None
+    why_not_prunable: str | None = None
 
     def __init__(self, mmproj: Any = None, model: Any = None, **kwargs: Any) -> None:
         self.files, self.kwargs = (mmproj, model), kwargs
@@ -55,6 +56,10 @@ class FakeModel:
         self.calls: list[dict[str, Any]] = []
         self.closed = False
         FakeModel.opened.append(self)
+
+    @property
+    def default_prune(self) -> PruneConfig | None:
+        return self.file_config or (None if self.why_not_prunable else PruneConfig())
 
     @classmethod
     def only(cls) -> FakeModel:

@@ -165,7 +165,7 @@ def test_help_has_an_example(command: str, capsys: Said) -> None:
 
 def test_the_prune_options_are_the_same_words_everywhere(capsys: Said) -> None:
     shared = [name for name in common._PRUNE if name not in ("seed", "dense", "select")]
-    for command in ("run", "convert", "eval", "bench"):
+    for command in ("run", "compare", "convert", "eval", "bench"):
         assert main([command, "-h"]) == 0
         text = capsys.readouterr().out
         assert all("--" + name.replace("_", "-") in text for name in shared)
@@ -174,7 +174,7 @@ def test_the_prune_options_are_the_same_words_everywhere(capsys: Said) -> None:
 
 
 def test_every_command_that_opens_a_model_has_the_same_options(capsys: Said) -> None:
-    for command in ("run", "score", "eval", "bench", "serve"):
+    for command in ("run", "compare", "score", "eval", "bench", "serve"):
         assert main([command, "-h"]) == 0
         text = capsys.readouterr().out
         assert all(f"--{name}" in text for name in ("kv", "max-image-tokens", "ctx", "threads", "model-device"))

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qap_gguf.cli.budgets import WITHOUT, budget_configs, budget_options
 from qap_gguf.cli.common import (
     check_model_pair,
     is_debug,
-    make_config,
     model_options,
     note,
     output_options,
@@ -22,21 +22,11 @@ from qap_gguf.cli.groups import GroupedCommand
 from qap_gguf.cli.output import counter_bar, print_table
 
 if TYPE_CHECKING:
-    from qap_gguf.config import PruneConfig
+    pass
 
 _SIDE = 672  # pixels: 576 tokens for LLaVA-1.5 and Qwen2.5-VL
 _RATIOS = (0.5, 0.25, 0.125)
 _SHAPES = ("llava-1.5-7b", "llava-1.5-13b", "smolvlm-256m", "qwen2.5-vl-3b")
-
-
-def _configs(n_keep: tuple[int, ...], keep_ratio: tuple[float, ...], prune: dict[str, Any]) -> tuple[PruneConfig, ...]:
-    """One config for each number of tokens."""
-    if n_keep and keep_ratio:
-        raise click.UsageError("--n-keep and --keep-ratio exclude each other; give one of them")
-    base = {name: value for name, value in prune.items() if value is not None}
-    budgets: list[dict[str, Any]] = [{"n_keep": k} for k in n_keep]
-    budgets = budgets or [{"keep_ratio": ratio} for ratio in keep_ratio or _RATIOS]
-    return tuple(make_config(base | budget) for budget in budgets)
 
 
 def _load() -> list[float] | None:
@@ -83,14 +73,7 @@ def _rounded(value: Any) -> Any:
     metavar="FILE",
     help=f"Picture to encode. [default: {_SIDE} x {_SIDE} pixels of noise]",
 )
-@click.option("--n-keep", type=click.IntRange(min=1), multiple=True, metavar="K", help="Keep K tokens. Repeatable.")
-@click.option(
-    "--keep-ratio",
-    type=float,
-    multiple=True,
-    metavar="R",
-    help="Keep this part of the tokens, 0 < R <= 1. Repeatable.  [default: 0.5, 0.25 and 0.125]",
-)
+@budget_options(_RATIOS)
 @click.option(
     "--text-tokens", type=click.IntRange(min=1), default=40, show_default=True, help="Text tokens of the prompt."
 )
@@ -100,7 +83,7 @@ def _rounded(value: Any) -> Any:
     "--memory/--no-memory", default=True, show_default=True, help="Measure peak memory, in a process for each row."
 )
 @model_options()
-@prune_options(without=("n_keep", "keep_ratio", "dense"))
+@prune_options(without=WITHOUT)
 @output_options
 def bench(
     model: Path | None,
@@ -135,7 +118,7 @@ def bench(
     check_model_pair(model, mmproj)
     if shape is not None and model is not None:
         raise click.UsageError("--shape makes its own files, so -m/--model has no meaning; drop one of them")
-    configs = _configs(n_keep, keep_ratio, prune)
+    configs = budget_configs(n_keep, keep_ratio, _RATIOS, prune)
 
     import qap_gguf as qap
     from qap_gguf.arguments import n_threads_default

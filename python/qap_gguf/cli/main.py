@@ -15,6 +15,7 @@ import click
 
 from qap_gguf.cli.bench import bench
 from qap_gguf.cli.common import State, one_line
+from qap_gguf.cli.compare import compare
 from qap_gguf.cli.convert import convert
 from qap_gguf.cli.eval_cmd import eval_command
 from qap_gguf.cli.info import info
@@ -59,7 +60,7 @@ def cli() -> None:
     """
 
 
-for _command in (run, score, convert, eval_command, bench, serve, info):
+for _command in (run, compare, score, convert, eval_command, bench, serve, info):
     cli.add_command(_command)
 
 

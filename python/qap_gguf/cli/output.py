@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import click
 
 from qap_gguf.cli.common import on_terminal
+from qap_gguf.errors import QapError
+from qap_gguf.files.atomic import replacing
 
 if TYPE_CHECKING:
     from qap_gguf.eval.report import Table
@@ -71,3 +74,33 @@ def print_table(table: Table) -> None:
     console = Console()
     width = console.measure(drawn, options=console.options.update(max_width=1000)).maximum
     Console(width=max(width, console.width)).print(drawn)
+
+
+def check_targets(targets: dict[str, Path | None], force: bool) -> None:
+    """Check where files are to go, before anything slow happens.
+
+    Args:
+        targets: path of each kind of file by its ending, "npz" and "png"; None where it was not asked for.
+
+    Raises:
+        click.UsageError: a name that ends otherwise.
+        QapError: the name is taken, or its folder is not there.
+    """
+    for kind, path in targets.items():
+        if path is None:
+            continue
+        if path.suffix.lower() != f".{kind}":
+            raise click.UsageError(f"--{kind} writes a .{kind} file, got {path}; end the name in .{kind}")
+        if path.is_dir() or not path.parent.is_dir():
+            wrong = "a folder" if path.is_dir() else f"no folder {path.parent}"
+            raise QapError(f"--{kind}: expected a file in a folder that is there, got {wrong}; choose another name")
+        if path.exists() and not force:
+            raise QapError(f"--{kind}: expected no file {path}, found one; give --force to overwrite it")
+
+
+def write_file(path: Path, force: bool, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a temporary file, then give it its name: nothing half-written is ever found under `path`."""
+    with replacing(path) as temporary:
+        with temporary.open("xb") as file:
+            write(file)
+        check_targets({path.suffix.lower()[1:]: path}, force)  # it may have been made in the meantime

@@ -248,8 +248,8 @@ def run(
     """Ask a vision-language model about a picture.
 
     By default a quarter of the picture's tokens is kept, unless the environment or the mmproj file has defaults of its
-    own; --dense keeps all. Without a model the small one that comes with the package answers: it knows pictures of emoji in a grid and
-    nothing else.
+    own; --dense keeps all. Without a model the small one that comes with the package answers: it knows pictures of
+    emoji in a grid and nothing else.
 
     \b
     Examples:

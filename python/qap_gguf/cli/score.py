@@ -6,9 +6,8 @@ The scores are those of docs/method.md. No question is asked: the language model
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,9 +24,8 @@ from qap_gguf.cli.common import (
     sampler_seed,
 )
 from qap_gguf.cli.groups import GroupedCommand
+from qap_gguf.cli.output import check_targets, write_file
 from qap_gguf.cli.pictures import allow_urls_option, find_pictures
-from qap_gguf.errors import QapError
-from qap_gguf.files.atomic import replacing
 
 if TYPE_CHECKING:
     from qap_gguf.pruning.prune import PrunedImage
@@ -36,36 +34,6 @@ if TYPE_CHECKING:
 Row = tuple[str, ...]
 HEAD: Row = ("token", "row", "column", "error", "outlier", "semantic", "sensitivity", "total", "kept")
 _SCORES = ("error", "outlier", "sensitivity", "semantic", "total")
-
-
-def check_targets(targets: dict[str, Path | None], force: bool) -> None:
-    """Check where files are to go, before anything slow happens.
-
-    Args:
-        targets: path of each kind of file by its ending, "npz" and "png"; None where it was not asked for.
-
-    Raises:
-        click.UsageError: a name that ends otherwise.
-        QapError: the name is taken, or its folder is not there.
-    """
-    for kind, path in targets.items():
-        if path is None:
-            continue
-        if path.suffix.lower() != f".{kind}":
-            raise click.UsageError(f"--{kind} writes a .{kind} file, got {path}; end the name in .{kind}")
-        if path.is_dir() or not path.parent.is_dir():
-            wrong = "a folder" if path.is_dir() else f"no folder {path.parent}"
-            raise QapError(f"--{kind}: expected a file in a folder that is there, got {wrong}; choose another name")
-        if path.exists() and not force:
-            raise QapError(f"--{kind}: expected no file {path}, found one; give --force to overwrite it")
-
-
-def write_file(path: Path, force: bool, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a temporary file, then give it its name: nothing half-written is ever found under `path`."""
-    with replacing(path) as temporary:
-        with temporary.open("xb") as file:
-            write(file)
-        check_targets({path.suffix.lower()[1:]: path}, force)  # it may have been made in the meantime
 
 
 def table(image: ImageEmbedding, cut: PrunedImage, top: int) -> list[Row]:
@@ -239,7 +207,7 @@ def score(
         seed=seed,
         verbose=is_debug(),
     ) as vlm:
-        config = over_file_defaults(vlm.file_config, config, prune)
+        config = over_file_defaults(vlm.default_prune, config, prune)
         image = vlm.encode(pixels)
         cut = vlm.prune(image, config, prompt=prompt)
 
