@@ -143,7 +143,7 @@ struct qap_params qap_params_default(void) {
     params.outlier        = QAP_OUTLIER_RANGE;
     params.outlier_weight = 0.5f;
     params.semantic       = QAP_SEMANTIC_AUTO;
-    params.select         = QAP_SELECT_DPP;
+    params.select         = QAP_SELECT_COVERAGE;
     params.positions      = QAP_POSITIONS_AUTO;
     return params;
 }

@@ -131,7 +131,7 @@ def test_eval_json_and_the_settings_of_the_base(questions: str, capsys: Said) ->
     got = json.loads(capsys.readouterr().out)
     assert (got["n_questions"], got["n_pictures"], got["interval"]["seed"]) == (2, 1, 5)
     qap, random = got["results"]
-    assert (qap["configs"][0]["alpha"], qap["configs"][0]["group_size"], qap["keep_ratio"]) == (0.3, 32, 0.125)
+    assert (qap["configs"][0]["alpha"], qap["configs"][0]["group_size"], qap["keep_ratio"]) == (0.3, 32, 0.25)
     assert [config["seed"] for config in random["configs"]] == [5, 6, 7]
     assert (qap["n_kept"], qap["n_right"], qap["n_total"], qap["low"]) == (18.0, 1.0, 2, None)
 

@@ -25,7 +25,7 @@ def test_run_streams_the_answer_and_notes_the_numbers(fake: Any, tmp_path: Path,
     assert said.out == "a dog\n"
     assert said.err.splitlines() == [
         f"no --image, so this is about the packaged sample {tmp_path / 's.png'}",
-        "image tokens: 18 of 144 kept (12.5 %)",
+        "image tokens: 36 of 144 kept (25.0 %)",
         "encode 50.0 ms, score 1.0 ms, select 0.1 ms, prefill 20.0 ms, decode 40.0 ms (50.0 tokens/s)",
     ]
     assert fake.only().files == (tmp_path / "mmproj.gguf", tmp_path / "model.gguf")
@@ -75,7 +75,7 @@ def test_dense_prunes_nothing(fake: Any, flag: str, capsys: Said) -> None:
     assert "144 of 144 kept (100.0 %)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flags", "n_kept"), [([], 18), (["--keep-ratio", "0.5"], 72), (["--dense"], 144)])
+@pytest.mark.parametrize(("flags", "n_kept"), [([], 36), (["--keep-ratio", "0.5"], 72), (["--dense"], 144)])
 def test_json_is_one_object_and_nothing_else(flags: list[str], n_kept: int, tmp_path: Path, capsys: Said) -> None:
     assert main(["run", "--json", "--image", "a.png", "-p", "What?", *flags]) == 0
     said = capsys.readouterr()

@@ -72,7 +72,7 @@ def test_without_words_the_sample_and_twenty_rows(sample: str, capsys: Said) -> 
     lines = said.out.splitlines()
     assert len(lines) == 1 + 20 + 2
     assert [line.split()[5] for line in lines[1:21]] == ["-"] * 20
-    assert lines[-1] == "kept 18 of 144 tokens (12.5 %), alpha 0.7"
+    assert lines[-1] == "kept 36 of 144 tokens (25.0 %), alpha 0.7"
 
 
 def test_json_has_everything(truth: Any, sample: str, capsys: Said) -> None:
@@ -159,7 +159,7 @@ def test_files_are_overwritten_only_by_force(sample: str, tmp_path: Path, capsys
     assert out.read_text() == "precious"
     assert main(["score", sample, "--npz", str(out), "--force"]) == 0
     with np.load(out) as got:
-        assert len(got["indices"]) == 18
+        assert len(got["indices"]) == 36
 
 
 def test_a_file_that_comes_meanwhile_stays(sample: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_the_packaged_model_answers_from_18_of_144_tokens() -> None:
     assert kept[0] >= 0
     assert kept[-1] < 144
     assert (got["stats"]["n_image_kept"], got["stats"]["n_image_tokens"]) == (18, 144)
-    assert answer()["kept"] == got["kept"]  # an eighth is the default
+    assert answer()["kept"] == answer("--keep-ratio", "0.25")["kept"]  # a quarter is the default
 
 
 def test_keeping_all_is_dense_and_an_eighth_saves_that_many_cells() -> None:

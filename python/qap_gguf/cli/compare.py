@@ -59,7 +59,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
     """The rows of one question; the first is the dense one, which the others are compared with."""
     dense = rows[0]
     head = ("K", "of all", "KV cells", "prefill, ms", "first word, s", "sooner", "answer")
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for row in rows:
         same = " (same)" if row is not dense and row["answer"] == dense["answer"] else ""
         lines.append(
@@ -165,8 +165,8 @@ def compare(
                         report(sum(map(len, found)), len(questions) * (1 + len(configs)))
 
     if png is not None:
-        rows = [(row["kept"], f"K = {row['n_kept']}: {row['answer']}") for row in found[0]]
-        drawn = sheet(load_image(pixels), image, rows, title=questions[0])
+        panels = [(row["kept"], f"K = {row['n_kept']}: {row['answer']}") for row in found[0]]
+        drawn = sheet(load_image(pixels), image, panels, title=questions[0])
         write_file(png, force, lambda file: drawn.save(file, "PNG"))
         note(f"wrote {png}")
     if as_json:

@@ -110,7 +110,8 @@ class QapGguf(lmms):  # type: ignore[misc]  # untyped where lmms-eval is not ins
         messages = messages_of(self.task_dict[task][split][doc])
         if self._system:
             messages = self._apply_system_prompt(list(messages), self._resolve_system_prompt(self._system))
-        return self.model.chat(parts_of(messages), **self._chosen, **_sampling(wishes)).strip()
+        answer: str = self.model.chat(parts_of(messages), **self._chosen, **_sampling(wishes))
+        return answer.strip()
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Not offered: lmms-eval's own chat models answer such tasks by generating too."""

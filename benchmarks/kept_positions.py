@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What kept positions cost: the speed of a relabelled file, and the way without one (moving cells between runs).
 
-    python benchmarks/positions.py QUESTIONS -m model.gguf --relabelled model-keep.gguf --mmproj mmproj.gguf
+    python benchmarks/kept_positions.py QUESTIONS -m model.gguf --relabelled model-keep.gguf --mmproj mmproj.gguf
 
 First prefill and decoding of the relabelled file against the original, in turns, on text. Then what
 ``llama_memory_seq_add`` between runs of kept tokens costs and loses on the original.
@@ -31,7 +31,7 @@ import numpy as np
 
 import qap_gguf as qap
 from qap_gguf.arguments import FloatArray, IndexArray
-from qap_gguf.generation.messages import images_of, read_messages
+from qap_gguf.generation.messages import read_messages
 from qap_gguf.language.opener import open_llama
 
 WAYS = ("gap", "row", "none")
@@ -47,7 +47,7 @@ class Shifter:
         self.context = self.llama._ctx.ctx
         self.memory = llama_cpp.llama_get_memory(self.context)
         if not llama_cpp.llama_memory_can_shift(self.memory):
-            raise SystemExit(f"positions: expected a model whose cells can be moved, got {path}; use another one")
+            raise SystemExit(f"kept_positions: expected a model whose cells can be moved, got {path}; use another one")
 
     def decode(self, at: int, *, tokens: Sequence[int] = (), rows: FloatArray | None = None) -> int:
         """Evaluate tokens or rows at positions from `at` on; returns the position after them."""
@@ -62,7 +62,7 @@ class Shifter:
             if rows is not None:
                 np.ctypeslib.as_array(batch.embd, shape=rows.shape)[:] = rows
             if llama_cpp.llama_decode(self.context, batch):
-                raise SystemExit("positions: expected llama_decode to take the batch, it did not; see its log")
+                raise SystemExit("kept_positions: expected llama_decode to take the batch, it did not; see its log")
         finally:
             llama_cpp.llama_batch_free(batch)
         return at + n
@@ -146,14 +146,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             image = vlm.encode(args.questions.parent / row["image"])
             cfg = qap.PruneConfig(n_keep=args.n_keep, select=args.select, positions="keep")
             kept = vlm.prune(image, cfg)
-            vlm.language_model.reset()
+            vlm.language_model.reset()  # type: ignore[no-untyped-call]
             started = time.perf_counter()
             vlm.generate([image, row["question"]], prune=cfg, stream=True)
             usual = time.perf_counter() - started
             exact = vlm.last_logits()
             turns = read_messages([{"role": "user", "content": [image, row["question"]]}])
             prompt = vlm._template.render(turns)
-            chunks = vlm._encoder.tokenize(prompt.text, [i.size for i in images_of(turns)], add_special=True)
+            chunks = vlm._encoder.tokenize(prompt.text, [image.size], add_special=True)
             texts = [list(chunk.tokens) for chunk in chunks if not chunk.is_image]
             indices, features = kept.indices, kept.pieces[0].features
             for way in WAYS:
@@ -194,7 +194,7 @@ def speed(args: argparse.Namespace, n_prompt: int = 256, n_answer: int = 64) -> 
     times: dict[str, list[list[float]]] = {"prefill": [[], []], "decode": [[], []]}
     for turn in range(args.rounds + 1):
         for which, llama in enumerate(llamas):
-            llama.reset()
+            llama.reset()  # type: ignore[no-untyped-call]
             started = time.perf_counter()
             llama.eval(prompt)
             middle = time.perf_counter()
