@@ -54,6 +54,9 @@ class Embedding:
     def padding(self) -> Any:
         return np.zeros(self.n_tokens, np.bool_)
 
+    dropped = padding
+    kept_early = None
+
 
 @dataclass
 class ScriptedModel:
@@ -69,8 +72,8 @@ class ScriptedModel:
     asked: list[tuple[str, PruneConfig | None]] = field(default_factory=list)
     configs: dict[PruneConfig, int] = field(default_factory=dict)
 
-    def encode(self, image: Any) -> Any:
-        self.encoded.append(image)
+    def encode(self, image: Any, prune: PruneConfig | None = None) -> Any:
+        self.encoded.append(image if prune is None else (image, prune.encoder_keep))
         return Embedding(N_TOKENS, (12, 12), np.eye(N_TOKENS, dtype=np.float32), self.attention)
 
     def prune(self, image: Any, config: PruneConfig, prompt: str | None = None) -> Any:
@@ -247,6 +250,24 @@ def test_each_picture_is_encoded_once_and_each_question_asked_in_every_way(quest
     assert shares["qap", qe.Budget(n_keep=4)] == 0
     assert shares["random", qe.Budget(n_keep=18)] == pytest.approx(1 / 3)
     assert {o.n_kept for o in outcomes if o.variant.budget == qe.Budget(n_keep=4)} == {4}
+
+
+def test_early_drops_are_rows_and_encodes_of_their_own(questions: list[qe.Question]) -> None:
+    base = PruneConfig(encoder_layer=2)
+    rows = qe.variants(["dense", "dpp", "pool"], [qe.Budget(n_keep=18)], base, encoder_keeps=[1.0, 0.5, 0.25])
+    assert [row.label for row in rows] == ["dense", "dpp", "dpp, encoder_keep 0.5", "dpp, encoder_keep 0.25", "pool"]
+    keys = [row.key for row in rows]
+    assert keys[1] == qe.variants(["dpp"], [qe.Budget(n_keep=18)])[0].key  # known from an earlier run
+    assert keys[2] == "dpp, alpha 0.7, int4, encoder_keep 0.5 after 2 @ 18"
+    model = model_for(questions)
+    found = qe.evaluate(model, questions, rows)
+    picture = questions[0].image
+    assert model.encoded[:3] == [picture, (picture, 0.5), (picture, 0.25)]
+    assert len(model.encoded) == 3 * len({q.image for q in questions})
+    assert {o.n_kept for o in found if o.variant.method == "dpp"} == {18}
+    (one,) = qe.variants(["dpp"], [qe.Budget(n_keep=18)], base.replace(encoder_keep=0.5))
+    assert one.label == "dpp"
+    assert one.key == keys[2]
 
 
 def test_the_same_tokens_are_not_asked_about_twice(questions: list[qe.Question]) -> None:

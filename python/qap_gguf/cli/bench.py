@@ -11,6 +11,7 @@ import click
 
 from qap_gguf.cli.common import (
     check_model_pair,
+    default_of,
     is_debug,
     make_config,
     model_options,
@@ -29,14 +30,17 @@ _RATIOS = (0.5, 0.25, 0.125)
 _SHAPES = ("llava-1.5-7b", "llava-1.5-13b", "smolvlm-256m", "qwen2.5-vl-3b")
 
 
-def _configs(n_keep: tuple[int, ...], keep_ratio: tuple[float, ...], prune: dict[str, Any]) -> tuple[PruneConfig, ...]:
-    """One config for each number of tokens."""
+def _configs(
+    n_keep: tuple[int, ...], keep_ratio: tuple[float, ...], encoder_keep: tuple[float, ...], prune: dict[str, Any]
+) -> tuple[PruneConfig, ...]:
+    """One config for each number of tokens and early drop."""
     if n_keep and keep_ratio:
         raise click.UsageError("--n-keep and --keep-ratio exclude each other; give one of them")
     base = {name: value for name, value in prune.items() if value is not None}
     budgets: list[dict[str, Any]] = [{"n_keep": k} for k in n_keep]
     budgets = budgets or [{"keep_ratio": ratio} for ratio in keep_ratio or _RATIOS]
-    return tuple(make_config(base | budget) for budget in budgets)
+    drops: list[dict[str, Any]] = [{"encoder_keep": ratio} for ratio in encoder_keep] or [{}]
+    return tuple(make_config(base | budget | drop) for budget in budgets for drop in drops)
 
 
 def _load() -> list[float] | None:
@@ -92,6 +96,14 @@ def _rounded(value: Any) -> Any:
     help="Keep this part of the tokens, 0 < R <= 1. Repeatable.  [default: 0.5, 0.25 and 0.125]",
 )
 @click.option(
+    "--encoder-keep",
+    type=float,
+    multiple=True,
+    metavar="R",
+    help="Drop all but this part of the tokens inside the image encoder, 0 < R <= 1; 1 drops none. Repeatable."
+    + default_of("encoder_keep"),
+)
+@click.option(
     "--text-tokens", type=click.IntRange(min=1), default=40, show_default=True, help="Text tokens of the prompt."
 )
 @click.option("--decode", type=click.IntRange(min=1), default=8, show_default=True, help="Tokens of the answer.")
@@ -100,7 +112,7 @@ def _rounded(value: Any) -> Any:
     "--memory/--no-memory", default=True, show_default=True, help="Measure peak memory, in a process for each row."
 )
 @model_options()
-@prune_options(without=("n_keep", "keep_ratio", "dense"))
+@prune_options(without=("n_keep", "keep_ratio", "dense", "encoder_keep"))
 @output_options
 def bench(
     model: Path | None,
@@ -113,6 +125,7 @@ def bench(
     image: Path | None,
     n_keep: tuple[int, ...],
     keep_ratio: tuple[float, ...],
+    encoder_keep: tuple[float, ...],
     text_tokens: int,
     decode: int,
     rounds: int,
@@ -124,8 +137,8 @@ def bench(
     """Time encode, score, select, prefill and decode, dense and with several numbers of tokens kept.
 
     Passes take turns in one process; the figures are medians, and the ratios medians of the ratios in each round. The
-    bound is `encode + (text + K) * prefill per token of the dense pass`: no pruner can be faster by much. With --json
-    all figures come as one JSON object, in one line.
+    bound is `encode + (text + K) * prefill per token of the dense pass`: no pruner can be faster by much. With an early
+    drop the encode in it is that of its own pass. With --json all figures come as one JSON object, in one line.
 
     \b
     Examples:
@@ -135,7 +148,7 @@ def bench(
     check_model_pair(model, mmproj)
     if shape is not None and model is not None:
         raise click.UsageError("--shape makes its own files, so -m/--model has no meaning; drop one of them")
-    configs = _configs(n_keep, keep_ratio, prune)
+    configs = _configs(n_keep, keep_ratio, encoder_keep, prune)
 
     import qap_gguf as qap
     from qap_gguf.arguments import n_threads_default
