@@ -205,7 +205,8 @@ QAP_API int qap_merge_average(
 /* --- pruning of one piece of a picture (the whole of it, or a tile): signal, scores, selection, rows --- */
 
 /* What an encode left, in host memory. Rows are tokens in their order, and special rows among them, which are no tokens and
- * are always kept. Tokens that are padding are neither scored nor kept: statistics are over the others. */
+ * are always kept. Tokens that are padding are neither scored nor kept: statistics are over the others. What an early drop took
+ * is padding here. */
 struct qap_piece {
     const float *   rows; /* [n_rows, n_width] */
     int32_t         n_rows;
@@ -213,7 +214,7 @@ struct qap_piece {
     int32_t         n_planes; /* scores and cosines look at the first n_width / n_planes numbers of a row */
     const int32_t * special;  /* [n_special]: numbers among the rows, ascending */
     int32_t         n_special;
-    const int32_t * padding; /* [n_padding]: numbers among the tokens, ascending; what an early drop dropped counts too */
+    const int32_t * padding; /* [n_padding]: numbers among the tokens, ascending */
     int32_t         n_padding;
     const float *   attention;       /* class-token attention, [n_tokens] or NULL */
     const float *   received;        /* attention received, likewise */

@@ -16,11 +16,14 @@
 
 // --- before the encode ---
 
+// Attention received adds up to 25 tensors for each 256 patches, and upstream's graph has room for 8192 (clip.cpp).
+static const int64_t MAX_PATCHES = 1 << 15;
+
 static bool is_llava(const clip_model & model) {
     return model.proj_type == PROJECTOR_TYPE_MLP || model.proj_type == PROJECTOR_TYPE_MLP_NORM;
 }
 
-// How many layers run in front of the projector; those of LLaVA stop at the layer that its projector reads.
+// How many layers run before the projector; those of LLaVA stop at the layer that its projector reads.
 static int32_t count_layers(const clip_model & model) {
     const int32_t stored = model.hparams.n_layer;
     if (!is_llava(model)) {
@@ -58,6 +61,10 @@ std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & i
     if (!layout.attention) {
         return "encoder_keep: the last tokens of this picture have fewer patches than the others; use encoder_keep 1, "
                "or a picture whose sides are whole tokens";
+    }
+    if (layout.n_patches > MAX_PATCHES) {
+        return "encoder_keep: expected a picture of up to " + std::to_string(MAX_PATCHES) + " patches, got " +
+               std::to_string(layout.n_patches) + "; scale it down, or use encoder_keep 1";
     }
     if (is_llava(model) && model.hparams.feature_layers.size() > 1) {
         return "encoder_keep: the projector of this model reads several layers, and they must have the same patches; "

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _SIDE = 672  # pixels: 576 tokens for LLaVA-1.5 and Qwen2.5-VL
 _RATIOS = (0.5, 0.25, 0.125)
-_SHAPES = ("llava-1.5-7b", "llava-1.5-13b", "smolvlm-256m", "qwen2.5-vl-3b")
+_SHAPES = ("llava-1.5-7b", "llava-1.5-13b", "smolvlm-256m", "qwen2.5-vl-3b", "gemma-3-4b", "internvl3-1b")
 
 
 def _configs(
