@@ -118,7 +118,13 @@ def test_rows_after_an_early_drop_serve_no_other_setting(stock: Stock, urls: lis
         half.replace(error="int3"), half.replace(outlier="crest"), half.replace(outlier_weight=0.1),
         half.replace(group_size=64), half.replace(semantic="attention"), half.replace(alpha="dynamic"),
     ]  # fmt: skip
-    later = [{}, {"n_keep": 30}, {"select": "topk"}, {"merge": "average"}, {"select": "random", "seed": 5}]
+    later: list[dict[str, Any]] = [
+        {},
+        {"n_keep": 30},
+        {"select": "topk"},
+        {"merge": "average"},
+        {"select": "random", "seed": 5},
+    ]
     cases = [drop and drop.replace(**change) for drop in drops for change in (later if drop is half else later[:1])]
     qap.set_image_cache(0)
     expected = [stock.ask(urls[0], QUESTIONS[0], cfg) for cfg in cases]

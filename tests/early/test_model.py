@@ -44,6 +44,12 @@ def drop_in(vlm: qap.VisionModel, pixels: Any, cfg: qap.PruneConfig) -> tuple[An
     return rows, report
 
 
+def report_of(chunk: _core.Chunk) -> dict[str, Any]:
+    report = chunk.report()
+    assert report is not None
+    return report
+
+
 def same_in_both(vlm: qap.VisionModel, pixels: Any, cfg: qap.PruneConfig) -> tuple[Any, dict[str, Any]]:
     """The drop-in path keeps what VisionModel keeps, to the last bit: embedding and report."""
     image = vlm.encode(pixels, cfg)
@@ -79,7 +85,8 @@ def test_what_is_left_says_which_tokens_it_is(vlm: qap.VisionModel, pixels: Any)
     assert (image.n_tokens, image.n_real, image.n_left, image.grid) == (N, N, 72, (12, 12))
     kept = image.kept_early
     assert kept is not None
-    assert (kept.dtype, kept.shape) == (np.int32, (72,))
+    assert kept.dtype == np.int32
+    assert kept.shape == (72,)
     assert np.all(np.diff(kept) > 0)
     np.testing.assert_array_equal(np.flatnonzero(~image.dropped), kept)
     for values in (image.features, image.attention, image.received):
@@ -154,7 +161,7 @@ def test_a_picture_of_padding_alone_keeps_the_process_alive(tiled: qap.VisionMod
     for chunk in chunks:
         if chunk.n_tokens:
             assert np.isfinite(tiled._encoder._native.encode(chunk, False)).all()
-            reports.append(chunk.report())
+            reports.append(report_of(chunk))
     assert sum(chunk.n_tokens for chunk in chunks) == sum(len(report["indices"]) for report in reports)
     assert not any(np.isin(report["indices"], report["padding"]).any() for report in reports)
     with qap.use(None):
@@ -163,7 +170,7 @@ def test_a_picture_of_padding_alone_keeps_the_process_alive(tiled: qap.VisionMod
     counts = []
     for chunk in (chunk for chunk in dense if chunk.is_image):
         assert np.isfinite(tiled._encoder._native.encode(chunk, True, False, params)).all()
-        report = chunk.report()
+        report = report_of(chunk)
         real = report["n_total"] - len(report["padding"])
         counts.append((real, len(report["early"])))
     assert all(n_early == (1 if real == 0 else -(-real // 2)) for real, n_early in counts)
@@ -190,7 +197,7 @@ def test_tiles_share_what_is_left(tiled: qap.VisionModel) -> None:
         chunks = [chunk for chunk in found if chunk.is_image]
         kept, left, real = 0, [], 0
         for chunk in chunks:
-            rows, report = tiled._encoder._native.encode(chunk, False), chunk.report()
+            rows, report = tiled._encoder._native.encode(chunk, False), report_of(chunk)
             assert len(rows) == chunk.n_tokens == len(report["indices"])
             assert np.isin(report["indices"], report["early"]).all()
             kept, n_real = kept + len(rows), report["n_total"] - len(report["padding"])
@@ -233,14 +240,20 @@ def test_an_answer_takes_the_cells_of_what_is_kept(vlm: qap.VisionModel, pixels:
 
 
 def test_the_cache_tells_drops_apart(pixels: Any, tmp_path: Path) -> None:
-    others = [
+    others: list[dict[str, Any]] = [
         {"encoder_keep": 0.4}, {"encoder_layer": 2}, {"alpha": 0.5}, {"alpha": "dynamic"}, {"error": "int3"},
         {"group_size": 64}, {"outlier": "crest"}, {"outlier_weight": 0.25}, {"semantic": "attention"},
     ]  # fmt: skip
     with qap.VisionModel(n_threads=1, cache=qap.EmbeddingCache(folder=tmp_path)) as vlm:
         found = [vlm.encode(pixels, cfg) for cfg in (None, HALF, *(HALF.replace(**other) for other in others))]
         assert vlm.n_encodes == len(found)
-        for same in ({"select": "topk"}, {"n_keep": 3}, {"merge": "average"}, {"positions": "compact"}):
+        later: list[dict[str, Any]] = [
+            {"select": "topk"},
+            {"n_keep": 3},
+            {"merge": "average"},
+            {"positions": "compact"},
+        ]
+        for same in later:
             assert vlm.encode(pixels, HALF.replace(**same)) is found[1]  # they matter at the end only
         vlm.cache.clear()
         again = vlm.encode(pixels, HALF)
@@ -279,7 +292,8 @@ def test_values_outside_their_range_are_refused(bad: dict[str, Any]) -> None:
 def test_the_config_travels_through_native_parameters_and_metadata() -> None:
     cfg = qap.PruneConfig(encoder_keep=0.3, encoder_layer=4)
     assert qap.PruneConfig.from_metadata(cfg.to_metadata()) == cfg
-    assert qap.PruneConfig.from_metadata(cfg.replace(encoder_layer=None).to_metadata()).encoder_layer is None
+    quarter = cfg.replace(encoder_layer=None)
+    assert qap.PruneConfig.from_metadata(quarter.to_metadata()) == quarter
     assert not [key for key in qap.PruneConfig().to_metadata() if "encoder" in key]  # earlier versions read them still
     qap.set_default(cfg)
     try:

@@ -292,6 +292,7 @@ def test_what_was_dropped_early_is_the_darkest(vlm: qap.VisionModel, sample: Pix
     half = CFG.replace(encoder_keep=0.5)
     image = vlm.encode(sample, half)
     cut = vlm.prune(image, half)
+    assert image.kept_early is not None
     late = np.setdiff1d(image.kept_early, cut.indices)
     assert (len(cut.indices), len(late), int(image.dropped.sum())) == (36, 36, 72)
     white = np.full((SIDE, SIDE, 3), 255, np.uint8)

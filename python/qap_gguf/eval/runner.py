@@ -27,7 +27,7 @@ class Model(Protocol):
     """What an evaluation needs of qap_gguf.VisionModel."""
 
     @property
-    def encode(self) -> Callable[[Any], Any]:
+    def encode(self) -> Callable[..., Any]:
         """encode(image) -> ImageEmbedding; encode(image, config) where the config asks for an early drop."""
 
     @property
