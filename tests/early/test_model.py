@@ -151,40 +151,46 @@ def test_padding_is_the_first_to_be_dropped(vlm: qap.VisionModel, ratio: float) 
     assert len(others) == 0 or total[left].min() >= total[others].max()
 
 
-def test_a_picture_of_padding_alone_keeps_the_process_alive(tiled: qap.VisionModel) -> None:
-    """A thin picture on tiles of which some show none of it: they keep nothing, and lose nothing."""
+def opened(folder: Path, side: int) -> qap.VisionModel:
+    """The packaged encoder with tiles as stock llama.cpp cuts them, of a square of `side` pixels: each is a chunk."""
+    keys: dict[str, Any] = {
+        "clip.vision.mm_patch_merge_type": "spatial_unpad",
+        "clip.vision.image_grid_pinpoints": [side, side],
+    }
+    mmproj = rewrite(qap.packaged_model().mmproj, folder / "mmproj.gguf", keys)
+    return qap.VisionModel(mmproj, qap.packaged_model().model, n_threads=1, resize="pad")
+
+
+def test_tiles_of_padding_alone_keep_nothing(tmp_path: Path) -> None:
+    """A thin picture on 3 x 3 tiles: those above and below show none of it."""
     thin = np.random.default_rng(0).integers(0, 256, (8, 400, 3), dtype=np.uint8)
-    with qap.use(qap.PruneConfig(n_keep=20, encoder_keep=0.5)):
-        found = tiled._encoder._native.tokenize(_core.media_marker(), [thin], False, True)
-    chunks = [chunk for chunk in found if chunk.is_image]
-    reports = []
-    for chunk in chunks:
-        if chunk.n_tokens:
-            assert np.isfinite(tiled._encoder._native.encode(chunk, False)).all()
-            reports.append(report_of(chunk))
-    assert sum(chunk.n_tokens for chunk in chunks) == sum(len(report["indices"]) for report in reports)
-    assert not any(np.isin(report["indices"], report["padding"]).any() for report in reports)
-    with qap.use(None):
-        dense = tiled._encoder._native.tokenize(_core.media_marker(), [thin], False, True)
-    params = to_params(qap.PruneConfig(encoder_keep=0.5))
-    counts = []
-    for chunk in (chunk for chunk in dense if chunk.is_image):
-        assert np.isfinite(tiled._encoder._native.encode(chunk, True, False, params)).all()
-        report = report_of(chunk)
-        real = report["n_total"] - len(report["padding"])
-        counts.append((real, len(report["early"])))
-    assert all(n_early == (1 if real == 0 else -(-real // 2)) for real, n_early in counts)
+    with opened(tmp_path, 3 * 192) as model:
+        native = model._encoder._native
+        with qap.use(qap.PruneConfig(n_keep=20, encoder_keep=0.5)):
+            found = native.tokenize(_core.media_marker(), [thin], False, True)
+        with qap.use(None):
+            dense = native.tokenize(_core.media_marker(), [thin], False, True)
+        kept = 0
+        for chunk in (chunk for chunk in found if chunk.is_image):
+            rows = native.encode(chunk, False)
+            report = report_of(chunk)
+            assert len(rows) == chunk.n_tokens == len(report["indices"])
+            assert np.isfinite(rows).all()
+            assert not np.isin(report["indices"], report["padding"]).any()
+            kept += len(rows)
+        assert kept == 20
+        params, counts = to_params(qap.PruneConfig(encoder_keep=0.5)), []
+        for chunk in (chunk for chunk in dense if chunk.is_image):
+            assert np.isfinite(native.encode(chunk, True, False, params)).all()
+            report = report_of(chunk)
+            counts.append((report["n_total"] - len(report["padding"]), len(report["early"])))
+    assert sum(n_real == 0 for n_real, _ in counts) == 6
+    assert all(n_early == (1 if n_real == 0 else -(-n_real // 2)) for n_real, n_early in counts)
 
 
 @pytest.fixture(scope="module")
 def tiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[qap.VisionModel]:
-    """The packaged encoder with tiles as stock llama.cpp cuts them: each is a chunk."""
-    keys: dict[str, Any] = {
-        "clip.vision.mm_patch_merge_type": "spatial_unpad",
-        "clip.vision.image_grid_pinpoints": [384, 384],
-    }
-    mmproj = rewrite(qap.packaged_model().mmproj, tmp_path_factory.mktemp("tiled") / "mmproj.gguf", keys)
-    with qap.VisionModel(mmproj, qap.packaged_model().model, n_threads=1, resize="pad") as model:
+    with opened(tmp_path_factory.mktemp("tiled"), 2 * 192) as model:
         yield model
 
 

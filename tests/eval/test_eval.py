@@ -252,24 +252,6 @@ def test_each_picture_is_encoded_once_and_each_question_asked_in_every_way(quest
     assert {o.n_kept for o in outcomes if o.variant.budget == qe.Budget(n_keep=4)} == {4}
 
 
-def test_early_drops_are_rows_and_encodes_of_their_own(questions: list[qe.Question]) -> None:
-    base = PruneConfig(encoder_layer=2)
-    rows = qe.variants(["dense", "dpp", "pool"], [qe.Budget(n_keep=18)], base, encoder_keeps=[1.0, 0.5, 0.25])
-    assert [row.label for row in rows] == ["dense", "dpp", "dpp, encoder_keep 0.5", "dpp, encoder_keep 0.25", "pool"]
-    keys = [row.key for row in rows]
-    assert keys[1] == qe.variants(["dpp"], [qe.Budget(n_keep=18)])[0].key  # known from an earlier run
-    assert keys[2] == "dpp, alpha 0.7, int4, encoder_keep 0.5 after 2 @ 18"
-    model = model_for(questions)
-    found = qe.evaluate(model, questions, rows)
-    picture = questions[0].image
-    assert model.encoded[:3] == [picture, (picture, 0.5), (picture, 0.25)]
-    assert len(model.encoded) == 3 * len({q.image for q in questions})
-    assert {o.n_kept for o in found if o.variant.method == "dpp"} == {18}
-    (one,) = qe.variants(["dpp"], [qe.Budget(n_keep=18)], base.replace(encoder_keep=0.5))
-    assert one.label == "dpp"
-    assert one.key == keys[2]
-
-
 def test_the_same_tokens_are_not_asked_about_twice(questions: list[qe.Question]) -> None:
     model = model_for(questions)
     compared = qe.variants(["qap"], [qe.Budget(n_keep=18)], errors=["int4", "q4_0"], alphas=[0.3, 0.7])
