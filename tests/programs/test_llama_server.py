@@ -99,18 +99,24 @@ def test_no_answer_comes_from_a_picture_pruned_otherwise(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("variables", "n_image"),
-    [
-        ({"QAP_N_KEEP": "18"}, 18),
-        ({"QAP_KEEP_RATIO": "0.125", "QAP_SELECT": "topk"}, 18),
-        ({"QAP_ALPHA": "0.5"}, 18),
-        ({"QAP_N_KEEP": "99", "QAP_ENCODER_KEEP": "0.2", "QAP_ENCODER_LAYER": "2"}, 29),
-    ],
+    [({"QAP_N_KEEP": "18"}, 18), ({"QAP_KEEP_RATIO": "0.125", "QAP_SELECT": "topk"}, 18), ({"QAP_ALPHA": "0.5"}, 18)],
 )
 def test_the_environment_prunes(tmp_path: Path, variables: dict[str, str], n_image: int) -> None:
     with running(tmp_path, **variables) as server:
         assert answer(server, QUESTION, {})[1] == n_image + TEXT
         assert answer(server, QUESTION, {"prune": {"n_keep": 36}})[1] == 36 + TEXT
         assert answer(server, QUESTION, {"prune": False})[1] == DENSE + TEXT
+
+
+def test_the_environment_drops_early(tmp_path: Path) -> None:
+    with running(tmp_path, QAP_N_KEEP="99", QAP_ENCODER_KEEP="0.2", QAP_ENCODER_LAYER="2") as server:
+        assert answer(server, QUESTION, {})[1] == 29 + TEXT  # what is left
+        assert answer(server, QUESTION, {"prune": {"encoder_keep": 1}})[1] == 99 + TEXT
+        assert answer(server, QUESTION, {"prune": False})[1] == DENSE + TEXT
+    with running(tmp_path, QAP_ENCODER_KEEP="2") as server:
+        status, found = server.ask(QUESTION)
+        assert status == 400
+        assert "QAP_ENCODER_KEEP: expected a number in (0, 1], got '2'" in found["error"]["message"]
 
 
 def test_a_wrong_variable_is_told(tmp_path: Path) -> None:
