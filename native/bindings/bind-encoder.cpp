@@ -57,6 +57,8 @@ static py::object report_of(const chunk_ref & chunk) {
     out["alpha"]      = r.alpha;
     out["indices"]    = copy_array(r.indices, (size_t) r.n_keep);
     out["bytes_read"] = r.bytes_read;
+    out["early"]      = r.n_early > 0 ? py::object(copy_array(r.early, (size_t) r.n_early)) : py::object(py::none());
+    put("early_total", r.early_total);
     put("error", r.error);
     put("outlier", r.outlier);
     put("sensitivity", r.sensitivity);
@@ -133,8 +135,10 @@ public:
         return chunks;
     }
 
-    // Features of an image chunk, (kept tokens, n_embd). capture: all tokens, with the attention in the report.
-    py::array_t<float> encode(const chunk_ref & chunk, bool capture, bool hidden) {
+    // Features of an image chunk, (kept tokens, n_embd). capture: all tokens, with the attention in the report; after the
+    // early drop of `early`, if there is one, with zeros for what it dropped.
+    py::array_t<float> encode(
+        const chunk_ref & chunk, bool capture, bool hidden, const std::optional<qap_params> & early) {
         if (!chunk.is_image()) {
             throw py::value_error("expected an image chunk");
         }
@@ -143,7 +147,10 @@ public:
             const py::gil_scoped_release      nogil;
             const std::lock_guard<std::mutex> lock(mutex);
             const quiet_scope                 quiet(verbose);
-            if (capture && qap_chunk_plan_capture(open(), chunk.get(), hidden) != 0) {
+            if (early && qap_chunk_plan_early(open(), chunk.get(), hidden, &*early) != 0) {
+                throw py::value_error(qap_last_error());
+            }
+            if (!early && capture && qap_chunk_plan_capture(open(), chunk.get(), hidden) != 0) {
                 fail("the image could not be encoded", quiet);
             }
             if (mtmd_encode_chunk(open(), chunk.get()) != 0) {
@@ -289,7 +296,9 @@ void register_encoder(py::module_ & m) {
         .def(
             "tokenize", &encoder::tokenize, py::arg("text"), py::arg("images"), py::arg("add_special"),
             py::arg("parse_special"))
-        .def("encode", &encoder::encode, py::arg("chunk"), py::arg("capture"), py::arg("hidden") = false)
+        .def(
+            "encode", &encoder::encode, py::arg("chunk"), py::arg("capture"), py::arg("hidden") = false,
+            py::arg("early") = py::none())
         .def(
             "decode", &encoder::decode, py::arg("lctx"), py::arg("chunk"), py::arg("features").noconvert(),
             py::arg("indices").noconvert().none(true), py::arg("positions"), py::arg("n_past"), py::arg("n_batch"))

@@ -69,6 +69,8 @@ struct qap_params {
     int32_t  select;         /* enum qap_selector */
     int32_t  positions;      /* enum qap_positions */
     int32_t  merge;          /* enum qap_merge: what becomes of dropped tokens */
+    int32_t  encoder_layer;  /* layers of the image encoder that see all patches, or 0: a quarter of them */
+    double   encoder_keep;   /* (0, 1]: part of the patches that the other layers see */
     uint64_t seed;           /* of the random selector */
 };
 
@@ -84,8 +86,9 @@ struct qap_scores {
 
 /* What one encode found; arrays belong to the chunk and live until its next encode. */
 struct qap_report {
-    int32_t n_total;   /* tokens that the projector gave */
+    int32_t n_total;   /* tokens that the projector gave, or would have given without an early drop */
     int32_t n_padding; /* of them, those that lie wholly in the padding of a letterboxed picture */
+    int32_t n_early;   /* of them, those that an early drop left; 0: there was none */
     int32_t n_keep;    /* K, none of them padding */
     int32_t n_special; /* rows that are no tokens and are always kept */
     int32_t n_columns; /* tokens of a line of the picture; 0 before the encode, and where it is several views */
@@ -95,8 +98,10 @@ struct qap_report {
     const int32_t * indices; /* [n_keep], sorted ascending */
     const int32_t * special; /* [n_special]: their numbers among all rows, ascending */
     const int32_t * padding; /* [n_padding]: their numbers among the tokens, ascending */
+    const int32_t * early;   /* [n_early]: likewise */
     int32_t         signal;  /* enum qap_semantic: what the relevance was made of */
-    const float *   error;   /* [n_total] or NULL; so are all that follow. Scores are 0 for padding */
+    const float *   early_total; /* [n_total] or NULL: what an early drop chose by; 0 for padding */
+    const float *   error; /* [n_total] or NULL; so are all that follow. 0 for padding and for what was dropped early */
     const float *   outlier;
     const float *   sensitivity;
     const float *   semantic;
@@ -129,9 +134,12 @@ QAP_API int qap_check_language(const char * path, bool memory, int64_t n_ctx, in
 
 QAP_API struct qap_params qap_params_default(void);
 QAP_API int               qap_params_check(const struct qap_params * params);
-/* K for n_tokens of a picture, padding not counted: n_keep or less where there are fewer; ceil(keep_ratio n_tokens);
- * at least 1. -1 for n_tokens below 1. */
+/* K for n_tokens of a picture, padding not counted: n_keep or ceil(keep_ratio n_tokens), at least 1, and no more than there
+ * are or an early drop leaves. -1 for n_tokens below 1. */
 QAP_API int32_t qap_params_count(const struct qap_params * params, int32_t n_tokens);
+/* How many of n_tokens of a picture or of a slice of it an early drop leaves, padding not counted: ceil(encoder_keep
+ * n_tokens), all without one. -1 for n_tokens below 1. */
+QAP_API int32_t qap_params_count_early(const struct qap_params * params, int32_t n_tokens);
 
 /* Change one parameter by name; the names are those of the GGUF keys without "qap.", values are text ("18", "0.5",
  * "dpp"; alpha may be "dynamic"). n_keep and keep_ratio replace each other. */
@@ -197,7 +205,8 @@ QAP_API int qap_merge_average(
 /* --- pruning of one piece of a picture (the whole of it, or a tile): signal, scores, selection, rows --- */
 
 /* What an encode left, in host memory. Rows are tokens in their order, and special rows among them, which are no tokens and
- * are always kept. Tokens that are padding are neither scored nor kept: statistics are over the others. */
+ * are always kept. Tokens that are padding are neither scored nor kept: statistics are over the others. What an early drop took
+ * is padding here. */
 struct qap_piece {
     const float *   rows; /* [n_rows, n_width] */
     int32_t         n_rows;
@@ -332,9 +341,12 @@ QAP_API int32_t qap_chunk_n_special(const struct mtmd_context * ctx, const struc
 QAP_API int32_t qap_chunk_n_padding(const struct mtmd_context * ctx, const struct mtmd_input_chunk * chunk);
 
 /* Replace the plan of an image chunk. plan_capture: keep all tokens, note the attention and, if asked, the input of the
- * projector. plan_indices: the given tokens are kept (for embeddings that the caller selected itself), and every special
- * row, at positions of enum qap_positions. */
+ * projector. plan_early: the same after the early drop of these parameters, zeros in the rows of what it drops. plan_indices:
+ * the given tokens are kept (for embeddings that the caller selected itself), and every special row, at positions of enum
+ * qap_positions. */
 QAP_API int qap_chunk_plan_capture(const struct mtmd_context * ctx, struct mtmd_input_chunk * chunk, bool hidden);
+QAP_API int qap_chunk_plan_early(
+    const struct mtmd_context * ctx, struct mtmd_input_chunk * chunk, bool hidden, const struct qap_params * params);
 QAP_API int qap_chunk_plan_indices(
     const struct mtmd_context * ctx, struct mtmd_input_chunk * chunk, const int32_t * indices, int32_t n_keep,
     int32_t positions);

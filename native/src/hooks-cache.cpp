@@ -4,6 +4,7 @@
 #include "clip-impl.h"
 #include "clip-model.h"
 #include "device.h"
+#include "early-drop.h"
 #include "families/layout.h"
 #include "families/pack.h"
 #include "ggml-backend.h"
@@ -13,6 +14,10 @@
 #include "qap-error.h"
 #include "qap-hooks.h"
 #include "qap-plan.h"
+
+#include <cstring>
+#include <iterator>
+#include <utility>
 
 static const int MAX_NODES = 512; // of scores and cosines
 
@@ -26,12 +31,35 @@ static const clip_image_f32 * cacheable(const clip_ctx * ctx, const clip_image_f
     return image.is_placeholder() || qap_packs(qap_clip_model(ctx).proj_type, image) ? nullptr : &image;
 }
 
-// What an encode depends on, beside the pixels and the context.
-static std::vector<int32_t> shape_of(const clip_image_f32 & image) {
-    return {
+static int32_t bits_of(float value) {
+    int32_t bits = 0;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits;
+}
+
+// What an encode depends on, beside the pixels and the context: rows that saw other patches are other rows.
+static std::vector<int32_t> shape_of(const clip_image_f32 & image, const qap_plan * plan) {
+    std::vector<int32_t> shape = {
         image.nx(),          image.ny(),          image.add_viewsep,    image.add_newline,    image.lead_pad,
         image.anyres.grid_x, image.anyres.grid_y, image.anyres.orig_nx, image.anyres.orig_ny,
     };
+    if (plan != nullptr && plan->n_early > 0) {
+        const qap_params & p      = plan->params;
+        const int32_t      drop[] = {
+            plan->n_early,
+            plan->early_after,
+            p.alpha_dynamic,
+            p.alpha_dynamic ? 0 : bits_of(p.alpha),
+            p.error,
+            p.group_size,
+            p.outlier,
+            bits_of(p.outlier_weight),
+            p.semantic == QAP_SEMANTIC_ATTENTION,
+        };
+        shape.insert(shape.end(), std::begin(drop), std::end(drop));
+        shape.insert(shape.end(), plan->padding.begin(), plan->padding.end());
+    }
+    return shape;
 }
 
 // --- keeping ---
@@ -41,7 +69,7 @@ std::shared_ptr<qap_image_cache> qap_hook_new_cache() {
 }
 
 static ggml_tensor * keep_tensor(ggml_context * ctx, const ggml_tensor * from) {
-    return from != nullptr ? ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, from->ne) : nullptr;
+    return from != nullptr ? ggml_new_tensor(ctx, from->type, GGML_MAX_DIMS, from->ne) : nullptr;
 }
 
 void qap_hook_remember(clip_ctx * ctx, const clip_image_f32_batch & imgs, const qap_graph & graph, ggml_cgraph * gf) {
@@ -52,23 +80,30 @@ void qap_hook_remember(clip_ctx * ctx, const clip_image_f32_batch & imgs, const 
         return;
     }
     auto kept    = std::make_unique<qap_cached_image>();
-    kept->shape  = shape_of(*image);
+    kept->shape  = shape_of(*image, imgs.qap.get());
     kept->pixels = image->get_ro_buf();
-    kept->ctx.reset(ggml_init({ 3 * ggml_tensor_overhead(), nullptr, /* no_alloc */ true }));
-    kept->embeddings = keep_tensor(kept->ctx.get(), rows);
-    kept->attention  = keep_tensor(kept->ctx.get(), graph.attention);
-    kept->received   = keep_tensor(kept->ctx.get(), graph.received);
-    kept->signals    = graph.signals;
+    kept->ctx.reset(ggml_init({ 5 * ggml_tensor_overhead(), nullptr, /* no_alloc */ true }));
+    kept->embeddings  = keep_tensor(kept->ctx.get(), rows);
+    kept->attention   = keep_tensor(kept->ctx.get(), graph.attention);
+    kept->received    = keep_tensor(kept->ctx.get(), graph.received);
+    kept->early       = keep_tensor(kept->ctx.get(), graph.early);
+    kept->early_total = keep_tensor(kept->ctx.get(), graph.early_total);
+    kept->signals     = graph.signals;
     kept->buffer.reset(ggml_backend_alloc_ctx_tensors(kept->ctx.get(), qap_clip_parts_of(ctx).backend));
     if (!kept->buffer) {
         return; // no memory to spare: the picture is encoded again when it comes again
     }
-    ggml_backend_tensor_copy(rows, kept->embeddings);
-    if (kept->attention != nullptr) {
-        ggml_backend_tensor_copy(graph.attention, kept->attention);
-    }
-    if (kept->received != nullptr) {
-        ggml_backend_tensor_copy(graph.received, kept->received);
+    const std::pair<ggml_tensor *, ggml_tensor *> copies[] = {
+        { rows,              kept->embeddings  },
+        { graph.attention,   kept->attention   },
+        { graph.received,    kept->received    },
+        { graph.early,       kept->early       },
+        { graph.early_total, kept->early_total },
+    };
+    for (const auto & [from, to] : copies) {
+        if (to != nullptr) {
+            ggml_backend_tensor_copy(from, to);
+        }
     }
     qap_clip_parts_of(ctx).cache->put(std::move(kept), limit);
 }
@@ -85,6 +120,8 @@ static int prune(
     graph.embeddings  = kept.embeddings;
     graph.attention   = kept.attention;
     graph.received    = kept.received;
+    graph.early       = kept.early;
+    graph.early_total = kept.early_total;
     graph.n_tokens    = layout.n_tokens;
     graph.n_columns   = layout.n_patches_x / layout.n_merge;
     graph.signals     = kept.signals;
@@ -116,7 +153,7 @@ qap_recalled qap_hook_recall(clip_ctx * ctx, const clip_image_f32_batch & imgs, 
         return QAP_RECALLED_NOTHING;
     }
     qap_image_cache &        cache = *qap_clip_parts_of(ctx).cache;
-    const qap_cached_image * kept  = cache.find(shape_of(*image), image->get_ro_buf());
+    const qap_cached_image * kept  = cache.find(shape_of(*image, imgs.qap.get()), image->get_ro_buf());
     if (kept == nullptr || (imgs.qap && !has_signal(*kept, imgs.qap->params))) {
         if (kept != nullptr) {
             imgs.qap->all_signals = true; // who asks for two of them may ask for both again

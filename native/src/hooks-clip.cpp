@@ -1,12 +1,14 @@
 // hooks-clip.cpp: the hooks inside the image encoder: find the attention in the graph, append the scores,
-// read them back, select, gather. Upstream facts (llama.cpp 0c1e570): clip_encode() takes the last node of the
-// graph as the embeddings; build_attn() makes either flash_attn_ext(q, cast(k), ...) or soft_max(mul_mat(k, q)).
+// read them back, select, gather. Upstream fact (llama.cpp 0c1e570): clip_encode() takes the last node of the
+// graph as the embeddings.
 #include "hooks-clip.h"
 #include "clip-graph.h"
 #include "clip-impl.h"
 #include "clip-model.h"
 #include "device.h"
+#include "early-drop.h"
 #include "families/layout.h"
+#include "find-attention.h"
 #include "ggml-backend.h"
 #include "prune.h"
 #include "qap-error.h"
@@ -14,7 +16,6 @@
 #include "qap-plan.h"
 
 #include <cmath>
-#include <cstring>
 
 // tensors that one image can add, views counted: scores and cosines take about 150, attention received up to 25 for
 // each block of 256 queries, of which a token may be four
@@ -22,45 +23,8 @@ static size_t max_nodes(int64_t n_tokens) {
     return 512 + 4 * 32 * (size_t) (n_tokens / 256 + 2);
 }
 
-// q and k of one self-attention, [d_head, n_pos, n_head] each
-struct attention_inputs {
-    ggml_tensor * q     = nullptr;
-    ggml_tensor * k     = nullptr;
-    float         scale = 1.0f;
-};
-
-// The last self-attention over n_pos positions: that of the layer whose output the projector gets. None if it has a mask
-// (windows): its weights are not those of a plain softmax.
-static attention_inputs find_last_attention(ggml_cgraph * gf, int64_t n_pos) {
-    for (int i = ggml_graph_n_nodes(gf) - 1; i >= 0; i--) {
-        ggml_tensor *    node = ggml_graph_node(gf, i);
-        attention_inputs in;
-        bool             masked = false;
-        if (node->op == GGML_OP_FLASH_ATTN_EXT) {
-            masked = node->src[3] != nullptr;
-            in.q   = node->src[0];
-            in.k   = node->src[1];
-            if (in.k->op == GGML_OP_CPY && in.k->src[0]->type == GGML_TYPE_F32) {
-                in.k = in.k->src[0]; // before the cast to f16
-            }
-        } else if (node->op == GGML_OP_SOFT_MAX && node->src[0]->op == GGML_OP_MUL_MAT) {
-            masked = node->src[1] != nullptr;
-            in.k   = node->src[0]->src[0];
-            in.q   = node->src[0]->src[1];
-        } else {
-            continue;
-        }
-        // both operations keep the scale first among their parameters
-        std::memcpy(&in.scale, node->op_params, sizeof(float));
-        if (in.q->ne[1] == n_pos && in.k->ne[1] == n_pos && in.q->ne[2] == in.k->ne[2] && in.q->ne[3] == 1) {
-            return masked ? attention_inputs() : in;
-        }
-    }
-    return {};
-}
-
 // The signals that this graph can give, as bits of qap_signal().
-static uint32_t find_signals(ggml_cgraph * gf, const qap_layout & layout, const attention_inputs & in) {
+static uint32_t find_signals(ggml_cgraph * gf, const qap_layout & layout, const qap_attention & in) {
     const bool     ordered = !layout.windows || ggml_graph_get_tensor(gf, "window_idx") != nullptr;
     const uint32_t cls     = layout.cls_row >= 0 ? qap_signal_bit(QAP_SEMANTIC_CLS) : 0;
     return in.q != nullptr && ordered ? cls | qap_signal_bit(QAP_SEMANTIC_ATTENTION) : 0;
@@ -68,8 +32,7 @@ static uint32_t find_signals(ggml_cgraph * gf, const qap_layout & layout, const 
 
 // Raw attention signals of the tokens, each [n_tokens] or null; means over the patches where several make a token.
 static void build_attention(
-    qap_graph & graph, ggml_cgraph * gf, const qap_layout & layout, const attention_inputs & in, bool cls,
-    bool received) {
+    qap_graph & graph, ggml_cgraph * gf, const qap_layout & layout, const qap_attention & in, bool cls, bool received) {
     ggml_context * ctx = graph.ctx.get();
     if (cls) {
         ggml_tensor * row = qap_build_attention_row(ctx, in.q, in.k, layout.cls_row, in.scale);
@@ -100,21 +63,24 @@ static void make_output(ggml_cgraph * gf, ggml_tensor * node) {
 }
 
 void qap_append_scores(qap_graph & graph, ggml_cgraph * gf, const qap_layout & layout, const qap_params & params) {
-    ggml_context *   ctx    = graph.ctx.get();
-    const int32_t    signal = qap_signal(&params, graph.signals); // -1 is an error after the graph ran
-    const qap_window window = graph.plan != nullptr ? qap_window_of(*graph.plan, layout) : qap_window();
-    ggml_tensor *    x      = qap_build_window(ctx, qap_build_tokens(ctx, graph.embeddings, layout), window);
-    ggml_tensor *    raw    = signal == QAP_SEMANTIC_ATTENTION ? graph.received
-                              : signal == QAP_SEMANTIC_CLS     ? graph.attention
-                                                               : nullptr;
+    ggml_context * ctx            = graph.ctx.get();
+    const int32_t  signal         = qap_signal(&params, graph.signals); // -1 is an error after the graph ran
+    const bool     window_is_left = graph.plan != nullptr && graph.early == nullptr; // an early drop leaves no padding
+    const qap_window window       = window_is_left ? qap_window_of(*graph.plan, layout) : qap_window();
+    ggml_tensor *    x            = qap_build_window(ctx, qap_build_tokens(ctx, graph.embeddings, layout), window);
+    x                             = graph.early != nullptr ? ggml_get_rows(ctx, x, graph.early) : x;
+    ggml_tensor * raw             = signal == QAP_SEMANTIC_ATTENTION ? graph.received
+                                    : signal == QAP_SEMANTIC_CLS     ? graph.attention
+                                                                     : nullptr;
     if (raw != nullptr && window.lines > 0) {
         raw = qap_build_window(ctx, ggml_reshape_2d(ctx, raw, 1, layout.n_tokens), window);
         raw = ggml_reshape_1d(ctx, raw, ggml_nelements(raw));
     }
     graph.scores        = qap_build_scores(ctx, x, raw, params);
-    const auto n_real   = (int32_t) x->ne[1];
-    const auto n_chosen = graph.plan != nullptr ? graph.plan->n_keep : n_real - 1; // without a plan: what may be needed
-    if (qap_needs_cosines(params, n_real, n_chosen)) {
+    const auto n_scored = (int32_t) x->ne[1];
+    const auto n_chosen =
+        graph.plan != nullptr ? graph.plan->n_keep : n_scored - 1; // without a plan: what may be needed
+    if (qap_needs_cosines(params, n_scored, n_chosen)) {
         graph.cosines = qap_build_cosines(ctx, x);
         make_output(gf, graph.cosines);
     }
@@ -125,22 +91,26 @@ void qap_append_scores(qap_graph & graph, ggml_cgraph * gf, const qap_layout & l
 static qap_graph build_nodes(
     const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf, qap_plan * plan,
     const qap_params & params, bool scores) {
-    const qap_layout layout = qap_layout_of(model, imgs.entries[0]);
-    qap_graph        graph;
-    graph.plan       = plan;
-    graph.embeddings = ggml_graph_node(gf, -1);
-    graph.n_tokens   = layout.n_tokens;
-    graph.n_columns  = layout.n_patches_x / layout.n_merge;
-    graph.ctx.reset(ggml_init({ ggml_tensor_overhead() * max_nodes(layout.n_patches), nullptr, /* no_alloc */ true }));
+    const qap_layout      whole  = qap_layout_of(model, imgs.entries[0]);
+    const qap_early_nodes early  = qap_early_find(gf);
+    const qap_layout      layout = early.kept != nullptr ? qap_early_layout(whole, early.kept->ne[0]) : whole;
+    qap_graph             graph;
+    graph.plan        = plan;
+    graph.n_tokens    = whole.n_tokens;
+    graph.n_columns   = whole.n_patches_x / whole.n_merge;
+    graph.early       = early.kept;
+    graph.early_total = early.total;
+    graph.ctx.reset(ggml_init({ ggml_tensor_overhead() * max_nodes(whole.n_patches), nullptr, /* no_alloc */ true }));
 
-    ggml_context *         ctx     = graph.ctx.get();
-    const bool             capture = plan != nullptr && plan->capture;
-    const int64_t          n_pos   = layout.n_patches + (layout.cls_row >= 0 ? 1 : 0);
-    const attention_inputs in      = layout.attention ? find_last_attention(gf, n_pos) : attention_inputs();
-    graph.signals                  = find_signals(gf, layout, in);
-    const int32_t  signal          = qap_signal(&params, graph.signals); // -1 is an error after the graph ran
-    const bool     all             = capture || (plan != nullptr && plan->all_signals);
-    const uint32_t wanted          = all ? graph.signals : signal > 0 ? qap_signal_bit(signal) : 0;
+    ggml_context * ctx          = graph.ctx.get();
+    graph.embeddings            = qap_early_put(ctx, ggml_graph_node(gf, -1), whole, early.kept);
+    const bool          capture = plan != nullptr && plan->capture;
+    const int64_t       n_pos   = layout.n_patches + (layout.cls_row >= 0 ? 1 : 0);
+    const qap_attention in      = layout.attention ? qap_find_last_attention(gf, n_pos) : qap_attention();
+    graph.signals               = find_signals(gf, layout, in);
+    const int32_t  signal       = qap_signal(&params, graph.signals); // -1 is an error after the graph ran
+    const bool     all          = capture || (plan != nullptr && plan->all_signals);
+    const uint32_t wanted       = all ? graph.signals : signal > 0 ? qap_signal_bit(signal) : 0;
     build_attention(
         graph, gf, layout, in, (wanted & qap_signal_bit(QAP_SEMANTIC_CLS)) != 0,
         (wanted & qap_signal_bit(QAP_SEMANTIC_ATTENTION)) != 0);
@@ -153,7 +123,7 @@ static qap_graph build_nodes(
         make_output(gf, node);
     }
     if (scores) {
-        qap_append_scores(graph, gf, layout, params);
+        qap_append_scores(graph, gf, whole, params);
     }
     return graph;
 }
@@ -191,14 +161,15 @@ static bool is_finite(const std::vector<float> & values) {
     return true;
 }
 
-// Scores into the plan: those of the tokens that are no padding come out of the graph.
-static int read_scores(const qap_graph & graph, qap_plan & plan, std::vector<float> & total) {
-    std::vector<float> real;
+// Scores into the plan: those of the tokens that can be kept come out of the graph.
+static int read_scores(
+    const qap_graph & graph, qap_plan & plan, const std::vector<int32_t> & left, std::vector<float> & total) {
+    std::vector<float> found;
     const auto         read = [&](ggml_tensor * from, std::vector<float> & to) {
-        read_floats(from, real);
-        to.assign(real.empty() ? 0 : (size_t) plan.n_total, 0.0f);
-        if (!real.empty()) {
-            plan.spread(real.data(), to.data());
+        read_floats(from, found);
+        to.assign(found.empty() ? 0 : (size_t) plan.n_total, 0.0f);
+        if (!found.empty()) {
+            plan.spread(left, found.data(), to.data());
         }
     };
     read(graph.scores.error, plan.error);
@@ -206,7 +177,7 @@ static int read_scores(const qap_graph & graph, qap_plan & plan, std::vector<flo
     read(graph.scores.sensitivity, plan.sensitivity);
     read(graph.scores.semantic, plan.semantic);
     read(graph.scores.total, plan.total);
-    total      = std::move(real);
+    total      = std::move(found);
     plan.alpha = plan.params.alpha;
     if (graph.scores.alpha != nullptr) {
         qap_read_bytes(graph.scores.alpha, &plan.alpha, 0, sizeof(float));
@@ -240,19 +211,30 @@ static void gather_rows(ggml_tensor * embeddings, const std::vector<int32_t> & r
 
 // The choice, by what the graph found, into the plan. cosines: empty where neither the selection nor the merge needs them
 static int choose(
-    const qap_graph & graph, qap_plan & plan, const std::vector<int32_t> & real, std::vector<int32_t> & chosen,
+    const qap_graph & graph, qap_plan & plan, const std::vector<int32_t> & left, std::vector<int32_t> & chosen,
     std::vector<float> & cosines) {
     std::vector<float> total;
     read_floats(graph.cosines, cosines);
     plan.semantic_id = qap_signal(&plan.params, graph.signals);
-    if (plan.semantic_id < 0 || read_scores(graph, plan, total) != 0) {
+    if (plan.semantic_id < 0 || read_scores(graph, plan, left, total) != 0) {
         return -1;
     }
-    if (qap_choose(plan.params, total.data(), cosines.data(), (int32_t) real.size(), plan.n_keep, chosen) != 0) {
+    if (qap_choose(plan.params, total.data(), cosines.data(), (int32_t) left.size(), plan.n_keep, chosen) != 0) {
         return -1;
     }
-    plan.keep_real(real, chosen);
+    plan.keep_left(left, chosen);
     return 0;
+}
+
+// What the encode noted of tokens: [n, n_left] in the graph, [n_total, n] in the plan, zeros for what was dropped early.
+static int32_t read_noted(ggml_tensor * from, const qap_plan & plan, int64_t n, std::vector<float> & to) {
+    read_floats(from, to);
+    if (!to.empty() && !plan.early.empty()) {
+        const std::vector<float> left = std::move(to);
+        to.resize((size_t) (plan.n_total * n));
+        plan.spread(plan.early, left.data(), to.data(), (int32_t) n);
+    }
+    return from != nullptr ? (int32_t) n : 0;
 }
 
 static int collect(const qap_graph & graph, qap_plan & plan, std::vector<float> & out) {
@@ -262,17 +244,19 @@ static int collect(const qap_graph & graph, qap_plan & plan, std::vector<float> 
         return qap_fail("expected %d tokens from the encoder, got %d", (int) plan.n_total, (int) graph.n_tokens);
     }
     plan.n_columns = (int32_t) graph.n_columns;
-    read_floats(graph.attention, plan.attention);
-    read_floats(graph.received, plan.received);
-    read_floats(graph.hidden, plan.hidden);
-    plan.n_hidden = graph.hidden != nullptr ? (int32_t) graph.hidden->ne[0] : 0;
+    if (qap_early_read({ graph.early, graph.early_total }, plan) != 0) {
+        return -1;
+    }
+    read_noted(graph.attention, plan, 1, plan.attention);
+    read_noted(graph.received, plan, 1, plan.received);
+    plan.n_hidden = read_noted(graph.hidden, plan, graph.hidden != nullptr ? graph.hidden->ne[0] : 0, plan.hidden);
 
-    const std::vector<int32_t> real = plan.real_tokens();
+    const std::vector<int32_t> left = plan.left_tokens();
     std::vector<int32_t>       chosen;
     std::vector<float>         cosines;
     if (plan.capture) {
         plan.keep_all();
-    } else if (choose(graph, plan, real, chosen, cosines) != 0) {
+    } else if (choose(graph, plan, left, chosen, cosines) != 0) {
         return -1;
     }
     if (out.empty()) {
@@ -288,7 +272,7 @@ static int collect(const qap_graph & graph, qap_plan & plan, std::vector<float> 
     std::vector<float> all; // merging needs all rows on the host
     read_floats(graph.embeddings, all);
     return qap_copy_kept(
-        plan.params, all.data(), (int32_t) width, qap_token_rows(plan.n_total, plan.special, real), cosines.data(),
+        plan.params, all.data(), (int32_t) width, qap_token_rows(plan.n_total, plan.special, left), cosines.data(),
         chosen, plan.rows, out.data());
 }
 

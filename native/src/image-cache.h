@@ -14,15 +14,17 @@
 // What an encode left. The tensors lie in a buffer of the encoder's own backend: with a device that has memory of its own,
 // only what is kept of a picture crosses to the host.
 struct qap_cached_image {
-    std::vector<int32_t> shape;  // what the encode depends on, beside the pixels
+    std::vector<int32_t> shape;  // what the encode depends on, beside the pixels; an early drop among it
     std::vector<float>   pixels; // as the encoder got them; compared one by one, so that no other picture can be found
 
     ggml_context_ptr        ctx;
     ggml_backend_buffer_ptr buffer;
-    ggml_tensor *           embeddings = nullptr; // the encoder's last node, all its rows
-    ggml_tensor *           attention  = nullptr; // [n_tokens], raw, or null
-    ggml_tensor *           received   = nullptr; // [n_tokens], raw, or null
-    uint32_t                signals    = 0;       // those that the encoder can give, as bits of qap_signal()
+    ggml_tensor *           embeddings  = nullptr; // the encoder's last node, all its rows
+    ggml_tensor *           attention   = nullptr; // [n_left], raw, or null
+    ggml_tensor *           received    = nullptr; // [n_left], raw, or null
+    ggml_tensor *           early       = nullptr; // [n_left] I32, tokens that an early drop left, or null
+    ggml_tensor *           early_total = nullptr; // what they were chosen by
+    uint32_t                signals     = 0;       // those that the encoder can give, as bits of qap_signal()
 
     size_t bytes() const;
 };

@@ -145,6 +145,7 @@ struct qap_params qap_params_default(void) {
     params.semantic       = QAP_SEMANTIC_AUTO;
     params.select         = QAP_SELECT_COVERAGE;
     params.positions      = QAP_POSITIONS_AUTO;
+    params.encoder_keep   = 1.0;
     return params;
 }
 
@@ -172,6 +173,12 @@ int qap_params_check(const struct qap_params * params) {
     if (p.group_size < 1) {
         return qap_fail("group_size: expected a number from 1, got %d", (int) p.group_size);
     }
+    if (!(p.encoder_keep > 0.0 && p.encoder_keep <= 1.0)) {
+        return qap_fail("encoder_keep: expected a number in (0, 1], got %g", p.encoder_keep);
+    }
+    if (p.encoder_layer < 0) {
+        return qap_fail("encoder_layer: expected a number from 1, or 0 for a quarter, got %d", (int) p.encoder_layer);
+    }
     const struct {
         const char * kind;
         int32_t      id;
@@ -190,18 +197,6 @@ int qap_params_check(const struct qap_params * params) {
     }
     qap_clear_error();
     return 0;
-}
-
-int32_t qap_params_count(const struct qap_params * params, int32_t n_tokens) {
-    if (n_tokens < 1) {
-        return qap_fail("expected an image of at least 1 token, got %d", (int) n_tokens);
-    }
-    if (params->n_keep > 0) {
-        return std::min(params->n_keep, n_tokens);
-    }
-    // 0.07 * 100 is a little more than 7 in floating point; the 1e-9 keeps that at 7
-    const double count = std::ceil(params->keep_ratio * n_tokens - 1e-9);
-    return count < 1.0 ? 1 : count > n_tokens ? n_tokens : (int32_t) count;
 }
 
 // --- which parameters apply ---
@@ -364,6 +359,8 @@ std::unique_ptr<qap_params> qap_params_from_gguf(const gguf_context * gguf, cons
     keys.name("qap.select", "select", params->select);
     keys.name("qap.positions", "positions", params->positions);
     keys.name("qap.merge", "merge", params->merge);
+    keys.ratio("qap.encoder_keep", params->encoder_keep);
+    keys.u32("qap.encoder_layer", params->encoder_layer);
     const int64_t dynamic = keys.find("qap.alpha_dynamic", GGUF_TYPE_BOOL);
     params->alpha_dynamic = dynamic >= 0 && gguf_get_val_bool(gguf, dynamic);
     if (qap_params_check(params.get()) != 0) {

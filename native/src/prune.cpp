@@ -196,7 +196,7 @@ static int score_tokens(
     float *       to[5]   = { out.error, out.outlier, out.sensitivity, out.semantic, out.total };
     for (int score = 0; score < 5; score++) {
         if (to[score] != nullptr) {
-            plan.spread(from[score], to[score]);
+            plan.spread(in.numbers, from[score], to[score]);
         }
     }
     return 0;
@@ -237,7 +237,7 @@ int qap_prune(
     if (qap_choose(*params, total.data(), cosines.data(), n_real, n_keep, chosen) != 0) {
         return -1;
     }
-    plan.keep_real(in.numbers, chosen);
+    plan.keep_left(in.numbers, chosen);
     if (out->indices != nullptr) {
         std::copy(plan.indices.begin(), plan.indices.end(), out->indices);
     }

@@ -7,6 +7,7 @@
 #include "ggml.h"
 #include "scorers/scorers.h"
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@ class qap_image_cache;
 struct llama_context;
 struct clip_context_params;
 struct clip_ctx;
+struct clip_graph;
 struct clip_encode_params;
 struct clip_hparams;
 struct clip_image_f32;
@@ -49,16 +51,36 @@ qap_area qap_hook_cropped(const qap_area & from, int x, int y, int width, int he
 struct qap_graph {
     qap_plan *       plan = nullptr; // null: nothing was added
     ggml_context_ptr ctx;
-    ggml_tensor *    embeddings = nullptr; // [n_embd, n_tokens], what upstream would return
-    ggml_tensor *    attention  = nullptr; // [n_tokens], raw, of the class token
-    ggml_tensor *    received   = nullptr; // [n_tokens], raw, from all positions
-    ggml_tensor *    cosines    = nullptr; // [n_real, n_real], where the selection needs them
-    ggml_tensor *    hidden     = nullptr; // [n_hidden, n_tokens], the projector's input
-    qap_score_nodes  scores;               // [n_real]: tokens that are no padding
-    uint32_t         signals   = 0;        // what relevance can be made of here, see qap_signal()
-    int64_t          n_tokens  = 0;        // rows of `embeddings` that are no special ones
-    int64_t          n_columns = 0;        // tokens of a line of the picture
+    ggml_tensor *    embeddings  = nullptr; // [n_embd, n_tokens], what upstream would return
+    ggml_tensor *    attention   = nullptr; // [n_left], raw, of the class token
+    ggml_tensor *    received    = nullptr; // [n_left], raw, from all positions
+    ggml_tensor *    cosines     = nullptr; // [n_scored, n_scored], where the selection needs them
+    ggml_tensor *    hidden      = nullptr; // [n_hidden, n_left], the projector's input
+    ggml_tensor *    early       = nullptr; // [n_left] I32, tokens that an early drop left; null: n_left = n_tokens
+    ggml_tensor *    early_total = nullptr; // [n_real], what they were chosen by
+    qap_score_nodes  scores;                // [n_scored]: tokens that are left and no padding
+    uint32_t         signals   = 0;         // what relevance can be made of here, see qap_signal()
+    int64_t          n_tokens  = 0;         // rows of `embeddings` that are no special ones
+    int64_t          n_columns = 0;         // tokens of a line of the picture
 };
+
+// A member of clip_graph, upstream's builder of towers: what was dropped while it built. 012-early-drop.patch
+struct qap_early {
+    ggml_tensor *                          kept = nullptr; // [n_early] I32, tokens that are left; null: all are
+    std::map<ggml_tensor *, ggml_tensor *> places;         // positions of all patches -> of those that are left
+};
+
+// Each gives back what it got where nothing is dropped. early-drop.cpp
+// build_vit(), llava.cpp, qwen2vl.cpp, qwen3vl.cpp: after layer `il`. hidden: [n_embd, n_pos] -> the rows that are left
+ggml_tensor * qap_hook_early_drop(clip_graph & graph, ggml_tensor * hidden, int il);
+// build_vit(), at its end: as many rows as without a drop, zeros for what was dropped
+ggml_tensor * qap_hook_early_spread(clip_graph & graph, ggml_tensor * hidden);
+// where positions are read or made. places: [n_pos * n_sections] I32, section by section
+ggml_tensor * qap_hook_early_places(clip_graph & graph, ggml_tensor * places, int n_sections = 1);
+// qwen3vl.cpp: DeepStack's planes of the layers before. rows: [n, n_tokens]
+ggml_tensor * qap_hook_early_tokens(clip_graph & graph, ggml_tensor * rows);
+// llava.cpp: the numbers of the patches' rows, [n_patches]; those that are left stand first
+ggml_tensor * qap_hook_early_first(clip_graph & graph, ggml_tensor * rows);
 
 // clip.cpp, clip_model_loader::reserve_compute_meta(): after build(), so that the buffers fit our nodes too.
 // There is no plan yet; nodes for the default parameters are added where images can be pruned.

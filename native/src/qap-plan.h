@@ -37,6 +37,8 @@ struct qap_plan {
     bool       capture        = false; // keep everything, note the attention, compute no scores
     bool       all_signals    = false; // note every signal there is, for later prunings of the same rows
     bool       capture_hidden = false; // note the projector's input as well
+    int32_t    early_after    = 0;     // layers of the encoder that see all patches
+    int32_t    n_early        = 0;     // tokens whose patches the other layers see, or 0: all
 
     // filled by the encode
     bool                 done        = false;
@@ -45,9 +47,11 @@ struct qap_plan {
     std::vector<int32_t> indices;                         // [n_keep], tokens, ascending
     std::vector<int32_t> rows;           // the encoder's rows that are kept: those of the tokens and the special ones
     int64_t              bytes_read = 0; // from the device to the host
-    std::vector<float>   error, outlier, sensitivity, semantic, total; // [n_total] or empty; zeros for padding
-    std::vector<float>   attention, received;                          // [n_total] or empty
-    std::vector<float>   hidden;                                       // [n_total, n_hidden] or empty
+    std::vector<float>   error, outlier, sensitivity, semantic, total; // [n_total] or empty; zeros where not scored
+    std::vector<float>   attention, received;                          // [n_total] or empty; zeros if dropped early
+    std::vector<float>   hidden;                                       // [n_total, n_hidden] or empty; likewise
+    std::vector<int32_t> early;       // [n_early], tokens that an early drop left, ascending; empty without one
+    std::vector<float>   early_total; // [n_total] or empty: what they were chosen by; zeros for padding
     int32_t              n_hidden  = 0;
     int32_t              n_columns = 0; // tokens of a line of the picture, or 0 where it is several views
 
@@ -59,6 +63,7 @@ struct qap_plan {
 
     int32_t n_rows() const { return n_total + (int32_t) special.size(); }
     int32_t n_real() const { return n_total - (int32_t) padding.size(); }
+    int32_t n_left() const { return n_early > 0 ? std::min(n_early, n_real()) : n_real(); } // those that can be kept
 
     // Numbers of the tokens that are no padding, ascending.
     std::vector<int32_t> real_tokens() const {
@@ -68,11 +73,15 @@ struct qap_plan {
         return real;
     }
 
-    // Numbers of the tokens that are no padding, [n_real()], to all tokens, [n_total], zeros for the others.
-    void spread(const float * from, float * to) const {
-        std::fill_n(to, n_total, 0.0f);
-        for (const int32_t token : real_tokens()) {
-            to[token] = *from++;
+    // Numbers of the tokens that can be kept, ascending: no padding, and nothing that was dropped early.
+    std::vector<int32_t> left_tokens() const { return early.empty() ? real_tokens() : early; }
+
+    // Values of these tokens to all tokens, zeros for the others. from: [tokens.size(), n]; to: [n_total, n]
+    void spread(const std::vector<int32_t> & tokens, const float * from, float * to, int32_t n = 1) const {
+        std::fill_n(to, (size_t) n_total * n, 0.0f);
+        for (const int32_t token : tokens) {
+            std::copy_n(from, n, to + (size_t) token * n);
+            from += n;
         }
     }
 
@@ -84,11 +93,11 @@ struct qap_plan {
         std::merge(chosen.begin(), chosen.end(), special.begin(), special.end(), std::back_inserter(rows));
     }
 
-    // Keep those of `real` = real_tokens() with these places in it.
-    void keep_real(const std::vector<int32_t> & real, const std::vector<int32_t> & places) {
+    // Keep those of `left` = left_tokens() with these places in it.
+    void keep_left(const std::vector<int32_t> & left, const std::vector<int32_t> & places) {
         std::vector<int32_t> tokens;
         for (const int32_t place : places) {
-            tokens.push_back(real[(size_t) place]);
+            tokens.push_back(left[(size_t) place]);
         }
         keep(std::move(tokens));
     }

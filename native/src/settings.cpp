@@ -30,6 +30,8 @@ const setting SETTINGS[] = {
     { "positions",      "QAP_POSITIONS"      },
     { "merge",          "QAP_MERGE"          },
     { "seed",           "QAP_SEED"           },
+    { "encoder_keep",   "QAP_ENCODER_KEEP"   },
+    { "encoder_layer",  "QAP_ENCODER_LAYER"  },
 };
 
 // The whole text as a number, in the form that C++ source has, whatever the program's locale is.
@@ -61,6 +63,15 @@ int set_count(int32_t & out, const char * name, const char * value) {
     return 0;
 }
 
+int set_ratio(double & out, const char * name, const char * value) {
+    double ratio = 0.0;
+    if (!read_number(value, ratio) || !(ratio > 0.0 && ratio <= 1.0)) {
+        return refuse(name, "a number in (0, 1]", value);
+    }
+    out = ratio;
+    return 0;
+}
+
 int set_unit(float & out, const char * name, const char * value) {
     float number = 0.0f;
     if (!read_number(value, number) || !(number >= 0.0f && number <= 1.0f)) {
@@ -80,12 +91,10 @@ int qap_params_set(struct qap_params * params, const char * name, const char * v
         return set_count(p.n_keep, name, value);
     }
     if (is("keep_ratio")) {
-        double ratio = 0.0;
-        if (!read_number(value, ratio) || !(ratio > 0.0 && ratio <= 1.0)) {
-            return refuse(name, "a number in (0, 1]", value);
+        if (set_ratio(p.keep_ratio, name, value) != 0) {
+            return -1;
         }
-        p.keep_ratio = ratio;
-        p.n_keep     = 0;
+        p.n_keep = 0;
         return 0;
     }
     if (is("alpha")) {
@@ -97,6 +106,12 @@ int qap_params_set(struct qap_params * params, const char * name, const char * v
     }
     if (is("group_size")) {
         return set_count(p.group_size, name, value);
+    }
+    if (is("encoder_keep")) {
+        return set_ratio(p.encoder_keep, name, value);
+    }
+    if (is("encoder_layer")) {
+        return set_count(p.encoder_layer, name, value);
     }
     if (is("seed")) {
         return read_number(value, p.seed) ? 0 : refuse(name, "a whole number from 0", value);

@@ -1,9 +1,29 @@
-// share.cpp: K of an image that is cut into slices, shared among them.
+// share.cpp: K, how many tokens of an image are kept, and its share among slices where the image is cut into them.
 #include "qap-error.h"
 #include "qap.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <vector>
+
+// ceil(ratio n_tokens), at least 1. 0.07 * 100 is a little more than 7 in floating point; the 1e-9 keeps that at 7
+static int32_t part_of(double ratio, int32_t n_tokens) {
+    const double count = std::ceil(ratio * n_tokens - 1e-9);
+    return count < 1.0 ? 1 : count > n_tokens ? n_tokens : (int32_t) count;
+}
+
+int32_t qap_params_count_early(const struct qap_params * params, int32_t n_tokens) {
+    if (n_tokens < 1) {
+        return qap_fail("expected an image of at least 1 token, got %d", (int) n_tokens);
+    }
+    return part_of(params->encoder_keep, n_tokens);
+}
+
+int32_t qap_params_count(const struct qap_params * params, int32_t n_tokens) {
+    const int32_t left = qap_params_count_early(params, n_tokens);
+    return std::min(left, params->n_keep > 0 ? params->n_keep : part_of(params->keep_ratio, n_tokens));
+}
 
 int qap_share(const int32_t * sizes, int32_t n_slices, int32_t n_keep, int32_t * share) {
     int64_t n_total  = 0;

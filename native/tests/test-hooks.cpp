@@ -94,6 +94,10 @@ int main(int argc, char ** argv) {
         p.select     = any(rng, "select", 5);
         p.semantic   = any(rng, "semantic", 6);
         p.merge      = any(rng, "merge", 2);
+        if (between(rng, 0, 1) != 0) {
+            p.encoder_keep  = (double) between(rng, 1, 144) / 144.0;
+            p.encoder_layer = between(rng, 0, 3);
+        }
         CHECK(qap_override_push(nullptr) == 0);
         mtmd::input_chunks_ptr dense = tokenize(ctx, picture.ptr.get());
         qap_override_pop();
@@ -117,7 +121,7 @@ int main(int argc, char ** argv) {
         }
         qap_report report = {};
         CHECK(qap_chunk_report(chunk, &report) == 0 && report.done && report.n_keep == (int32_t) n_keep);
-        CHECK(report.n_keep == std::min(p.n_keep, report.n_total - report.n_padding));
+        CHECK(report.n_keep == qap_params_count(&p, report.n_total - report.n_padding));
         llama_memory_clear(llama_get_memory(context), true);
         llama_pos past = 0;
         CHECK(
@@ -130,6 +134,7 @@ int main(int argc, char ** argv) {
         auto * capture = const_cast<mtmd_input_chunk *>(mtmd_input_chunks_get(dense.get(), 1));
         CHECK(
             qap_chunk_plan_capture(ctx, capture, between(rng, 0, 1) != 0) == 0 && mtmd_encode_chunk(ctx, capture) == 0);
+        CHECK(qap_chunk_plan_early(ctx, capture, false, &p) == 0 && mtmd_encode_chunk(ctx, capture) == 0);
         CHECK(qap_chunk_report(capture, &report) == 0 && report.n_total == 144);
     }
     const mtmd::bitmap too_wide(mtmd_bitmap_init(46001, 1, std::vector<uint8_t>(46001 * 3).data()));

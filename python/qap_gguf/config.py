@@ -56,6 +56,8 @@ METADATA_TYPES: Final[Mapping[str, str]] = {
     "qap.select": "string",
     "qap.positions": "string",
     "qap.merge": "string",
+    "qap.encoder_keep": "f32",
+    "qap.encoder_layer": "u32",
 }
 
 _MAX_I32: Final = 2**31 - 1
@@ -129,6 +131,9 @@ class PruneConfig:
         merge: what becomes of dropped tokens, see ``MERGES``. "average" folds each into its most similar kept one;
             this is ours, beyond the paper.
         seed: seed of ``select="random"``, 0..2**64-1. Other selectors ignore it.
+        encoder_keep: part of the tokens whose patches all layers of the image encoder see, in (0, 1]; the others are
+            dropped early and cannot be kept at the end (docs/method.md, section 9). 1 drops none.
+        encoder_layer: layers of the image encoder that see all patches, at least 1; None is a quarter of them.
 
     Raises:
         ConfigError: a value has the wrong type or is outside its range.
@@ -152,6 +157,8 @@ class PruneConfig:
     positions: str = _NATIVE["positions"]
     merge: str = _NATIVE["merge"]
     seed: int = _NATIVE["seed"]
+    encoder_keep: float = _NATIVE["encoder_keep"]
+    encoder_layer: int | None = _NATIVE["encoder_layer"] or None
 
     def __post_init__(self) -> None:
         if self.keep_ratio is None and self.n_keep is None:
@@ -167,6 +174,9 @@ class PruneConfig:
         self._set("outlier_weight", _as_float("outlier_weight", self.outlier_weight, "a number in [0, 1]"))
         self._set("group_size", _as_int("group_size", self.group_size, 1, _MAX_I32))
         self._set("seed", _as_int("seed", self.seed, 0, _MAX_U64))
+        self._set("encoder_keep", _as_float("encoder_keep", self.encoder_keep, "a number in (0, 1]", low_open=True))
+        if self.encoder_layer is not None:
+            self._set("encoder_layer", _as_int("encoder_layer", self.encoder_layer, 1, _MAX_I32))
         for name, allowed in _CHOICES.items():
             self._set(name, _as_choice(name, getattr(self, name), allowed))
 
@@ -183,8 +193,8 @@ class PruneConfig:
         object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
 
     def count(self, n_tokens: int) -> int:
-        """Return K, how many of `n_tokens` image tokens are kept: ``n_keep`` if there are that many, else all of them;
-        or ceil(keep_ratio * n_tokens).
+        """Return K, how many of `n_tokens` image tokens are kept: ``n_keep`` or ceil(keep_ratio * n_tokens), and no
+        more than there are or an early drop leaves.
 
         Args:
             n_tokens: tokens of the image before pruning, at least 1; padding is none (``ImageEmbedding.n_real``).
@@ -198,8 +208,25 @@ class PruneConfig:
         Example:
             >>> PruneConfig(keep_ratio=0.1).count(10), PruneConfig(n_keep=64).count(24)
             (1, 24)
+            >>> PruneConfig(n_keep=64, encoder_keep=0.25).count(144)
+            36
         """
         return self.to_params().count(_as_int("n_tokens", n_tokens, 1, _MAX_I32))
+
+    def count_early(self, n_tokens: int) -> int:
+        """Return how many of `n_tokens` tokens an early drop leaves: ceil(encoder_keep * n_tokens), all without one.
+
+        Args:
+            n_tokens: tokens of the image, or of one of the tiles that it is cut into, at least 1; padding is none.
+
+        Raises:
+            ConfigError: `n_tokens` is no positive integer.
+
+        Example:
+            >>> PruneConfig(encoder_keep=0.5).count_early(9), PruneConfig().count_early(9)
+            (5, 9)
+        """
+        return self.to_params().count_early(_as_int("n_tokens", n_tokens, 1, _MAX_I32))
 
     def to_params(self) -> _core.Params:
         """The native form."""
@@ -218,6 +245,8 @@ class PruneConfig:
             positions=self.positions,
             merge=self.merge,
             seed=self.seed,
+            encoder_layer=self.encoder_layer or 0,
+            encoder_keep=self.encoder_keep,
         )
 
     def replace(self, /, **changes: Any) -> PruneConfig:
@@ -263,7 +292,7 @@ class PruneConfig:
         """Return the GGUF keys that make this config the default of an mmproj file.
 
         The types to write are in ``METADATA_TYPES``. ``seed`` is not stored. ``qap.alpha`` is left out when alpha is
-        dynamic.
+        dynamic, and the keys of an early drop where there is none: earlier versions can read the file then.
 
         Example:
             >>> PruneConfig().to_metadata()["qap.keep_ratio"]
@@ -279,6 +308,10 @@ class PruneConfig:
             meta["qap.alpha"] = self.alpha
         for name in ("error", "group_size", "outlier", "outlier_weight", "semantic", "select", "positions", "merge"):
             meta[f"qap.{name}"] = getattr(self, name)
+        if self.encoder_keep < 1:
+            meta["qap.encoder_keep"] = self.encoder_keep
+            if self.encoder_layer is not None:
+                meta["qap.encoder_layer"] = self.encoder_layer
         return meta
 
     @classmethod

@@ -51,6 +51,7 @@ def from_params(params: _core.Params) -> PruneConfig:
         values["keep_ratio"] = None
     else:
         values["n_keep"] = None
+    values["encoder_layer"] = values["encoder_layer"] or None
     for name in ("alpha", "outlier_weight"):
         values[name] = shortest(values[name])
     return PruneConfig.from_dict(values | ({"alpha": "dynamic"} if dynamic else {}))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from qap_gguf import _core, defaults
 from qap_gguf.config import PruneConfig
-from qap_gguf.defaults import Unset
+from qap_gguf.defaults import Unset, check_config
 from qap_gguf.errors import ImageError, UnsupportedError
 from qap_gguf.generation.answers import Answers
 from qap_gguf.language.llama import LanguageModel
@@ -16,7 +16,7 @@ from qap_gguf.pruning.clip_text import ClipTextTower
 from qap_gguf.pruning.prune import PrunedImage, prune_image, score_image
 from qap_gguf.pruning.relevance import Signals
 from qap_gguf.pruning.score import Scores
-from qap_gguf.vision.cache import EmbeddingCache, image_key
+from qap_gguf.vision.cache import EmbeddingCache, early_identity, image_key
 from qap_gguf.vision.embedding import ImageEmbedding, check_embedding, check_rows
 from qap_gguf.vision.encoder import ImageEncoder
 from qap_gguf.vision.images import ImageSource, Pixels, load_image
@@ -80,31 +80,46 @@ class ImageSide(ABC):
         if isinstance(asked, Unset):
             asked = defaults.innermost(self if owner is None else owner, own or self.default_prune)
         elif asked is not None:
-            defaults.check_config(asked)
+            check_config(asked)
         return None if _core.disabled() else asked
 
-    def encode(self, image: ImageSource) -> ImageEmbedding:
+    def encode(self, image: ImageSource, prune: PruneConfig | None = None) -> ImageEmbedding:
         """Run the image encoder and the projector over a picture; all tokens come back, none is pruned.
 
         A picture that is in :attr:`cache` is not encoded again; its arrays are shared and cannot be written to.
 
         Args:
             image: a path, the bytes of an image file, a Pillow image, or a uint8 array (height, width, 3).
+            prune: how it will be pruned. It matters only with ``encoder_keep`` below 1: the encoder drops tokens
+                early then, and later prunings can only choose among ``ImageEmbedding.kept_early``.
 
         Raises:
             ImageError: not a picture, damaged, or too large.
-        """
-        return self._encode(load_image(image))
+            ConfigError: `prune` is no PruneConfig, or names a layer that the encoder does not have.
+            UnsupportedError: this encoder cannot drop tokens early.
 
-    def _encode(self, pixels: Pixels) -> ImageEmbedding:
+        Example:
+            >>> import qap_gguf as qap
+            >>> with qap.VisionModel() as vlm:
+            ...     image = vlm.encode(qap.packaged_model().sample, qap.PruneConfig(encoder_keep=0.5))
+            >>> image.n_tokens, image.n_left
+            (144, 72)
+        """
+        return self._encode(load_image(image), prune)
+
+    def _encode(self, pixels: Pixels, prune: PruneConfig | None = None) -> ImageEmbedding:
         self._check_open()
+        if prune is not None:
+            check_config(prune)
+        early = prune if prune is not None and prune.encoder_keep < 1 else None
         with self._lock:
             self._check_open()
             hidden = self._tower is not None
-            key = image_key(pixels, self._encoder.identity(hidden=hidden, lasting=self.cache.folder is not None))
+            identity = self._encoder.identity(hidden=hidden, lasting=self.cache.folder is not None)
+            key = image_key(pixels, early_identity(identity, early))
             found = self.cache.get(key)
             if found is None:
-                found = self.cache.put(key, self._encoder.encode(pixels, hidden=hidden))
+                found = self.cache.put(key, self._encoder.encode(pixels, hidden=hidden, early=early))
                 self.answers.fresh.add(found)
             return found
 
@@ -141,6 +156,7 @@ class ImageSide(ABC):
             ConfigError: with them the prompt does not fit; none was encoded.
             ImageError: a picture has more tokens than `max_image_tokens`, or was encoded by another model; likewise.
             ArrayError: an embedding with features that are not finite, or of another shape or type.
+            UnsupportedError: this encoder cannot drop tokens early.
         """
         self._check_open()
         for picture in pictures:
@@ -148,7 +164,7 @@ class ImageSide(ABC):
                 check_embedding(picture, self._encoder.n_embd)
         sizes = [p.size if isinstance(p, ImageEmbedding) else (p.shape[1], p.shape[0]) for p in pictures]
         self.answers.check_fit(prompt, sizes, prune, add_special=add_special)
-        return [p if isinstance(p, ImageEmbedding) else self._encode(p) for p in pictures]
+        return [p if isinstance(p, ImageEmbedding) else self._encode(p, prune) for p in pictures]
 
     def score(self, image: ImageEmbedding, cfg: PruneConfig | None = None, prompt: str | None = None) -> Scores:
         """Scores of all tokens of an image; `prompt` is for the signals that look at the question.

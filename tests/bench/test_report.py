@@ -36,6 +36,18 @@ def test_ratios_and_the_bound_by_hand() -> None:
     assert dense.n_kv - pruned.n_kv == 80
 
 
+def test_an_early_drop_has_a_bound_with_its_own_encode() -> None:
+    early = dataclasses.replace(PRUNED, encode_s=1.0, first_s=3.8, encoder_keep=0.5)
+    report = summarise([[DENSE, early, PRUNED]])
+    dense, pruned, dropped = report.rows  # the same K, by falling encoder_keep
+    assert (dense.encoder_keep, pruned.encoder_keep, dropped.encoder_keep) == (1, 1, 0.5)
+    assert pruned.bound_ms == pytest.approx(4000)
+    assert dropped.bound_ms == pytest.approx(3000)
+    assert dropped.of_bound == pytest.approx((12 / 3.8) / (12 / 3))
+    header, rows = report.table()
+    assert [row[header.index("encoder keep")] for row in rows] == ["-", "-", "0.5"]
+
+
 def test_a_slow_round_changes_no_ratio() -> None:
     rounds = [[DENSE, PRUNED], [slow(DENSE, 3), slow(PRUNED, 3)], [DENSE, PRUNED]]
     _, pruned = summarise(rounds).rows

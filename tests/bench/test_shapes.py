@@ -20,13 +20,16 @@ from qap_gguf.errors import ConfigError, ConvertError
 
 # Parameters of the checkpoints as others counted them in public code and notes: llava-hf/llava-1.5-7b-hf with
 # transformers and in the headers of its files, SmolVLM-256M in transformers, Qwen2.5-VL-3B in its own and in its
-# fine-tunes' records. We have not had these files ourselves. LLaVA's hold a 24th layer of the encoder and a norm after
-# it that nothing uses; our files, as those of `qap-gguf convert`, do not.
+# fine-tunes' records, Gemma 3 4B in the index of its files, InternVL3 1B on its card (938.19M). We have not had these
+# files ourselves. LLaVA's hold a 24th layer of the encoder and a norm after it that nothing uses; our files, as those
+# of `qap-gguf convert`, do not.
 UNUSED = 4 * (1024 * 1024 + 1024) + 2 * 1024 * 4096 + 4096 + 1024 + 2 * 2048 + 2048
 PARAMETERS = {
     "llava-1.5-7b": 7_063_427_072 - UNUSED,
     "smolvlm-256m": 256_484_928,
     "qwen2.5-vl-3b": 3_754_622_976,
+    "gemma-3-4b": 4_300_079_472,
+    "internvl3-1b": 938_193_024,
 }
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
@@ -49,9 +52,16 @@ def tiny(name: str) -> Shape:
     language = dataclasses.replace(
         shape.language, n_vocab=512, n_embd=256, n_layer=2, n_ff=256, n_head=2, n_head_kv=1,
         rope_sections=(16, 24, 24, 0) if shape.language.rope_sections else (),
+        head_dim=64 if shape.language.head_dim else 0,
     )  # fmt: skip
     extra = tuple((key, 64 if key == "preproc_image_size" else number) for key, number in shape.vision.extra)
-    sizes = {"mlp": (56, 14), "idefics3": (64, 16), "qwen2.5vl_merger": (56, 14)}
+    sizes = {
+        "mlp": (56, 14),
+        "idefics3": (64, 16),
+        "qwen2.5vl_merger": (56, 14),
+        "gemma3": (128, 16),
+        "internvl": (64, 16),
+    }
     image, patch = sizes[shape.vision.projector]
     vision = dataclasses.replace(
         shape.vision, n_embd=64, n_layer=2, n_ff=96, n_head=2, image=image, patch=patch, extra=extra

@@ -53,6 +53,7 @@ class FakeModel:
         self.files, self.kwargs = (mmproj, model), kwargs
         self.limit = os.environ.get("QAP_MAX_IMAGE_TOKENS")
         self.encoded: list[Path] = []
+        self.encoded_for: list[PruneConfig | None] = []
         self.calls: list[dict[str, Any]] = []
         self.closed = False
         FakeModel.opened.append(self)
@@ -76,10 +77,11 @@ class FakeModel:
     def load_fitting(self, images: Any, prune: Any, text: str = "") -> list[Any]:
         return list(images)
 
-    def encode(self, image: Path) -> Any:
+    def encode(self, image: Path, prune: PruneConfig | None = None) -> Any:
         if "broken" in str(image):
             raise ImageError(f"expected a picture, got {image};\nchoose another file")
         self.encoded.append(image)
+        self.encoded_for.append(prune)
         return SimpleNamespace(path=image, n_tokens=144, n_real=144, attention=np.ones(144, np.float32))
 
     def prune(self, image: Any, cfg: PruneConfig, prompt: str | None = None) -> Any:

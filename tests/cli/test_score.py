@@ -124,7 +124,7 @@ def test_npz_holds_what_prune_gives(features: bool, truth: Any, sample: str, tmp
     with np.load(out) as got:
         expected = {name: getattr(cut.scores, name) for name in SCORES}
         expected |= {"indices": cut.indices, "positions": cut.positions, "attention": image.attention}
-        expected |= {"padding": np.zeros(144, np.bool_)}
+        expected |= {"padding": np.zeros(144, np.bool_), "dropped_early": np.zeros(144, np.bool_)}
         expected |= {"grid": np.array([12, 12], np.int32), "alpha": np.float32(0.7)}
         if features:
             expected["features"] = image.features
@@ -267,3 +267,20 @@ def test_the_help_is_for_strangers(capsys: Said) -> None:
     for word in ("[IMAGE]", "Example", "qap-gguf score photo.jpg", "--npz", "--png", "--force", "--top", *HEAD[3:8]):
         assert word in text
     assert "--dense" not in text
+
+
+def test_an_early_drop_is_told(sample: str, tmp_path: Path, capsys: Said) -> None:
+    out = tmp_path / "scores.npz"
+    words = ["score", sample, "--n-keep", "36", "--encoder-keep", "0.5", "--encoder-layer", "2"]
+    assert main([*words, "--npz", str(out), "--top", "144"]) == 0
+    said = capsys.readouterr().out
+    assert "kept 36 of 144 tokens (25.0 %), 72 were dropped early, alpha 0.7" in said
+    assert len(said.split("\n\n")[0].splitlines()) == 1 + 72  # the head, and those that have scores
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["dropped_early"]) == 72
+    assert not set(found["dropped_early"]) & set(found["indices"])
+    with np.load(out) as arrays:
+        assert arrays["dropped_early"].nonzero()[0].tolist() == found["dropped_early"]
+    assert main(["score", sample, "--encoder-keep", "1.5"]) == 2
+    assert "encoder_keep must be a number in (0, 1], got 1.5" in capsys.readouterr().err

@@ -110,6 +110,32 @@ def test_recalled_pictures_answer_as_encoded_ones(stock: Stock, urls: list[str])
     assert stock.state["n_encoded"] == before
 
 
+def test_rows_after_an_early_drop_serve_no_other_setting(stock: Stock, urls: list[str]) -> None:
+    """Each early drop is an encode of its own; what happens at the end of the encoder is not."""
+    half = qap.PruneConfig(n_keep=18, encoder_keep=0.5)
+    drops = [
+        None, half, half.replace(encoder_keep=0.4), half.replace(encoder_layer=2), half.replace(alpha=0.3),
+        half.replace(error="int3"), half.replace(outlier="crest"), half.replace(outlier_weight=0.1),
+        half.replace(group_size=64), half.replace(semantic="attention"), half.replace(alpha="dynamic"),
+    ]  # fmt: skip
+    later: list[dict[str, Any]] = [
+        {},
+        {"n_keep": 30},
+        {"select": "topk"},
+        {"merge": "average"},
+        {"select": "random", "seed": 5},
+    ]
+    cases = [drop and drop.replace(**change) for drop in drops for change in (later if drop is half else later[:1])]
+    qap.set_image_cache(0)
+    expected = [stock.ask(urls[0], QUESTIONS[0], cfg) for cfg in cases]
+    qap.set_image_cache(None)
+    for _ in range(2):
+        for cfg, answer in zip(cases, expected, strict=True):
+            assert stock.ask(urls[0], QUESTIONS[0], cfg) == answer, cfg
+    assert stock.state["n_encoded"] == stock.state["n_images"] == len(drops)
+    assert stock.state["n_recalled"] == 2 * len(cases) - len(drops)
+
+
 def test_a_signal_that_is_not_there_is_the_same_error(stock: Stock, urls: list[str]) -> None:
     cfg = qap.PruneConfig(n_keep=18, semantic="none", alpha=1.0, select="topk")
     for _ in range(2):

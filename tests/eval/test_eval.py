@@ -54,6 +54,9 @@ class Embedding:
     def padding(self) -> Any:
         return np.zeros(self.n_tokens, np.bool_)
 
+    dropped = padding
+    kept_early = None
+
 
 @dataclass
 class ScriptedModel:
@@ -69,8 +72,8 @@ class ScriptedModel:
     asked: list[tuple[str, PruneConfig | None]] = field(default_factory=list)
     configs: dict[PruneConfig, int] = field(default_factory=dict)
 
-    def encode(self, image: Any) -> Any:
-        self.encoded.append(image)
+    def encode(self, image: Any, prune: PruneConfig | None = None) -> Any:
+        self.encoded.append(image if prune is None else (image, prune.encoder_keep))
         return Embedding(N_TOKENS, (12, 12), np.eye(N_TOKENS, dtype=np.float32), self.attention)
 
     def prune(self, image: Any, config: PruneConfig, prompt: str | None = None) -> Any:

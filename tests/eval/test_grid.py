@@ -31,9 +31,9 @@ class Counting:
     def __init__(self, vlm: qap.VisionModel, counts: dict[str, int]) -> None:
         self._vlm, self._counts = vlm, counts
 
-    def encode(self, image: Any) -> Any:
+    def encode(self, image: Any, prune: Any = None) -> Any:
         self._counts["encode"] += 1
-        return self._vlm.encode(image)
+        return self._vlm.encode(image, prune)
 
     def generate(self, parts: Any, **settings: Any) -> Any:
         self._counts["generate"] += 1

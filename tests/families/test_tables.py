@@ -61,7 +61,13 @@ def test_every_stretched_family_is_said_to_be_letterboxed_by_stock() -> None:
 
 
 #: Patches that fix nothing: they call our code.
-CALL_SITES = {"001-hooks.patch", "009-padding.patch", "010-server-prune.patch", "011-encode-once.patch"}
+CALL_SITES = {
+    "001-hooks.patch",
+    "009-padding.patch",
+    "010-server-prune.patch",
+    "011-encode-once.patch",
+    "012-early-drop.patch",
+}
 
 
 def test_defects_name_the_patches_that_are_there() -> None:

@@ -83,6 +83,12 @@ def case_of(node: Mapping[str, Any]) -> Case:
         expected = {"type_input": first["type"], "pool_type": kind, "p0": str(node["params"][3])}
     elif op == "SOFT_MAX":
         expected |= {"mask": str(int(len(src) > 1)), "sinks": str(int(len(src) > 2)), "inplace": "0"}
+    elif op == "ARGSORT":
+        expected["order"] = str(node["params"][0])
+    elif op == "CONCAT":
+        expected["dim"] = str(node["params"][0])
+    elif op == "SET_ROWS":
+        expected |= {"type_src": first["type"], "type_dst": dst["type"], "type_idx": second["type"]}
     elif op == "PAD":
         left = node["params"][0:8:2]
         expected |= {f"lp{i}": "0" for i in range(4)} | {"circular": str(node["params"][8]), "tfrm": "0"}

@@ -117,9 +117,45 @@ def family_nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Nod
     return found
 
 
+def kind_of(node: Node) -> str:
+    """A node without its sizes: the layers behind an early drop have the operations of those before it, on less."""
+    tensors = [{k: v for k, v in t.items() if k not in ("shape", "strides")} for t in (*node["src"], node["dst"])]
+    return f"{node['name']} {tensors}"
+
+
 @pytest.fixture(scope="session")
-def cases(score_nodes: list[Node], encoder_nodes: list[Node], family_nodes: dict[str, list[Node]]) -> list[Case]:
-    return cases_of([*score_nodes, *encoder_nodes, *(node for nodes in family_nodes.values() for node in nodes)])
+def early_nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Node]]:
+    """Kinds of nodes that an early drop brings to the graph of a tower, which has none of them without it."""
+    folder = tmp_path_factory.mktemp("early")
+    image = folder / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(image)
+    found: dict[str, list[Node]] = {}
+    for projector in ("mlp", *(name for name in PROJECTORS if name != "qwen2.5vl_merger")):
+        mmproj = folder / f"{projector}.gguf"
+        if projector != "mlp":
+            mmproj.write_bytes(tiny_mmproj(projector))
+        encoder = WatchedEncoder(None if projector == "mlp" else mmproj)
+        try:
+            _, dense = encoder.encode(image)
+            own, found[projector] = {kind_of(node) for node in dense}, []
+            for semantic in ("auto", "attention"):
+                with qap.use(qap.PruneConfig(n_keep=8, encoder_keep=0.5, encoder_layer=1, semantic=semantic)):
+                    _, nodes = encoder.encode(image)
+                found[projector] += [node for node in nodes if kind_of(node) not in own]
+        finally:
+            encoder.close()
+    return found
+
+
+@pytest.fixture(scope="session")
+def cases(
+    score_nodes: list[Node],
+    encoder_nodes: list[Node],
+    family_nodes: dict[str, list[Node]],
+    early_nodes: dict[str, list[Node]],
+) -> list[Case]:
+    families = [node for found in (family_nodes, early_nodes) for nodes in found.values() for node in nodes]
+    return cases_of([*score_nodes, *encoder_nodes, *families])
 
 
 @pytest.fixture(scope="session", params=list(CASES))
@@ -182,7 +218,10 @@ def test_the_cpu_needs_no_exception() -> None:
 
 
 def test_what_was_seen_are_our_graphs(
-    score_nodes: list[Node], encoder_nodes: list[Node], family_nodes: dict[str, list[Node]]
+    score_nodes: list[Node],
+    encoder_nodes: list[Node],
+    family_nodes: dict[str, list[Node]],
+    early_nodes: dict[str, list[Node]],
 ) -> None:
     """Guards the guard: an empty or partial list of nodes would pass everything above."""
     scores, encoder = ({str(node["name"]) for node in nodes} - VIEWS for nodes in (score_nodes, encoder_nodes))
@@ -192,6 +231,8 @@ def test_what_was_seen_are_our_graphs(
     for projector, nodes in family_nodes.items():
         assert {"SOFT_MAX", "SUM_ROWS", "MUL_MAT"} <= {str(node["name"]) for node in nodes}, projector
     assert "GET_ROWS" in {str(node["name"]) for node in family_nodes["qwen2.5vl_merger"]}  # out of its windows
+    for projector, nodes in early_nodes.items():
+        assert {"ARGSORT", "GET_ROWS", "LOG"} <= {str(node["name"]) for node in nodes}, projector
     kinds = {source["type"] for node in score_nodes for source in node["src"]}
     assert {"f32", *(error for error in ERRORS if not error.startswith("int"))} == kinds
 

@@ -286,3 +286,25 @@ def test_without_matplotlib_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UnsupportedError, match=r"pip install matplotlib") as caught:
         plot(pixels, image, scores, [0])
     assert "\n" not in str(caught.value)
+
+
+def test_what_was_dropped_early_is_the_darkest(vlm: qap.VisionModel, sample: Pixels) -> None:
+    half = CFG.replace(encoder_keep=0.5)
+    image = vlm.encode(sample, half)
+    cut = vlm.prune(image, half)
+    assert image.kept_early is not None
+    late = np.setdiff1d(image.kept_early, cut.indices)
+    assert (len(cut.indices), len(late), int(image.dropped.sum())) == (36, 36, 72)
+    white = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    shown = dim_dropped(white, GRID, cut.indices, image.padding, image.dropped)
+    cell = SIDE // GRID[0]
+    tokens = shown[::cell, ::cell, 0].ravel()
+    assert set(tokens[cut.indices]) == {255}
+    assert len(set(tokens[late])) == len(set(tokens[image.dropped])) == 1
+    assert tokens[image.dropped][0] < tokens[late][0] < 255
+    drawn = plot(sample, image, cut.scores, cut.indices, cfg=half)
+    assert drawn.size[0] == 1600
+    plain = vlm.prune(vlm.encode(sample), CFG)
+    other = plot(sample, vlm.encode(sample), plain.scores, plain.indices, cfg=CFG)
+    assert not np.array_equal(np.asarray(drawn), np.asarray(other))
+    assert cut._repr_png_() != vlm.prune(image, half.replace(n_keep=35))._repr_png_()

@@ -67,3 +67,24 @@ def test_keys_of_the_file_that_ask_for_keep(tmp_path: Path) -> None:
     (chunk,) = mtmd.tokenize(str(FILES.sample))
     assert mtmd.describe(chunk)["n_pos"] == [144, 144]
     assert mtmd.describe(chunk)["n_tokens"] == [18, 18]
+
+
+def test_an_early_drop_moves_no_token(mtmd: Mtmd) -> None:
+    """What is left after it keeps its index among all rows, before and after saving."""
+    cfg = qap.PruneConfig(n_keep=18, encoder_keep=0.25, positions="keep")
+    with qap.use(cfg):
+        (chunk,) = mtmd.tokenize(str(FILES.sample))
+    rows = mtmd.embeddings(chunk)
+    found = mtmd.describe(chunk)
+    with qap.VisionModel(n_threads=1, flash_attn=False) as vlm:
+        image = vlm.encode(FILES.sample, cfg)
+        indices = vlm.prune(image, cfg.replace(positions="compact")).indices
+    assert image.kept_early is not None
+    assert len(image.kept_early) == 36
+    assert max(indices) > 36  # not numbers among what is left
+    assert found["positions"] == [7 + i for i in indices.tolist()]
+    assert (found["n_tokens"], found["n_pos"], len(rows)) == ([18, 18], [144, 144], 18)
+    saved = mtmd.save(chunk)
+    loaded = mtmd.lib.mtmd_input_chunk_load(saved, len(saved))
+    assert mtmd.describe(loaded) == found
+    assert mtmd.save(loaded) == saved

@@ -25,6 +25,10 @@ SETTINGS: list[tuple[dict[str, Any], int]] = [
     ({"prune": {"n_keep": 18, "alpha": 0.0}}, 18),
     ({"prune": {"n_keep": 18, "alpha": "dynamic", "select": "topk"}}, 18),
     ({"prune": {"keep_ratio": 0.25}}, 36),
+    ({"prune": {"n_keep": 18, "encoder_keep": 0.5}}, 18),
+    ({"prune": {"n_keep": 18, "encoder_keep": 0.5, "encoder_layer": 1}}, 18),
+    ({"prune": {"n_keep": 18, "encoder_keep": 0.125}}, 18),
+    ({"prune": {"n_keep": 72, "encoder_keep": 0.125}}, 18),
 ]
 
 #: What a request may get wrong, and what the answer says of it.
@@ -35,6 +39,9 @@ WRONG: list[tuple[Any, str]] = [
     ({"n_keep": [1]}, "n_keep: expected a whole number from 1, got '[1]'"),
     ({"keep_ratio": 1.5}, "keep_ratio: expected a number in (0, 1], got '1.5'"),
     ({"alpha": "much"}, "alpha: expected a number in [0, 1], got 'much'"),
+    ({"encoder_keep": 0}, "encoder_keep: expected a number in (0, 1], got '0'"),
+    ({"encoder_layer": 0}, "encoder_layer: expected a whole number from 1, got '0'"),
+    ({"encoder_keep": 0.5, "encoder_layer": 99}, "encoder_layer: expected a number in 1.."),
     ({"select": "best"}, "select: expected one of its names"),
     ({"keep": 18}, "unknown setting 'keep'"),
     ({"semantic": "text"}, "looks at the prompt"),
@@ -99,6 +106,17 @@ def test_the_environment_prunes(tmp_path: Path, variables: dict[str, str], n_ima
         assert answer(server, QUESTION, {})[1] == n_image + TEXT
         assert answer(server, QUESTION, {"prune": {"n_keep": 36}})[1] == 36 + TEXT
         assert answer(server, QUESTION, {"prune": False})[1] == DENSE + TEXT
+
+
+def test_the_environment_drops_early(tmp_path: Path) -> None:
+    with running(tmp_path, QAP_N_KEEP="99", QAP_ENCODER_KEEP="0.2", QAP_ENCODER_LAYER="2") as server:
+        assert answer(server, QUESTION, {})[1] == 29 + TEXT  # what is left
+        assert answer(server, QUESTION, {"prune": {"encoder_keep": 1}})[1] == 99 + TEXT
+        assert answer(server, QUESTION, {"prune": False})[1] == DENSE + TEXT
+    with running(tmp_path, QAP_ENCODER_KEEP="2") as server:
+        status, found = server.ask(QUESTION)
+        assert status == 400
+        assert "QAP_ENCODER_KEEP: expected a number in (0, 1], got '2'" in found["error"]["message"]
 
 
 def test_a_wrong_variable_is_told(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def forged(change: Callable[[dict[str, Any], dict[str, Any]], None], **settings:
     plain: dict[str, Any] = {
         "key": KEYS[0], "grid": list(image.grid), "size": list(image.size), "seconds": image.seconds,
         "attention": None, "received": None, "hidden": None, "bytes_read": 0, "n_planes": 1,
-        "pieces": [[p.n_tokens, p.n_columns, list(p.special), list(p.padding)] for p in image.pieces],
+        "pieces": [[p.n_tokens, p.n_columns, list(p.special), list(p.padding), list(p.dropped)] for p in image.pieces],
     }  # fmt: skip
     arrays: dict[str, Any] = {"features": image.features}
     change(plain, arrays)

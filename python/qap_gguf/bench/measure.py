@@ -29,7 +29,7 @@ class Plan:
 
     Attributes:
         image: the picture.
-        configs: how to prune; each must keep a number of tokens of its own.
+        configs: how to prune; each must keep a number of tokens of its own, or have an early drop of its own.
         n_text: text tokens of the prompt, those of the chat template among them.
         n_decode: tokens of the answer, at least 1.
         rounds: timed passes of each kind, at least 1; one more goes before, untimed.
@@ -55,6 +55,7 @@ class Pass:
         decode_s: for each further token, mean; None where the answer ended at once.
         n_kv: cells of the KV cache after the prefill.
         kv_bytes: their size.
+        encoder_keep: part of the tokens that an early drop left.
     """
 
     n_tokens: int
@@ -68,6 +69,7 @@ class Pass:
     decode_s: float | None
     n_kv: int
     kv_bytes: int
+    encoder_keep: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -78,7 +80,7 @@ def run_pass(vlm: VisionModel, image: ImageSource, text: str, config: PruneConfi
     """Encode, prune (`config` None: keep all), prefill, and answer with `n_decode` tokens."""
     vlm.forget()  # each pass does all the work
     started = time.perf_counter()
-    embedding = vlm.encode(image)
+    embedding = vlm.encode(image, config)
     answer = vlm.generate([embedding, text], prune=config, max_tokens=n_decode, stream=True)
     int(np.argmax(vlm.last_logits()))  # the first token, chosen greedily
     first = time.perf_counter() - started
@@ -99,6 +101,7 @@ def run_pass(vlm: VisionModel, image: ImageSource, text: str, config: PruneConfi
         decode_s=stats.decode_s / n_steps if n_steps else None,
         n_kv=n_kv,
         kv_bytes=size,
+        encoder_keep=1.0 if config is None else config.encoder_keep,
     )
 
 
@@ -123,7 +126,7 @@ def run_passes(vlm: VisionModel, plan: Plan, progress: Progress | None = None) -
         One list for each round; in it the dense pass, then one for each config.
 
     Raises:
-        ConfigError: two configs keep the same number of tokens.
+        ConfigError: two configs with the same early drop keep the same number of tokens.
         UnsupportedError: the model cannot be pruned, or cuts the picture into tiles that this version cannot join.
     """
     configs: Sequence[PruneConfig | None] = (None, *plan.configs)
@@ -140,6 +143,7 @@ def run_passes(vlm: VisionModel, plan: Plan, progress: Progress | None = None) -
     first = one("a", None)  # a warm-up that also says how many tokens the template has
     text = _filler(vlm, plan.n_text - first.n_text + 1)
     counts = [one(text, config).n_kept for config in plan.configs]
-    if len(set(counts)) != len(counts):
+    kinds = [(n_kept, config.encoder_keep) for n_kept, config in zip(counts, plan.configs, strict=True)]
+    if len(set(kinds)) != len(kinds):
         raise ConfigError(f"n_keep: expected numbers that differ, got {counts}; leave one of them out")
     return [[one(text, config) for config in configs] for _ in range(plan.rounds)]

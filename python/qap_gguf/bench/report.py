@@ -1,8 +1,9 @@
 """From passes to medians, ratios, the bound and a table.
 
-The bound is what a perfect pruner would reach: ``encode + (text + K) * prefill per token``, the prefill per token being
-that of the dense pass of the same round. It knows no cost of scores, and it takes a token of a short prompt to cost as
-much as one of a long prompt: attention makes it cost a little less, weights read for few tokens a little more.
+The bound is what a perfect pruner would reach: ``encode + (text + K) * prefill per token``, the encode and the prefill
+per token being those of the dense pass of the same round; a pass with an early drop brings its own encode. The bound
+knows no cost of scores, and it takes a token of a short prompt to cost as much as one of a long prompt: attention makes
+it cost a little less, weights read for few tokens a little more.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from qap_gguf.bench.measure import Pass
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 _HEADER = (
-    "K", "encode ms", "score ms", "select ms", "prefill ms", "first token ms", "decode ms/token", "KV cells", "KV MB",
-    "peak MB", "prefill x", "first token x", "bound x", "of the bound %",
+    "K", "encoder keep", "encode ms", "score ms", "select ms", "prefill ms", "first token ms", "decode ms/token",
+    "KV cells", "KV MB", "peak MB", "prefill x", "first token x", "bound x", "of the bound %",
 )  # fmt: skip
 
 
@@ -36,6 +37,7 @@ class Row:
         first_speedup_range: lowest and highest ratio of a round.
         bound_ms, bound_speedup: see above; medians.
         of_bound: first_speedup / bound_speedup, median over the rounds.
+        encoder_keep: part of the tokens that an early drop left, 1 without one.
     """
 
     n_kept: int
@@ -55,6 +57,7 @@ class Row:
     bound_ms: float
     bound_speedup: float
     of_bound: float
+    encoder_keep: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class BenchReport:
     """All rows, the dense one first, and what they have in common.
 
     Attributes:
-        rows: dense, then by falling K.
+        rows: dense, then by falling K and falling encoder_keep.
         n_tokens: tokens of the image.
         n_text: text tokens of the prompt.
         rounds: passes behind each median.
@@ -91,6 +94,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     peak = "-" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}"
     cells = (
         f"{row.n_kept}{' (dense)' if row.is_dense else ''}",
+        "-" if row.encoder_keep == 1 else f"{row.encoder_keep:g}",
         *(f"{ms:.1f}" for ms in (row.encode_ms, row.score_ms, row.select_ms, row.prefill_ms, row.first_ms)),
         "-" if row.decode_ms is None else f"{row.decode_ms:.1f}",
         str(row.n_kv),
@@ -106,7 +110,8 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _bound_s(dense: Pass, one: Pass) -> float:
     """Seconds to the first token if nothing cost but the encode and the dense prefill's share of each token."""
     per_token = dense.prefill_s / (dense.n_text + dense.n_kept)
-    return dense.encode_s + (one.n_text + one.n_kept) * per_token
+    encode_s = dense.encode_s if one.encoder_keep == 1 else one.encode_s
+    return encode_s + (one.n_text + one.n_kept) * per_token
 
 
 def _row(passes: Sequence[Pass], denses: Sequence[Pass], is_dense: bool, peak: int | None) -> Row:
@@ -135,6 +140,7 @@ def _row(passes: Sequence[Pass], denses: Sequence[Pass], is_dense: bool, peak: i
         bound_ms=1000 * statistics.median(_bound_s(dense, one) for dense, one in pairs),
         bound_speedup=statistics.median(bounds),
         of_bound=statistics.median(got / bound for got, bound in zip(first, bounds, strict=True)),
+        encoder_keep=passes[0].encoder_keep,
     )
 
 
@@ -149,5 +155,5 @@ def summarise(rounds: Sequence[Sequence[Pass]], peaks: Sequence[int | None] | No
     denses = columns[0]
     known = [None] * len(columns) if peaks is None else list(peaks)
     rows = [_row(column, denses, column is denses, peak) for column, peak in zip(columns, known, strict=True)]
-    rows[1:] = sorted(rows[1:], key=lambda row: -row.n_kept)
+    rows[1:] = sorted(rows[1:], key=lambda row: (-row.n_kept, -row.encoder_keep))
     return BenchReport(rows, denses[0].n_tokens, denses[0].n_text, len(rounds))

@@ -1,7 +1,8 @@
 """Sizes of models that people run: what a file of random weights must look like to be as fast as the true one.
 
-Facts: the config.json of llava-hf/llava-1.5-7b-hf and -13b-hf, HuggingFaceTB/SmolVLM-256M-Instruct and
-Qwen/Qwen2.5-VL-3B-Instruct (sizes); src/models/llama.cpp and qwen2vl.cpp, tools/mtmd/clip-impl.h and
+Facts: the config.json of llava-hf/llava-1.5-7b-hf and -13b-hf, HuggingFaceTB/SmolVLM-256M-Instruct,
+Qwen/Qwen2.5-VL-3B-Instruct, google/gemma-3-4b-it and OpenGVLab/InternVL3-1B (sizes); src/models/llama.cpp, qwen2.cpp,
+qwen2vl.cpp and gemma3.cpp, tools/mtmd/clip-impl.h and
 tools/mtmd/models/*.cpp of llama.cpp (names of keys and tensors); src/llama-quant.cpp (which tensors of a Q4_0 file are
 not Q4_0: the output matrix, or the embedding that stands for it, is Q6_K, or Q8_0 where 256 does not divide a row).
 """
@@ -18,6 +19,10 @@ from qap_gguf.errors import ConfigError
 CLIP_MEAN: Final = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD: Final = [0.26862954, 0.26130258, 0.27577711]
 HALF: Final = [0.5, 0.5, 0.5]
+#: Mean and standard deviation of the channels, where they are not CLIP's: SigLIP's, ImageNet's.
+_MEANS: Final = {"idefics3": HALF, "gemma3": HALF, "internvl": [0.485, 0.456, 0.406]}
+_STDS: Final = {"idefics3": HALF, "gemma3": HALF, "internvl": [0.229, 0.224, 0.225]}
+_GELU: Final = tuple(_MEANS)  # towers with GELU and a bias of the patches
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,16 @@ class Language:
     tied: bool = False  # the embedding is the output matrix too
     bias: bool = False  # of query, key and value
     rope_sections: tuple[int, ...] = ()
+    head_dim: int = 0  # 0: n_embd / n_head
+    norms: bool = False  # of query and key, and after attention and feed-forward
+    window: int = 0  # tokens that most layers attend to; 0: all
     #: Texts that libmtmd puts around an image: one token each in the true vocabulary.
     special: tuple[str, ...] = ()
+
+    @property
+    def n_head_dim(self) -> int:
+        """Numbers of a head."""
+        return self.head_dim or self.n_embd // self.n_head
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,22 @@ SHAPES: Final[Mapping[str, Shape]] = {
             ),
             Vision("qwen2.5vl_merger", 1280, 32, 3420, 16, 560, 14, eps=1e-6, merge=2, extra=(("n_wa_pattern", 8),)),
         ),
+        Shape(
+            "gemma-3-4b",
+            Language(
+                "gemma3", 262208, 2560, 34, 10240, 8, 4, 131072, rope_base=1000000.0, eps=1e-6, tied=True, head_dim=256,
+                norms=True, window=1024, special=("<start_of_image>", "<end_of_image>"),
+            ),
+            Vision("gemma3", 1152, 27, 4304, 16, 896, 14, eps=1e-6, merge=4),
+        ),
+        Shape(
+            "internvl3-1b",
+            Language(
+                "qwen2", 151674, 896, 24, 4864, 14, 2, 32768, rope_base=1000000.0, eps=1e-6, bias=True,
+                special=("<img>", "</img>"),
+            ),
+            Vision("internvl", 1024, 24, 4096, 16, 448, 14, eps=1e-6, merge=2, extra=(("projector.scale_factor", 2),)),
+        ),
     )
 }  # fmt: skip
 
@@ -127,17 +156,19 @@ def _vector(name: str, n: int) -> Tensor:
 
 def language_tensors(m: Language) -> list[Tensor]:
     """The tensors of a Q4_0 file of this language model."""
-    head = m.n_embd // m.n_head
-    n_kv = head * m.n_head_kv
+    head = m.n_head_dim
+    n_q, n_kv = head * m.n_head, head * m.n_head_kv
     last = "Q6_K" if m.n_embd % 256 == 0 else "Q8_0"
     out = [Tensor("token_embd.weight", last if m.tied else "Q4_0", (m.n_vocab, m.n_embd))]
     matrices = {
-        "attn_q": (m.n_embd, m.n_embd), "attn_k": (n_kv, m.n_embd), "attn_v": (n_kv, m.n_embd),
-        "attn_output": (m.n_embd, m.n_embd), "ffn_gate": (m.n_ff, m.n_embd), "ffn_up": (m.n_ff, m.n_embd),
+        "attn_q": (n_q, m.n_embd), "attn_k": (n_kv, m.n_embd), "attn_v": (n_kv, m.n_embd),
+        "attn_output": (m.n_embd, n_q), "ffn_gate": (m.n_ff, m.n_embd), "ffn_up": (m.n_ff, m.n_embd),
         "ffn_down": (m.n_embd, m.n_ff),
     }  # fmt: skip
+    after = ("post_attention_norm", "post_ffw_norm") if m.norms else ()
     for i in range(m.n_layer):
-        out += [_vector(f"blk.{i}.{name}.weight", m.n_embd) for name in ("attn_norm", "ffn_norm")]
+        out += [_vector(f"blk.{i}.{name}.weight", m.n_embd) for name in ("attn_norm", "ffn_norm", *after)]
+        out += [_vector(f"blk.{i}.{name}.weight", head) for name in ("attn_q_norm", "attn_k_norm") if m.norms]
         for name, shape in matrices.items():
             out.append(Tensor(f"blk.{i}.{name}.weight", "Q4_0", shape))
             if m.bias and name in ("attn_q", "attn_k", "attn_v"):
@@ -150,7 +181,7 @@ def language_tensors(m: Language) -> list[Tensor]:
 
 def language_metadata(m: Language, name: str) -> Metadata:
     """All keys of the file but general.architecture and the vocabulary's."""
-    head = m.n_embd // m.n_head
+    head = m.n_head_dim
     keys: Metadata = {
         "general.type": value("model"),
         "general.name": value(name),
@@ -162,6 +193,8 @@ def language_metadata(m: Language, name: str) -> Metadata:
         "feed_forward_length": m.n_ff, "attention.head_count": m.n_head, "attention.head_count_kv": m.n_head_kv,
         "rope.dimension_count": head,
     }  # fmt: skip
+    numbers |= {"attention.key_length": head, "attention.value_length": head} if m.head_dim else {}
+    numbers |= {"attention.sliding_window": m.window} if m.window else {}
     keys |= {f"{m.arch}.{key}": value(number) for key, number in numbers.items()}
     keys[f"{m.arch}.attention.layer_norm_rms_epsilon"] = f32(m.eps)
     keys[f"{m.arch}.rope.freq_base"] = f32(m.rope_base)
@@ -172,17 +205,19 @@ def language_metadata(m: Language, name: str) -> Metadata:
 
 def vision_tensors(v: Vision, n_embd: int) -> list[Tensor]:
     """The tensors of the mmproj file, f16, for a language model that is `n_embd` wide."""
-    qwen, clip = v.projector == "qwen2.5vl_merger", v.projector == "mlp"
+    qwen, clip, internvl = v.projector == "qwen2.5vl_merger", v.projector == "mlp", v.projector == "internvl"
     kernel = (v.n_embd, 3, v.patch, v.patch)
     n_patches = (v.image // v.patch) ** 2
     out = [Tensor("v.patch_embd.weight", "F16", kernel)]
     if qwen:
         out.append(Tensor("v.patch_embd.weight.1", "F16", kernel))
     else:
-        out.append(Tensor("v.position_embd.weight", "F32", (n_patches + clip, v.n_embd)))
+        out.append(Tensor("v.position_embd.weight", "F32", (n_patches + (clip or internvl), v.n_embd)))
     if clip:
         out += [_vector(name, v.n_embd) for name in ("v.class_embd", "v.pre_ln.weight", "v.pre_ln.bias")]
-    if v.projector == "idefics3":
+    if internvl:
+        out.append(_vector("v.class_embd", v.n_embd))
+    if v.projector in _GELU:
         out.append(_vector("v.patch_embd.bias", v.n_embd))
     square, up, down = (v.n_embd, v.n_embd), (v.n_ff, v.n_embd), (v.n_embd, v.n_ff)
     matrices = {"attn_q": square, "attn_k": square, "attn_v": square, "attn_out": square}
@@ -190,14 +225,24 @@ def vision_tensors(v: Vision, n_embd: int) -> list[Tensor]:
     norms = ("weight",) if qwen else ("weight", "bias")
     for i in range(v.n_layer):
         out += [_vector(f"v.blk.{i}.{ln}.{part}", v.n_embd) for ln in ("ln1", "ln2") for part in norms]
+        out += [_vector(f"v.blk.{i}.{scale}.weight", v.n_embd) for scale in ("ls1", "ls2") if internvl]
         for name, shape in matrices.items():
             out.append(Tensor(f"v.blk.{i}.{name}.weight", "F16", shape))
             out.append(_vector(f"v.blk.{i}.{name}.bias", shape[0]))
-    if not clip:
+    if not clip and not internvl:
         out += [_vector(f"v.post_ln.{part}", v.n_embd) for part in norms]
     width = v.n_embd * v.merge**2
     if v.projector == "idefics3":
         return [*out, Tensor("mm.model.fc.weight", "F16", (n_embd, width))]
+    if v.projector == "gemma3":
+        projection = Tensor("mm.input_projection.weight", "F16", (v.n_embd, n_embd))
+        return [*out, projection, _vector("mm.soft_emb_norm.weight", v.n_embd)]
+    if internvl:
+        out += [_vector(f"mm.model.mlp.0.{part}", width) for part in norms]
+        for number, columns in ((1, width), (3, n_embd)):
+            name = f"mm.model.mlp.{number}"
+            out += [Tensor(f"{name}.weight", "F16", (n_embd, columns)), _vector(f"{name}.bias", n_embd)]
+        return out
     for name, shape in (("mm.0", (width if qwen else n_embd, width)), ("mm.2", (n_embd, width if qwen else n_embd))):
         out += [Tensor(f"{name}.weight", "F16", shape), _vector(f"{name}.bias", shape[0])]
     return out
@@ -212,11 +257,11 @@ def vision_metadata(v: Vision, n_embd: int, name: str) -> Metadata:
         "general.file_type": value(1),
         "clip.has_vision_encoder": value(True),
         "clip.projector_type": value(v.projector),
-        "clip.use_gelu": value(v.projector == "idefics3"),
+        "clip.use_gelu": value(v.projector in _GELU),
         "clip.use_silu": value(qwen),
         "clip.vision.attention.layer_norm_epsilon": f32(v.eps),
-        "clip.vision.image_mean": f32_list(HALF if v.projector == "idefics3" else CLIP_MEAN),
-        "clip.vision.image_std": f32_list(HALF if v.projector == "idefics3" else CLIP_STD),
+        "clip.vision.image_mean": f32_list(_MEANS.get(v.projector, CLIP_MEAN)),
+        "clip.vision.image_std": f32_list(_STDS.get(v.projector, CLIP_STD)),
     }
     numbers = {
         "image_size": v.image, "patch_size": v.patch, "embedding_length": v.n_embd, "feed_forward_length": v.n_ff,

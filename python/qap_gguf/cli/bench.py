@@ -12,6 +12,7 @@ import click
 from qap_gguf.cli.budgets import WITHOUT, budget_configs, budget_options
 from qap_gguf.cli.common import (
     check_model_pair,
+    default_of,
     is_debug,
     model_options,
     note,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _SIDE = 672  # pixels: 576 tokens for LLaVA-1.5 and Qwen2.5-VL
 _RATIOS = (0.5, 0.25, 0.125)
-_SHAPES = ("llava-1.5-7b", "llava-1.5-13b", "smolvlm-256m", "qwen2.5-vl-3b")
+_SHAPES = ("llava-1.5-7b", "llava-1.5-13b", "smolvlm-256m", "qwen2.5-vl-3b", "gemma-3-4b", "internvl3-1b")
 
 
 def _load() -> list[float] | None:
@@ -75,6 +76,14 @@ def _rounded(value: Any) -> Any:
 )
 @budget_options(_RATIOS)
 @click.option(
+    "--encoder-keep",
+    type=float,
+    multiple=True,
+    metavar="R",
+    help="Drop all but this part of the tokens inside the image encoder, 0 < R <= 1; 1 drops none. Repeatable."
+    + default_of("encoder_keep"),
+)
+@click.option(
     "--text-tokens", type=click.IntRange(min=1), default=40, show_default=True, help="Text tokens of the prompt."
 )
 @click.option("--decode", type=click.IntRange(min=1), default=8, show_default=True, help="Tokens of the answer.")
@@ -83,7 +92,7 @@ def _rounded(value: Any) -> Any:
     "--memory/--no-memory", default=True, show_default=True, help="Measure peak memory, in a process for each row."
 )
 @model_options()
-@prune_options(without=WITHOUT)
+@prune_options(without=(*WITHOUT, "encoder_keep"))
 @output_options
 def bench(
     model: Path | None,
@@ -96,6 +105,7 @@ def bench(
     image: Path | None,
     n_keep: tuple[int, ...],
     keep_ratio: tuple[float, ...],
+    encoder_keep: tuple[float, ...],
     text_tokens: int,
     decode: int,
     rounds: int,
@@ -107,8 +117,8 @@ def bench(
     """Time encode, score, select, prefill and decode, dense and with several numbers of tokens kept.
 
     Passes take turns in one process; the figures are medians, and the ratios medians of the ratios in each round. The
-    bound is `encode + (text + K) * prefill per token of the dense pass`: no pruner can be faster by much. With --json
-    all figures come as one JSON object, in one line.
+    bound is `encode + (text + K) * prefill per token of the dense pass`: no pruner can be faster by much. With an early
+    drop the encode in it is that of its own pass. With --json all figures come as one JSON object, in one line.
 
     \b
     Examples:
@@ -118,7 +128,7 @@ def bench(
     check_model_pair(model, mmproj)
     if shape is not None and model is not None:
         raise click.UsageError("--shape makes its own files, so -m/--model has no meaning; drop one of them")
-    configs = budget_configs(n_keep, keep_ratio, _RATIOS, prune)
+    configs = budget_configs(n_keep, keep_ratio, _RATIOS, prune, encoder_keep)
 
     import qap_gguf as qap
     from qap_gguf.arguments import n_threads_default

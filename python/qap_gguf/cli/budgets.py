@@ -33,7 +33,11 @@ def budget_options(ratios: tuple[float, ...]) -> Callable[[click.decorators.FC],
 
 
 def budget_configs(
-    n_keep: tuple[int, ...], keep_ratio: tuple[float, ...], usual: tuple[float, ...], prune: Mapping[str, Any]
+    n_keep: tuple[int, ...],
+    keep_ratio: tuple[float, ...],
+    usual: tuple[float, ...],
+    prune: Mapping[str, Any],
+    encoder_keep: tuple[float, ...] = (),
 ) -> tuple[PruneConfig, ...]:
     """One config for each number of tokens, in the order given.
 
@@ -41,6 +45,7 @@ def budget_configs(
         n_keep, keep_ratio: of the command line.
         usual: ratios where neither was given.
         prune: the other prune options; None is one that was not given.
+        encoder_keep: each budget is combined with each of these, if there are any.
 
     Raises:
         click.UsageError: both kinds of budget, or a value outside its range.
@@ -50,7 +55,8 @@ def budget_configs(
     base = {name: value for name, value in prune.items() if value is not None}
     budgets: list[dict[str, Any]] = [{"n_keep": k} for k in n_keep]
     budgets = budgets or [{"keep_ratio": ratio} for ratio in keep_ratio or usual]
-    return tuple(make_config(base | budget) for budget in budgets)
+    drops: list[dict[str, Any]] = [{"encoder_keep": ratio} for ratio in encoder_keep] or [{}]
+    return tuple(make_config(base | budget | drop) for budget in budgets for drop in drops)
 
 
 WITHOUT: Final = ("n_keep", "keep_ratio", "dense")  #: prune options that these take the place of

@@ -115,6 +115,19 @@ _PRUNE: Final[dict[str, Callable[[Any], Any]]] = {
     "merge": click.option(
         "--merge", type=click.Choice(MERGES), help="average folds dropped tokens into kept ones." + default_of("merge")
     ),
+    "encoder_keep": click.option(
+        "--encoder-keep",
+        type=float,
+        metavar="R",
+        help="Drop all but this part of the tokens inside the image encoder already, 0 < R <= 1; 1 drops none."
+        + default_of("encoder_keep"),
+    ),
+    "encoder_layer": click.option(
+        "--encoder-layer",
+        type=click.IntRange(min=1),
+        metavar="L",
+        help="Layers of the image encoder that see all patches, for --encoder-keep. [default: a quarter of them]",
+    ),
     "seed": click.option(
         "--seed",
         type=click.IntRange(0, 2**64 - 1),

@@ -35,7 +35,8 @@ _METHODS = (
     "dense,qap,semantic,numeric,dpp,dpp-semantic,dpp-numeric,dpp-flat,divprune,coverage,coverage-semantic,random,"
     "uniform,pool"
 )
-_IN_THE_KEY = ("alpha", "error", "keep_ratio", "n_keep", "select")  # a journal knows them by Variant.key
+#: A journal knows them by Variant.key.
+_IN_THE_KEY = ("alpha", "encoder_keep", "encoder_layer", "error", "keep_ratio", "n_keep", "select")
 _SCORINGS = ("auto", "exact", "choice", "vqa", "f1", "yesno")
 
 
@@ -52,14 +53,19 @@ def _budgets(n_keep: tuple[int, ...], keep_ratio: tuple[float, ...]) -> list[Bud
 
 
 def _variants(
-    methods: str, budgets: list[Budget], base: PruneConfig, alphas: Sequence[Any], errors: Sequence[str]
+    methods: str,
+    budgets: list[Budget],
+    base: PruneConfig,
+    alphas: Sequence[Any],
+    errors: Sequence[str],
+    encoder_keeps: Sequence[float],
 ) -> list[Variant]:
     from qap_gguf.errors import ConfigError
     from qap_gguf.eval import variants
 
     chosen = [method.strip() for method in methods.split(",") if method.strip()]
     try:
-        return variants(chosen, budgets, base, alphas=alphas, errors=errors)
+        return variants(chosen, budgets, base, alphas=alphas, errors=errors, encoder_keeps=encoder_keeps)
     except ConfigError as err:
         raise click.UsageError(str(err)) from err
 
@@ -112,6 +118,14 @@ def _stopped(journal: Journal | None) -> str:
     help="Quantizer whose error is measured: int2 to int8, or a ggml type. Repeatable." + default_of("error"),
 )
 @click.option(
+    "--encoder-keep",
+    type=float,
+    multiple=True,
+    metavar="R",
+    help="Drop all but this part of the tokens inside the image encoder, 0 < R <= 1; 1 drops none. Repeatable."
+    + default_of("encoder_keep"),
+)
+@click.option(
     "--scoring",
     type=click.Choice(_SCORINGS),
     default="auto",
@@ -129,7 +143,7 @@ def _stopped(journal: Journal | None) -> str:
     help="Write results.csv, .json and .md, accuracy.png and a journal to DIR; run again to go on where it stopped.",
 )
 @click.option("--force", is_flag=True, help="Begin anew where DIR holds the journal of another run.")
-@prune_options(without=("n_keep", "keep_ratio", "select", "dense", "alpha", "error"))
+@prune_options(without=("n_keep", "keep_ratio", "select", "dense", "alpha", "error", "encoder_keep"))
 @output_options
 def eval_command(
     data: Path,
@@ -144,6 +158,7 @@ def eval_command(
     methods: str,
     alpha: tuple[float | str, ...],
     error: tuple[str, ...],
+    encoder_keep: tuple[float, ...],
     kv: tuple[str, ...],
     scoring: str,
     limit: int | None,
@@ -156,8 +171,8 @@ def eval_command(
     """Count right answers to the questions in DATA.jsonl, dense and pruned.
 
     Each line of the file is a JSON object with image (a path relative to the file), question and answer; if you like
-    also kind, choices (then the likeliest is taken), or answers in place of answer. Several -m, --kv, --n-keep, --alpha
-    and --error make a grid; each picture is encoded once.
+    also kind, choices (then the likeliest is taken), or answers in place of answer. Several -m, --kv, --n-keep,
+    --alpha, --error and --encoder-keep make a grid; each picture is encoded once for each --encoder-keep.
 
     \b
     Methods:
@@ -189,7 +204,7 @@ def eval_command(
     base = make_config(base.to_dict() | ({"alpha": alpha[0]} if alpha else {}) | ({"error": error[0]} if error else {}))
     for value in alpha:
         make_config({"alpha": value})
-    compared = _variants(methods, _budgets(n_keep, keep_ratio), base, alpha, error)
+    compared = _variants(methods, _budgets(n_keep, keep_ratio), base, alpha, error, encoder_keep)
 
     from qap_gguf.eval import (
         Evaluation,

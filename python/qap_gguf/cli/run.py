@@ -177,7 +177,7 @@ def converse(answering: Answering, images: list[Any]) -> None:
                 continue
             try:
                 pictures = answering.vlm.load_fitting([Path(rest.strip()).expanduser()], answering.config)
-                conversation = Conversation([answering.vlm.encode(pictures[0])])
+                conversation = Conversation([answering.vlm.encode(pictures[0], answering.config)])
             except (QapError, OSError) as err:
                 warn(f"qap-gguf: error: {one_line(err)}; the picture stays as it was")
             else:
@@ -296,7 +296,7 @@ def run(
             else:
                 config = over_file_defaults(usual, config, prune)
         fitting = vlm.load_fitting([picture for _, picture in pictures], config, prompt or "")
-        images = [vlm.encode(pixels) for pixels in fitting]
+        images = [vlm.encode(pixels, config) for pixels in fitting]
         answering = Answering(vlm, config, max_tokens, temperature)
         if prompt is None:
             converse(answering, images)

@@ -37,13 +37,15 @@ _SCORES = ("error", "outlier", "sensitivity", "semantic", "total")
 
 
 def table(image: ImageEmbedding, cut: PrunedImage, top: int) -> list[Row]:
-    """The `top` tokens with the highest totals as rows of words, under ``HEAD``; padding is left out."""
+    """The `top` tokens with the highest totals, of those that can be kept, as rows of words under ``HEAD``."""
     import numpy as np
 
     scores, columns = cut.scores, image.grid[1]
     kept = set(cut.indices.tolist())
     signal = bool(scores.semantic.any())
-    order = sorted(np.flatnonzero(~image.padding).tolist(), key=lambda i: (-float(scores.total[i]), i))
+    order = sorted(
+        np.flatnonzero(~(image.padding | image.dropped)).tolist(), key=lambda i: (-float(scores.total[i]), i)
+    )
     return [
         (
             str(i),
@@ -89,6 +91,7 @@ def describe(image: ImageEmbedding, cut: PrunedImage) -> dict[str, Any]:
         "grid": list(image.grid),
         "n_tokens": image.n_tokens,
         "padding": image.padding.nonzero()[0].tolist(),
+        "dropped_early": image.dropped.nonzero()[0].tolist(),
         "n_keep": len(cut.indices),
         "alpha": cut.scores.alpha,
         "indices": cut.indices.tolist(),
@@ -105,6 +108,7 @@ def arrays(image: ImageEmbedding, cut: PrunedImage, features: bool) -> dict[str,
 
     found: dict[str, Any] = {name: getattr(cut.scores, name) for name in _SCORES}
     found |= {"indices": cut.indices, "positions": cut.positions, "padding": image.padding}
+    found["dropped_early"] = image.dropped
     found |= {"grid": np.array(image.grid, np.int32), "alpha": np.float32(cut.scores.alpha)}
     if image.attention is not None:
         found["attention"] = image.attention
@@ -208,7 +212,7 @@ def score(
         verbose=is_debug(),
     ) as vlm:
         config = over_file_defaults(vlm.default_prune, config, prune)
-        image = vlm.encode(pixels)
+        image = vlm.encode(pixels, config)
         cut = vlm.prune(image, config, prompt=prompt)
 
     if npz is not None:
@@ -227,5 +231,6 @@ def score(
         return
     print_table(table(image, cut, top))
     kept, total = len(cut.indices), image.n_real
-    padding = f", {image.n_tokens - total} more are padding" if total < image.n_tokens else ""
-    click.echo(f"\nkept {kept} of {total} tokens ({100 * kept / total:.1f} %){padding}, alpha {cut.scores.alpha:.3g}")
+    more = f", {image.n_tokens - total} more are padding" if total < image.n_tokens else ""
+    more += f", {total - image.n_left} were dropped early" if image.n_left < total else ""
+    click.echo(f"\nkept {kept} of {total} tokens ({100 * kept / total:.1f} %){more}, alpha {cut.scores.alpha:.3g}")

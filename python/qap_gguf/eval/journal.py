@@ -147,24 +147,24 @@ class Journal:
         self.close()
 
 
-class EmbeddingFolder(MutableMapping[Path, Any]):
-    """Encoded pictures by path, kept in a folder of this process's own (they are pickles: nobody else's are read)."""
+class EmbeddingFolder(MutableMapping[Any, Any]):
+    """Encoded pictures by path and early drop, in a folder of this process's own (pickles: nobody else's are read)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files: dict[Path, Path] = {}
+        self._files: dict[Any, Path] = {}
 
-    def __getitem__(self, path: Path) -> Any:
-        return pickle.loads(self._files[path].read_bytes())
+    def __getitem__(self, key: Any) -> Any:
+        return pickle.loads(self._files[key].read_bytes())
 
-    def __setitem__(self, path: Path, image: Any) -> None:
-        file = self._files.setdefault(path, self._folder / f"{len(self._files)}.pickle")
+    def __setitem__(self, key: Any, image: Any) -> None:
+        file = self._files.setdefault(key, self._folder / f"{len(self._files)}.pickle")
         file.write_bytes(pickle.dumps(image, protocol=5))
 
-    def __delitem__(self, path: Path) -> None:
-        self._files.pop(path).unlink()
+    def __delitem__(self, key: Any) -> None:
+        self._files.pop(key).unlink()
 
-    def __iter__(self) -> Iterator[Path]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._files)
 
     def __len__(self) -> int:

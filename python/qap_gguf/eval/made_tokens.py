@@ -32,7 +32,7 @@ def replacement(method: str, image: Any, n_keep: int) -> FloatArray:
     """
     if image.n_rows != image.n_tokens:
         raise ConfigError(f"{method}: expected rows that are all tokens, got special ones; leave {method} out")
-    real = np.flatnonzero(~image.padding)  # padding is no token
+    real = np.flatnonzero(~(image.padding | image.dropped))  # padding is no token
     features: FloatArray = image.features[real]
     if method == "dpp-flat":
         equal = np.ones(len(real), np.float32)
@@ -41,6 +41,8 @@ def replacement(method: str, image: Any, n_keep: int) -> FloatArray:
     rows, columns = image.grid
     if rows * columns != image.n_tokens:
         raise ConfigError(f"pool: expected a grid of {image.n_tokens} tokens, got {rows} x {columns}; leave pool out")
+    if image.kept_early is not None:
+        raise ConfigError("pool: expected a whole grid of tokens, got one after an early drop; leave pool out")
     grid = (len(np.unique(real // columns)), len(np.unique(real % columns)))  # what a letterbox leaves is a rectangle
     averages: FloatArray = pool(features, grid, pooled_grid(n_keep, grid))
     return averages

@@ -6,6 +6,7 @@ published methods on LLaVA-1.5 (UniPruneBench).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -48,6 +49,8 @@ BASELINES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 #: Methods that no config can say: they put tokens of their own into rows that are then kept (see replaced.py).
 REPLACED: Final = ("dpp-flat", "pool")
+#: Methods that need all tokens of a picture, so that nothing is dropped early.
+WHOLE: Final = ("pool",)
 _FUSED: Final = ("qap", "dpp", "coverage")
 _NUMERIC: Final = ("numeric", "dpp-numeric")
 
@@ -111,7 +114,9 @@ class Variant:
         if self.budget is None or config is None:
             return self.method
         scored = f", alpha {config.alpha}, {config.error}" if self.method in _FUSED + _NUMERIC else ""
-        return f"{self.method}{scored} @ {self.budget.label}"
+        early = f", encoder_keep {config.encoder_keep}" if config.encoder_keep < 1 else ""
+        early += f" after {config.encoder_layer}" if early and config.encoder_layer is not None else ""
+        return f"{self.method}{scored}{early} @ {self.budget.label}"
 
 
 def _configs(method: str, budget: Budget, base: PruneConfig) -> tuple[PruneConfig, ...]:
@@ -134,17 +139,21 @@ def _configs(method: str, budget: Budget, base: PruneConfig) -> tuple[PruneConfi
 
 
 def _settings(
-    method: str, base: PruneConfig, alphas: Sequence[Any], errors: Sequence[str]
+    method: str, base: PruneConfig, alphas: Sequence[Any], errors: Sequence[str], early: Sequence[float]
 ) -> list[tuple[str, PruneConfig]]:
-    """(words, base) for each row of a method: alphas matter to fused scores, errors to those and the numeric ones."""
+    """(words, base) for each row of a method: alphas matter to fused scores, errors to those and the numeric ones, an
+    early drop to all that choose among the encoder's tokens."""
     some_alphas = list(dict.fromkeys(alphas)) if method in _FUSED and alphas else [base.alpha]
     some_errors = list(dict.fromkeys(errors)) if method in _FUSED + _NUMERIC and errors else [base.error]
+    some_early = list(dict.fromkeys(early)) or [base.encoder_keep]
+    if method in WHOLE:
+        some_early = [1.0]
     rows = []
-    for alpha in some_alphas:
-        for error in some_errors:
-            words = [f"alpha {alpha}"] if len(some_alphas) > 1 else []
-            words += [error] if len(some_errors) > 1 else []
-            rows.append((", ".join(words), base.replace(alpha=alpha, error=error)))
+    for alpha, error, keep in itertools.product(some_alphas, some_errors, some_early):
+        words = [f"alpha {alpha}"] if len(some_alphas) > 1 else []
+        words += [error] if len(some_errors) > 1 else []
+        words += [f"encoder_keep {keep}"] if keep < 1 and len(some_early) > 1 else []
+        rows.append((", ".join(words), base.replace(alpha=alpha, error=error, encoder_keep=keep)))
     return rows
 
 
@@ -155,6 +164,7 @@ def variants(
     *,
     alphas: Sequence[Any] = (),
     errors: Sequence[str] = (),
+    encoder_keeps: Sequence[float] = (),
 ) -> list[Variant]:
     """List what to compare: dense once, every other method at each budget.
 
@@ -164,9 +174,10 @@ def variants(
         base: every setting that neither the method nor the budget decides; None takes the defaults.
         alphas: one row of each fused method for each of these; () takes that of `base`.
         errors: one row of each method with a sensitivity for each of these; () takes that of `base`.
+        encoder_keeps: one row of each method, pool excepted, for each of these; () takes that of `base`.
 
     Raises:
-        ConfigError: an unknown method, a bad alpha or error, or no budget.
+        ConfigError: an unknown method, a bad alpha, error or encoder_keep, or no budget.
 
     Example:
         >>> [(v.method, v.budget.label if v.budget else "") for v in variants(["dense", "qap"], [Budget(n_keep=18)])]
@@ -185,6 +196,6 @@ def variants(
     for budget in dict.fromkeys(budgets):
         for method in chosen:
             if method != "dense":
-                for words, changed in _settings(method, base, alphas, errors):
+                for words, changed in _settings(method, base, alphas, errors, encoder_keeps):
                     found.append(Variant(method, budget, _configs(method, budget, changed), words))
     return found

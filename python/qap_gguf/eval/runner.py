@@ -1,4 +1,4 @@
-"""Ask every question in every way that is compared, encoding each picture once.
+"""Ask every question in every way that is compared, encoding each picture once, or once for each early drop.
 
 Greedy decoding and a short answer, so that the outcome depends on nothing but the model, the picture and the config.
 Picture by picture, variant by variant, question by question: in this order the KV cache serves longest.
@@ -16,6 +16,7 @@ from qap_gguf.errors import ConfigError, NativeError, UnsupportedError
 from qap_gguf.eval.data import Question
 from qap_gguf.eval.made_tokens import replaced_image, replacement
 from qap_gguf.eval.methods import REPLACED, Variant
+from qap_gguf.vision.cache import early_identity
 
 MAX_TOKENS: Final = 12  #: "row 2, column 3" has seven tokens
 
@@ -26,8 +27,8 @@ class Model(Protocol):
     """What an evaluation needs of qap_gguf.VisionModel."""
 
     @property
-    def encode(self) -> Callable[[Any], Any]:
-        """encode(image) -> ImageEmbedding."""
+    def encode(self) -> Callable[..., Any]:
+        """encode(image) -> ImageEmbedding; encode(image, config) where the config asks for an early drop."""
 
     @property
     def prune(self) -> Callable[..., Any]:
@@ -174,7 +175,7 @@ def evaluate(
 
     Args:
         model: a VisionModel, or what behaves like one.
-        questions: see :func:`qap_gguf.eval.load_questions`. Each picture is encoded once.
+        questions: see :func:`qap_gguf.eval.load_questions`. Each picture is encoded once for each early drop.
         variants: see :func:`qap_gguf.eval.variants`.
         max_tokens: longest answer in tokens, at least 1.
         progress: called as progress(done, total) after each question.
@@ -199,13 +200,16 @@ def evaluate(
     outcomes: list[Outcome] = []
     done = 0
     for path, numbers in by_image.items():
-        picture = None
+        pictures: dict[str, _Picture] = {}
         for variant in variants:
             found = {n: None if journal is None else journal.get(setup, variant, n, questions[n]) for n in numbers}
             new = {n: questions[n] for n, outcome in found.items() if outcome is None}
             if new:
+                early = _early(variant)
+                picture = pictures.get(early)
                 if picture is None:
-                    picture = _Picture(model, _encoded(model, path, variants, embeddings), max_tokens)
+                    image = _encoded(model, path, variant.configs[0], variants, embeddings)
+                    picture = pictures[early] = _Picture(model, image, max_tokens)
                 for n, outcome in _asked(picture, new, variant, setup).items():
                     if journal is not None:
                         journal.add(outcome, n)
@@ -230,12 +234,26 @@ def _asked(picture: _Picture, questions: Mapping[int, Question], variant: Varian
     return found
 
 
-def _encoded(model: Model, path: Any, variants: Sequence[Variant], embeddings: MutableMapping[Any, Any] | None) -> Any:
-    image = None if embeddings is None else embeddings.get(path)
+def _early(variant: Variant) -> str:
+    """What tells pictures apart that were encoded with different early drops: "" without one."""
+    config = variant.configs[0]
+    return "" if config is None or config.encoder_keep == 1 else early_identity("", config)
+
+
+def _encoded(
+    model: Model,
+    path: Any,
+    config: PruneConfig | None,
+    variants: Sequence[Variant],
+    embeddings: MutableMapping[Any, Any] | None,
+) -> Any:
+    early = config is not None and config.encoder_keep < 1
+    key = (path, early_identity("", config)) if early else path
+    image = None if embeddings is None else embeddings.get(key)
     if image is None:
-        image = model.encode(path)
+        image = model.encode(path, config) if early else model.encode(path)
         if embeddings is not None:
-            embeddings[path] = image
+            embeddings[key] = image
     if image.attention is None and any(variant.needs_attention for variant in variants):
         raise UnsupportedError(
             "semantic selection needs class-token attention, which this model has not; leave that method out"

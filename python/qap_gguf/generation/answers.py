@@ -13,6 +13,8 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 
+import numpy as np
+
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, ImageError, NativeError
 from qap_gguf.generation.prefill import ImageRows, fill
@@ -25,12 +27,16 @@ from qap_gguf.vision.encoder import ImageEncoder
 
 
 def rows_of(image: ImageEmbedding, cut: PrunedImage | None) -> list[ImageRows]:
-    """Rows of each piece of an image: the kept ones, or all where `cut` is None."""
+    """Rows of each piece of an image: the kept ones, or where `cut` is None all that the encoder left."""
     if cut is not None:
         return [ImageRows(piece.features, piece.indices, cut.policy) for piece in cut.pieces]
     ends = itertools.accumulate(piece.n_rows for piece in image.pieces)
-    spans = zip(image.pieces, ends, strict=True)
-    return [ImageRows(image.features[end - piece.n_rows : end], None) for piece, end in spans]
+    found = []
+    for piece, end in zip(image.pieces, ends, strict=True):
+        rows = image.features[end - piece.n_rows : end]
+        left = np.delete(np.arange(piece.n_tokens, dtype=np.int32), piece.dropped) if piece.dropped else None
+        found.append(ImageRows(rows, None) if left is None else ImageRows(rows[piece.rows_of(left)], left))
+    return found
 
 
 class Answers:
@@ -169,7 +175,9 @@ class Answers:
 
     def _count(self, images: Sequence[tuple[ImageEmbedding, PrunedImage | None]], stats: GenerationStats) -> None:
         stats.n_image_tokens = sum(image.n_tokens for image, _ in images)
-        stats.n_image_kept = sum(image.n_tokens if cut is None else len(cut.indices) for image, cut in images)
+        stats.n_image_kept = sum(
+            int((~image.dropped).sum()) if cut is None else len(cut.indices) for image, cut in images
+        )
         for image, _ in images:
             if image in self.fresh:
                 stats.encode_s += image.seconds

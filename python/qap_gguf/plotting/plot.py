@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MIN_WIDTH, MAX_WIDTH = 800, 8000
 _COLOUR_MAP = "viridis"  # even in lightness, and safe for colour-blind readers
+_EARLY_TITLE = "Total score S (dot = kept, grey = dropped early)"
 _OUTLINE, _INK, _FAINT = "#ffe9a8", "#1c1c1c", "#6b6b6b"
 
 # Lengths in pixels of a page that is 1600 wide; other widths scale them.
@@ -60,6 +61,7 @@ def plot(
     """Draw what was kept, and why: the picture with dropped patches dimmed, beside maps of the scores.
 
     The picture is shown as the encoder sees it: scaled and padded to the patch grid. Each map has a scale of its own.
+    What the encoder dropped early is darkest in the picture and grey in the maps.
 
     Args:
         picture: what was encoded: a path, the bytes of an image file, a Pillow image, or a uint8 array (h, w, 3).
@@ -212,7 +214,8 @@ def _draw(
                 round(map_height),
             )
             marked = indices if number == 3 else None
-            shown = None if values is None else np.where(image.padding, np.nan, values).reshape(image.grid)
+            unscored = image.padding | image.dropped
+            shown = None if values is None else np.where(unscored, np.nan, values).reshape(image.grid)
             _draw_map(page, box, name, shown, marked)
         return page.image()
 
@@ -224,7 +227,7 @@ def _panels(scores: Scores, cfg: PruneConfig | None) -> list[tuple[str, FloatArr
         ("Quantization error E" if cfg is None else f"Quantization error E, {cfg.error}", scores.error),
         ("Outlier magnitude R" if cfg is None else f"Outlier magnitude R, {cfg.outlier}", scores.outlier),
         ("Semantic relevance P", semantic),
-        ("Total score S (dot = kept)", scores.total),
+        ("Total score S (dot = kept)" if scores.dropped is None else _EARLY_TITLE, scores.total),
     ]
 
 
@@ -236,11 +239,12 @@ def _draw_picture(page: _Page, box: Box, pixels: Pixels, image: ImageEmbedding, 
     place_of = place((pixels.shape[1], pixels.shape[0]), (box.width, box.height))
     padded = (place_of.width, place_of.height) != (box.width, box.height)
     hatched = ", padding hatched" if image.padding.any() else " (picture padded)" if padded else ""
-    words = f"Kept patches clear, dropped dimmed{hatched}"
+    early = " (darkest: inside the encoder)" if image.dropped.any() else ""
+    words = f"Kept patches clear, dropped dimmed{early}{hatched}"
     page.text(box.left, box.top - 12 * page.unit, words, 19, color=_INK)
     axes = page.axes(box)
     axes.imshow(
-        dim_dropped(canvas, grid, indices, image.padding),
+        dim_dropped(canvas, grid, indices, image.padding, image.dropped),
         extent=(0, grid[1], grid[0], 0),
         aspect="auto",
         interpolation="nearest",

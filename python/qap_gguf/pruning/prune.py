@@ -13,7 +13,7 @@ from qap_gguf import _core
 from qap_gguf.arguments import FloatArray, IndexArray
 from qap_gguf.config import PruneConfig
 from qap_gguf.defaults import check_config, to_params
-from qap_gguf.errors import ArrayError, UnsupportedError
+from qap_gguf.errors import ArrayError, ConfigError, UnsupportedError
 from qap_gguf.pruning.relevance import Signals
 from qap_gguf.pruning.score import Scores
 from qap_gguf.vision.embedding import ImageEmbedding
@@ -34,7 +34,7 @@ class PrunedImage:
 
     Attributes:
         features: kept rows, float32 (k + special rows, n_embd); unchanged unless dropped ones were merged into them.
-        indices: numbers of the kept tokens in the image, int32 (k,), ascending; none of them is padding.
+        indices: numbers of the kept tokens in the image, int32 (k,), ascending; none is padding or was dropped early.
         positions: their positions relative to the start of their piece: int32 (k,), without gaps or, for relabelled
             models, among all rows of the piece; for M-RoPE models that keep places int32 (k, 3), (time, row, column).
         scores: the scores of all tokens.
@@ -67,7 +67,7 @@ class PrunedImage:
         grid = self.scores.grid
         if self.thumbnail is None or grid is None or not is_grid(grid):
             return None
-        return picture_png(self.thumbnail, grid, self.indices)
+        return picture_png(self.thumbnail, grid, self.indices, self.scores.dropped)
 
     def _repr_html_(self) -> str | None:
         from qap_gguf.vision.notebook import as_html
@@ -107,7 +107,7 @@ def _prune(
                 rows=part.rows,
                 n_planes=image.n_planes,
                 special=list(part.piece.special),
-                padding=list(part.piece.padding),
+                padding=list(part.piece.left_out),
                 attention=part.attention,
                 received=part.received,
                 prompt=part.prompt,
@@ -127,10 +127,11 @@ def _joined(image: ImageEmbedding, found: Sequence[dict[str, Any]]) -> Scores:
     names = ("error", "outlier", "sensitivity", "semantic", "total")
     arrays = {name: np.concatenate([part[name] for part in found]) for name in names}
     alphas = [float(part["alpha"]) for part in found]
-    weights = [piece.n_real for piece in image.pieces]
+    weights = [piece.n_left for piece in image.pieces]
     alpha = alphas[0] if len(alphas) == 1 else float(np.average(alphas, weights=weights))
     padding = image.padding if image.n_real < image.n_tokens else None
-    return Scores(**arrays, alpha=alpha, padding=padding, grid=image.grid)
+    dropped = None if image.kept_early is None else image.dropped
+    return Scores(**arrays, alpha=alpha, padding=padding, dropped=dropped, grid=image.grid)
 
 
 def score_image(image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_threads: int) -> Scores:
@@ -141,6 +142,22 @@ def score_image(image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_thr
     """
     check_config(cfg)
     return _joined(image, _prune(image, signals, cfg, [0] * len(image.pieces), n_threads))
+
+
+def _check_early(image: ImageEmbedding, cfg: PruneConfig) -> None:
+    """`image` was encoded with the early drop that `cfg` asks for; one with a drop can also be pruned without asking.
+
+    Raises:
+        ConfigError: it was not.
+    """
+    if cfg.encoder_keep == 1:
+        return
+    expected = sum(cfg.count_early(piece.n_real) for piece in image.pieces if piece.n_real)
+    if image.n_left != expected:
+        raise ConfigError(
+            f"encoder_keep: expected an image that was encoded with it, {expected} of its {image.n_real} tokens left, "
+            f"got {image.n_left}; pass the same config to encode(image, prune), or use encoder_keep=1"
+        )
 
 
 def check_positions(cfg: PruneConfig, places: str) -> None:
@@ -159,7 +176,8 @@ def check_positions(cfg: PruneConfig, places: str) -> None:
 def prune_image(
     image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_threads: int, *, places: str = "none"
 ) -> PrunedImage:
-    """Keep the tokens of an image that score best: K of those that are no padding, or all of these if there are fewer.
+    """Keep the tokens of an image that score best: K of those that are no padding, or all of these if there are fewer;
+    after an early drop those that it left.
 
     Args:
         image: all its tokens.
@@ -170,11 +188,13 @@ def prune_image(
 
     Raises:
         ArrayError: features that are not finite, or above 1e30.
+        ConfigError: `cfg` asks for an early drop that the image was not encoded with.
         UnsupportedError: `cfg` asks for a signal or for positions that the model does not have.
     """
     check_config(cfg)
     check_positions(cfg, places)
-    counts = share([piece.n_real for piece in image.pieces], cfg.count(image.n_real))
+    _check_early(image, cfg)
+    counts = share([piece.n_left for piece in image.pieces], min(cfg.count(image.n_real), image.n_left))
     found = _prune(image, signals, cfg, counts, n_threads)
     pieces = tuple(PrunedPiece(part["rows"], part["indices"]) for part in found)
     indices, positions, first = [], [], 0

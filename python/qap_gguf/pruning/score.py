@@ -32,6 +32,7 @@ class Scores:
         total: S = alpha P + (1 - alpha) Q in [0, 1]; higher is kept first.
         padding: which tokens are padding, bool (n_tok,): those have scores of 0, and the statistics are over the
             others; None where no token is.
+        dropped: which tokens the encoder dropped early, bool (n_tok,), likewise; None where it dropped none.
         grid: (rows, columns) of the tokens in the picture, where they are an encoded image's; None otherwise.
     """
 
@@ -42,6 +43,7 @@ class Scores:
     alpha: float
     total: FloatArray
     padding: npt.NDArray[np.bool_] | None = None
+    dropped: npt.NDArray[np.bool_] | None = None
     grid: tuple[int, int] | None = None
 
     def __repr__(self) -> str:

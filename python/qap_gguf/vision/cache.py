@@ -1,4 +1,4 @@
-"""Encode once: full, unpruned embeddings kept by what they were made from.
+"""Encode once: embeddings kept by what they were made from, unpruned but for an early drop inside the encoder.
 
 The key is made from the decoded pixels and from all that the encoder's output depends on (:func:`encoder_identity`),
 never from a name. What is kept is bounded in bytes; the entry that was used longest ago goes first. With a folder, the
@@ -23,6 +23,7 @@ import numpy as np
 
 from qap_gguf import _core
 from qap_gguf.arguments import check_integer
+from qap_gguf.config import PruneConfig
 from qap_gguf.runtime.load import library_folder
 from qap_gguf.vision.embedding import ImageEmbedding, is_usable
 from qap_gguf.vision.images import Pixels
@@ -240,6 +241,21 @@ def _content(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def early_identity(identity: str, early: PruneConfig | None) -> str:
+    """The name of an encoder that drops tokens early by a config; the encoder's own for None.
+
+    Example:
+        >>> half = PruneConfig(encoder_keep=0.5)
+        >>> early_identity("a", None), early_identity("a", half) == early_identity("a", half.replace(n_keep=9))
+        ('a', True)
+    """
+    if early is None:
+        return identity
+    names = ("encoder_keep", "encoder_layer", "alpha", "error", "group_size", "outlier", "outlier_weight")
+    chosen = [getattr(early, name) for name in names] + [early.semantic == "attention"]
+    return f"{identity} {json.dumps(chosen)}"
 
 
 def image_key(pixels: Pixels, identity: str) -> str:

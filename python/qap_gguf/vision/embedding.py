@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qap_gguf import _core
-from qap_gguf.arguments import FloatArray, check_array
+from qap_gguf.arguments import FloatArray, IndexArray, check_array
 from qap_gguf.errors import ArrayError, ImageError
 from qap_gguf.vision.tiles import Piece, piece_of
 
@@ -24,6 +24,8 @@ BoolArray = npt.NDArray[np.bool_]
 @dataclass(frozen=True, eq=False)
 class ImageEmbedding:
     """All tokens of one encoded image, those that are padding among them.
+
+    After an early drop (``PruneConfig.encoder_keep``) the rows, signals and hidden rows of dropped tokens are zeros.
 
     Attributes:
         features: the rows that the language model gets, float32 (n_rows, n_embd): tokens and special rows of all
@@ -84,16 +86,35 @@ class ImageEmbedding:
         """Tokens that are no padding: those of which K are kept."""
         return sum(piece.n_real for piece in self.pieces)
 
+    @property
+    def n_left(self) -> int:
+        """Tokens that can be kept: those that are no padding, and that no early drop took."""
+        return sum(piece.n_left for piece in self.pieces)
+
+    @cached_property
+    def dropped(self) -> BoolArray:
+        """Which tokens the encoder dropped early, bool (n_tok,)."""
+        return self._mask([piece.dropped for piece in self.pieces])
+
+    @property
+    def kept_early(self) -> IndexArray | None:
+        """Numbers of the tokens that an early drop left, int32 (n,), ascending; None where there was none."""
+        return np.flatnonzero(~self.dropped).astype(np.int32) if any(p.dropped for p in self.pieces) else None
+
     @cached_property
     def padding(self) -> BoolArray:
         """Which tokens lie wholly in the padding of a letterboxed picture, bool (n_tok,).
 
         Pruning drops them all, whatever K is; without pruning the language model reads them, as it did in training.
         """
+        return self._mask([piece.padding for piece in self.pieces])
+
+    def _mask(self, numbers: Sequence[tuple[int, ...]]) -> BoolArray:
+        """True for tokens of these numbers in each piece."""
         mask = np.zeros(self.n_tokens, dtype=np.bool_)
         start = 0
-        for piece in self.pieces:
-            mask[start + np.asarray(piece.padding, np.int64)] = True
+        for piece, chosen in zip(self.pieces, numbers, strict=True):
+            mask[start + np.asarray(chosen, np.int64)] = True
             start += piece.n_tokens
         return mask
 

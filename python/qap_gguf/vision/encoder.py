@@ -15,7 +15,7 @@ from typing import Any
 from qap_gguf import _core
 from qap_gguf.arguments import MOST_IMAGE_TOKENS, FloatArray, IndexArray, check_integer, one_line
 from qap_gguf.config import PruneConfig
-from qap_gguf.defaults import from_params, use
+from qap_gguf.defaults import from_params, to_params, use
 from qap_gguf.errors import ConfigError, ImageError, ModelFileError, NativeError, UnsupportedError
 from qap_gguf.language.llama import LanguageModel
 from qap_gguf.language.prompt_length import PromptLimit
@@ -183,11 +183,17 @@ class ImageEncoder:
         n_real = n_tokens - sum(chunk.n_padding for chunk in pieces)
         return Counts(n_tokens, n_real, special, max(rows), sum(chunk.n_pos for chunk in pieces))
 
-    def encode(self, pixels: Pixels, *, hidden: bool) -> ImageEmbedding:
+    def encode(self, pixels: Pixels, *, hidden: bool, early: PruneConfig | None = None) -> ImageEmbedding:
         """All tokens of a picture, of every tile that it is cut into; with `hidden` the projector's input as well.
 
+        Args:
+            pixels: the picture.
+            hidden: note the projector's input.
+            early: the config of an early drop; None drops nothing.
+
         Raises:
-            UnsupportedError: the tiles of a LLaVA-NeXT whose file lacks what packs them.
+            ConfigError: `early` names a layer that the encoder does not have.
+            UnsupportedError: the tiles of a LLaVA-NeXT whose file lacks what packs them; no early drop in this encoder.
             NativeError: the encoder failed, or gave features that are not finite.
         """
         started = time.perf_counter()
@@ -198,7 +204,11 @@ class ImageEncoder:
             raise UnsupportedError(f"image: its {len(tiles)} tiles cannot be packed as trained: {why_not}")
         try:
             self.n_encodes += 1
-            features = [self._native.encode(tile, True, hidden) for tile in tiles]
+            params = None if early is None else to_params(early)
+            features = [self._native.encode(tile, True, hidden, params) for tile in tiles]
+        except ValueError as err:
+            refused = ConfigError if str(err).startswith("encoder_layer") else UnsupportedError
+            raise refused(one_line(err)) from err
         except RuntimeError as err:
             raise NativeError(one_line(err)) from err
         seconds = time.perf_counter() - started

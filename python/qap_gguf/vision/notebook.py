@@ -28,14 +28,22 @@ def is_grid(grid: tuple[int, int]) -> bool:
     return grid[0] > 1 or 0 < grid[1] <= 3
 
 
-def picture_png(thumbnail: npt.NDArray[np.uint8], grid: tuple[int, int], indices: IndexArray | None) -> bytes:
-    """The picture as the encoder sees it, with dropped patches dimmed where `indices` says which are kept."""
+def picture_png(
+    thumbnail: npt.NDArray[np.uint8],
+    grid: tuple[int, int],
+    indices: IndexArray | None,
+    early: npt.NDArray[np.bool_] | None = None,
+) -> bytes:
+    """The picture as the encoder sees it, with dropped patches dimmed where `indices` says which are kept.
+
+    `early` says which of them were dropped inside the encoder: these are darker still.
+    """
     pixels = read_thumbnail(thumbnail)
     if is_grid(grid):
         patch = max(1, _SIDE // max(grid))
         pixels = letterbox(pixels, (patch * grid[1], patch * grid[0]))
         if indices is not None:
-            pixels = dim_dropped(pixels, grid, indices)
+            pixels = dim_dropped(pixels, grid, indices, early=early)
     return _png(pixels)
 
 

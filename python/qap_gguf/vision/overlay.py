@@ -65,7 +65,11 @@ def letterbox(pixels: Pixels, canvas: tuple[int, int]) -> Pixels:
 
 
 def dim_dropped(
-    canvas: Pixels, grid: tuple[int, int], indices: npt.ArrayLike, padding: npt.NDArray[np.bool_] | None = None
+    canvas: Pixels,
+    grid: tuple[int, int],
+    indices: npt.ArrayLike,
+    padding: npt.NDArray[np.bool_] | None = None,
+    early: npt.NDArray[np.bool_] | None = None,
 ) -> Pixels:
     """A copy of what the encoder sees: kept patches unchanged, dropped ones grey and dark, padding hatched.
 
@@ -74,6 +78,7 @@ def dim_dropped(
         grid: (rows, columns) of the patches that cover it.
         indices: numbers of the kept patches, row by row.
         padding: which patches are padding, bool (rows * columns,); None: no patch is.
+        early: which patches were dropped inside the encoder, likewise: these are darker still.
 
     Example:
         >>> dim_dropped(np.full((2, 4, 3), 200, np.uint8), (1, 2), [1])[0, :, 0].tolist()
@@ -83,6 +88,8 @@ def dim_dropped(
     columns = np.arange(canvas.shape[1]) * grid[1] // canvas.shape[1]
     kept = kept_map(grid, indices)[np.ix_(rows, columns)]
     grey = canvas @ np.array([0.299, 0.587, 0.114]) * 0.42 + 10.0  # still to be made out, never mistaken for kept
+    if early is not None:
+        grey = np.where(np.asarray(early).reshape(grid)[np.ix_(rows, columns)], grey * 0.45, grey)
     shown = np.where(kept[..., None], canvas, np.round(grey).astype(np.uint8)[..., None])
     if padding is not None:
         hatched = np.asarray(padding).reshape(grid)[np.ix_(rows, columns)] & ~kept

@@ -34,7 +34,7 @@ from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.thumbnail import MAX_BYTES as THUMBNAIL_BYTES
 from qap_gguf.vision.tiles import Piece
 
-_MAGIC = b"qap_gguf embedding 4\n"
+_MAGIC = b"qap_gguf embedding 5\n"
 _SUFFIX = ".qapemb"
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -136,12 +136,12 @@ def _embedding(arrays: dict[str, np.ndarray[Any, Any]], plain: dict[str, Any]) -
 
 
 def _piece(row: Any) -> Piece:
-    n_tokens, n_columns, special, padding = _list(row, 4)
-    special, padding = (tuple(_count(n) for n in _list(numbers)) for numbers in (special, padding))
-    piece = Piece(_count(n_tokens), _count(n_columns), special, padding)
-    for numbers, end in ((special, piece.n_rows), (padding, piece.n_tokens)):
+    n_tokens, n_columns, *lists = _list(row, 5)
+    special, padding, dropped = (tuple(_count(n) for n in _list(numbers)) for numbers in lists)
+    piece = Piece(_count(n_tokens), _count(n_columns), special, padding, dropped)
+    for numbers, end in ((special, piece.n_rows), (padding, piece.n_tokens), (dropped, piece.n_tokens)):
         if list(numbers) != sorted(set(numbers)) or any(n >= end for n in numbers):
-            raise ValueError("special rows or padding")
+            raise ValueError("special rows, padding or dropped tokens")
     return piece
 
 

@@ -2,7 +2,8 @@
 
 A row of a piece is a token, or a special row: the [IMG_BREAK] that Pixtral has after each line of tokens, the end of a
 line of LLaVA-NeXT's grid. Special rows are kept always and do not count as tokens. A token whose patches lie wholly in
-the padding of a letterboxed picture is padding: pruning neither scores nor keeps it (native/src/prune.cpp).
+the padding of a letterboxed picture is padding: pruning neither scores nor keeps it (native/src/prune.cpp), nor a token
+that the encoder dropped early, whose row is zeros (native/src/early-drop.h).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Piece:
         n_columns: tokens in a line of the picture; 0 where the piece is several views of it (LLaVA-NeXT).
         special: numbers of the special rows among all rows, ascending.
         padding: numbers of the tokens that are padding, ascending.
+        dropped: numbers of the tokens that the encoder dropped early, ascending; padding goes first.
 
     Example:
         >>> piece = Piece(n_tokens=6, n_columns=3, special=(3,))
@@ -38,11 +40,22 @@ class Piece:
     n_columns: int
     special: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
+    dropped: tuple[int, ...] = ()
 
     @property
     def n_real(self) -> int:
         """Tokens that are no padding: K is of these."""
         return self.n_tokens - len(self.padding)
+
+    @property
+    def left_out(self) -> tuple[int, ...]:
+        """Numbers of the tokens that cannot be kept, ascending: padding, and those that were dropped early."""
+        return tuple(sorted({*self.padding, *self.dropped})) if self.dropped else self.padding
+
+    @property
+    def n_left(self) -> int:
+        """Tokens that can be kept."""
+        return self.n_tokens - len(self.left_out)
 
     @property
     def n_special(self) -> int:
@@ -72,11 +85,13 @@ def piece_of(n_rows: int, report: dict[str, Any] | None) -> Piece:
     if report is None:
         side = int(n_rows**0.5 + 0.5)
         return Piece(n_rows, side if side * side == n_rows else n_rows)
+    n_tokens, early = int(report["n_total"]), report["early"]
     return Piece(
-        int(report["n_total"]),
+        n_tokens,
         int(report["n_columns"]),
         tuple(report["special"].tolist()),
         tuple(report["padding"].tolist()),
+        () if early is None else tuple(np.delete(np.arange(n_tokens), early).tolist()),
     )
 
 
@@ -86,7 +101,7 @@ def share(sizes: Sequence[int], n_keep: int) -> list[int]:
     Each gets at least one where K is enough for that, else some get none; so do pieces without tokens.
 
     Args:
-        sizes: tokens of each piece that are no padding.
+        sizes: tokens of each piece that can be kept.
         n_keep: K, in 1..sum(sizes).
 
     Raises:

@@ -1,0 +1,201 @@
+// early-drop.cpp: see early-drop.h. The hooks that 012-early-drop.patch calls while upstream builds a tower, and what the
+// encoder's other hooks (hooks-clip.cpp) need of them afterwards.
+//
+// A token's patches are kept or dropped together. After the drop they stand token by token, whatever the family's order
+// was before: the order is nothing to self-attention, learned positions were added before the layers, and rotary ones are
+// gathered too. Numbers of tokens pass through f32, which is exact up to 2^24; the sides that qap_hook_picture() allows
+// give fewer.
+#include "early-drop.h"
+
+#include "clip-graph.h"
+#include "clip-impl.h"
+#include "clip-model.h"
+#include "find-attention.h"
+
+#include <cfloat>
+
+static const char * KEPT_NAME  = "qap_early_kept";
+static const char * TOTAL_NAME = "qap_early_total";
+
+// A token's patches side by side. x: [width, n_patches] contiguous -> [width * n_merge^2, n_tokens]
+static ggml_tensor * to_tokens(ggml_context * ctx, ggml_tensor * x, const qap_layout & layout) {
+    const int64_t width = x->ne[0], n = layout.n_merge;
+    if (layout.merging == qap_merging::block && n > 1) {
+        const int64_t length = layout.n_patches_x / n;
+        x                    = ggml_reshape_4d(ctx, x, width * n, length, n, layout.n_tokens / length);
+        x                    = ggml_cont(ctx, ggml_permute(ctx, x, 0, 2, 1, 3)); // [width n, n, length, lines]
+    }
+    return ggml_reshape_2d(ctx, x, width * n * n, layout.n_tokens);
+}
+
+// The way back. x: [width * n_merge^2, n_tokens] contiguous -> [width, n_patches]
+static ggml_tensor * to_patches(ggml_context * ctx, ggml_tensor * x, const qap_layout & layout) {
+    const int64_t n = layout.n_merge, width = x->ne[0] / (n * n);
+    if (layout.merging == qap_merging::block && n > 1) {
+        const int64_t length = layout.n_patches_x / n;
+        x                    = ggml_reshape_4d(ctx, x, width * n, n, length, layout.n_tokens / length);
+        x                    = ggml_cont(ctx, ggml_permute(ctx, x, 0, 2, 1, 3)); // [width n, length, n, lines]
+    }
+    return ggml_reshape_2d(ctx, x, width, layout.n_patches);
+}
+
+// The rows of patches, without the class token's. x: [width, n_pos] contiguous -> [width, n_patches]
+static ggml_tensor * patches_of(ggml_context * ctx, ggml_tensor * x, const qap_layout & layout) {
+    return ggml_view_2d(ctx, x, x->ne[0], layout.n_patches, x->nb[1], (size_t) layout.first_row * x->nb[1]);
+}
+
+// Put the class token of `from` to its place beside rows of patches.
+static ggml_tensor * with_class(ggml_context * ctx, ggml_tensor * rows, ggml_tensor * from, const qap_layout & layout) {
+    if (layout.cls_row < 0) {
+        return rows;
+    }
+    // in `from` it stands first or last
+    const int64_t row = layout.cls_row == 0 ? 0 : from->ne[1] - 1;
+    ggml_tensor * cls = ggml_view_2d(ctx, from, from->ne[0], 1, from->nb[1], (size_t) row * from->nb[1]);
+    return layout.cls_row == 0 ? ggml_concat(ctx, cls, rows, 1) : ggml_concat(ctx, rows, cls, 1);
+}
+
+// The rows of the class token and of the kept tokens' patches. x: [width, n_pos] contiguous -> [width, fewer]
+static ggml_tensor * gather(ggml_context * ctx, ggml_tensor * x, const qap_layout & layout, ggml_tensor * kept) {
+    const int64_t width = x->ne[0], n = layout.n_merge;
+    ggml_tensor * rows = ggml_get_rows(ctx, to_tokens(ctx, patches_of(ctx, x, layout), layout), kept);
+    return with_class(ctx, ggml_reshape_2d(ctx, rows, width, n * n * kept->ne[0]), x, layout);
+}
+
+// log of an attention: a few patches hold most of it, and between the others the plain weights see no difference
+static ggml_tensor * log_attention(ggml_context * ctx, ggml_tensor * weights, int64_t n_pos) {
+    return ggml_log(ctx, ggml_clamp(ctx, weights, 1e-6f / (float) n_pos, FLT_MAX)); // 0 has no logarithm
+}
+
+// Numbers of the n largest, ascending. total: [n_candidates] -> [n] I32
+static ggml_tensor * best_in_order(ggml_context * ctx, ggml_tensor * total, int64_t n) {
+    ggml_tensor * best  = ggml_view_1d(ctx, ggml_argsort(ctx, total, GGML_SORT_ORDER_DESC), n, 0);
+    ggml_tensor * order = ggml_argsort(ctx, ggml_cast(ctx, best, GGML_TYPE_F32), GGML_SORT_ORDER_ASC);
+    return ggml_reshape_1d(ctx, ggml_get_rows(ctx, ggml_reshape_2d(ctx, best, 1, n), order), n);
+}
+
+// Numbers of tokens in a window, as numbers of the whole grid. places: [n] I32 -> [n] I32
+static ggml_tensor * whole_numbers(
+    ggml_context * ctx, ggml_tensor * places, const qap_window & window, int64_t n_tokens) {
+    if (window.lines == 0) {
+        return places;
+    }
+    ggml_tensor * all   = ggml_reshape_2d(ctx, ggml_arange(ctx, 0.0f, (float) n_tokens, 1.0f), 1, n_tokens);
+    ggml_tensor * found = ggml_get_rows(ctx, qap_build_window(ctx, all, window), places);
+    return ggml_cast(ctx, ggml_reshape_1d(ctx, found, places->ne[0]), GGML_TYPE_I32);
+}
+
+static qap_plan * plan_of(const clip_graph & graph) {
+    qap_plan * plan = graph.img_batch != nullptr ? graph.img_batch->qap.get() : nullptr;
+    return plan != nullptr && plan->n_early > 0 ? plan : nullptr;
+}
+
+ggml_tensor * qap_hook_early_drop(clip_graph & graph, ggml_tensor * hidden, int il) {
+    const qap_plan * plan = plan_of(graph);
+    if (plan == nullptr || il + 1 != plan->early_after) {
+        return hidden;
+    }
+    ggml_context *   ctx    = graph.ctx0;
+    const qap_layout layout = qap_layout_of(graph.model, graph.img);
+    ggml_build_forward_expand(graph.gf, hidden); // so that the layer's attention can be found
+    const qap_attention in    = qap_find_last_attention(graph.gf, hidden->ne[1]);
+    const bool          whole = layout.n_tokens == plan->n_total && layout.n_patches <= hidden->ne[1];
+    // a plan that was saved by another model can ask for anything
+    if (in.q == nullptr || !whole || !qap_early_why_not(graph.model, graph.img, plan->params).empty()) {
+        return hidden; // qap_early_read() will miss the drop and say so
+    }
+    const bool    of_class = layout.cls_row >= 0 && plan->params.semantic != QAP_SEMANTIC_ATTENTION;
+    ggml_tensor * weights  = of_class ? qap_build_attention_row(ctx, in.q, in.k, layout.cls_row, in.scale)
+                                      : qap_build_attention_received(ctx, in.q, in.k, in.scale);
+    weights                = qap_build_pooled(ctx, graph.gf, weights, layout);
+
+    ggml_tensor * tokens    = to_tokens(ctx, patches_of(ctx, hidden, layout), layout);
+    tokens                  = ggml_is_contiguous(tokens) ? tokens : ggml_cont(ctx, tokens);
+    const qap_window window = qap_window_of(*plan, layout); // what is no padding
+    tokens                  = qap_build_window(ctx, tokens, window);
+    weights                 = qap_build_window(ctx, ggml_reshape_2d(ctx, weights, 1, layout.n_tokens), window);
+    weights                 = log_attention(ctx, ggml_reshape_1d(ctx, weights, weights->ne[1]), hidden->ne[1]);
+    ggml_tensor * total     = qap_build_scores(ctx, tokens, weights, plan->params).total;
+    graph.early.kept        = whole_numbers(ctx, best_in_order(ctx, total, plan->n_early), window, layout.n_tokens);
+    ggml_set_name(total, TOTAL_NAME);
+    ggml_set_name(graph.early.kept, KEPT_NAME);
+    for (ggml_tensor * node : { total, graph.early.kept }) {
+        ggml_set_output(node);
+        ggml_build_forward_expand(graph.gf, node);
+    }
+    return gather(ctx, hidden, layout, graph.early.kept);
+}
+
+ggml_tensor * qap_hook_early_spread(clip_graph & graph, ggml_tensor * hidden) {
+    if (graph.early.kept == nullptr) {
+        return hidden;
+    }
+    ggml_context *   ctx    = graph.ctx0;
+    const qap_layout layout = qap_layout_of(graph.model, graph.img);
+    const int64_t    n      = layout.n_merge;
+    const qap_layout left   = qap_early_layout(layout, graph.early.kept->ne[0]);
+    ggml_tensor *    rows   = patches_of(ctx, hidden, left);
+    rows = qap_early_put(ctx, ggml_reshape_2d(ctx, rows, rows->ne[0] * n * n, left.n_tokens), layout, graph.early.kept);
+    return with_class(ctx, to_patches(ctx, rows, layout), hidden, layout);
+}
+
+ggml_tensor * qap_hook_early_places(clip_graph & graph, ggml_tensor * places, int n_sections) {
+    if (graph.early.kept == nullptr) {
+        return places;
+    }
+    const auto found = graph.early.places.find(places);
+    if (found != graph.early.places.end()) {
+        return found->second;
+    }
+    ggml_context *   ctx    = graph.ctx0;
+    const qap_layout layout = qap_layout_of(graph.model, graph.img);
+    const int64_t    n_pos  = places->ne[0] / n_sections;
+    ggml_tensor *    all    = ggml_cast(ctx, places, GGML_TYPE_F32);
+    ggml_tensor *    left   = nullptr;
+    for (int i = 0; i < n_sections; i++) {
+        ggml_tensor * section = ggml_view_2d(ctx, all, 1, n_pos, all->nb[0], (size_t) (i * n_pos) * all->nb[0]);
+        section               = gather(ctx, section, layout, graph.early.kept);
+        left                  = left == nullptr ? section : ggml_concat(ctx, left, section, 1);
+    }
+    left                       = ggml_cast(ctx, ggml_reshape_1d(ctx, left, ggml_nelements(left)), GGML_TYPE_I32);
+    graph.early.places[places] = left;
+    graph.early.places[left]   = left; // asked again: they are those of what is left already
+    return left;
+}
+
+ggml_tensor * qap_hook_early_tokens(clip_graph & graph, ggml_tensor * rows) {
+    const bool all = rows != nullptr && graph.early.kept != nullptr && rows->ne[1] > graph.early.kept->ne[0];
+    return all ? ggml_get_rows(
+                     graph.ctx0, ggml_reshape_2d(graph.ctx0, rows, rows->ne[0], rows->ne[1]), graph.early.kept)
+               : rows;
+}
+
+ggml_tensor * qap_hook_early_first(clip_graph & graph, ggml_tensor * rows) {
+    return graph.early.kept != nullptr ? ggml_view_1d(graph.ctx0, rows, graph.early.kept->ne[0], 0) : rows;
+}
+
+// --- after the tower ---
+
+qap_early_nodes qap_early_find(ggml_cgraph * gf) {
+    return { ggml_graph_get_tensor(gf, KEPT_NAME), ggml_graph_get_tensor(gf, TOTAL_NAME) };
+}
+
+qap_layout qap_early_layout(const qap_layout & layout, int64_t n_early) {
+    qap_layout left  = layout;
+    left.n_tokens    = n_early;
+    left.n_patches   = n_early * layout.n_merge * layout.n_merge;
+    left.line_length = 0;
+    left.cls_row     = layout.cls_row > 0 ? left.n_patches : layout.cls_row;
+    left.merging     = layout.merging == qap_merging::none ? qap_merging::none : qap_merging::consecutive;
+    return left;
+}
+
+ggml_tensor * qap_early_put(ggml_context * ctx, ggml_tensor * rows, const qap_layout & layout, ggml_tensor * kept) {
+    const int64_t width = rows->ne[0], n_rows = ggml_nelements(rows) / width;
+    if (kept == nullptr || n_rows != kept->ne[0]) {
+        return rows;
+    }
+    ggml_tensor * zero  = ggml_arange(ctx, 0.0f, 1.0f, 1.0f);
+    ggml_tensor * zeros = ggml_repeat_4d(ctx, zero, width, layout.n_tokens, 1, 1);
+    return ggml_set_rows(ctx, zeros, ggml_reshape_2d(ctx, rows, width, n_rows), kept);
+}

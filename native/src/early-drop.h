@@ -1,0 +1,37 @@
+// early-drop.h: prune inside the image encoder. After some layers only the best tokens' patches are kept, so that the
+// later layers have fewer rows (docs/method.md, "Early drop").
+//
+// What was dropped is put back as zeros, so that everything after the encoder finds the rows that it always finds. Only
+// those of qap_plan::early mean something, and pruning chooses among these alone.
+#pragma once
+
+#include "families/layout.h"
+#include "qap-hooks.h"
+#include "qap-plan.h"
+
+#include <string>
+
+// One line that says why patches cannot be dropped early as asked, or "".
+std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & image, const qap_params & params);
+
+// Write to the plan how many of its tokens are kept after which layer, where plan.params.encoder_keep asks for it; -1 with
+// an error where this tower cannot. Tokens that are padding are dropped first: if others are dropped, all of them are.
+int qap_early_plan(qap_plan & plan, const clip_model & model, const clip_image_f32_batch & images);
+
+// What the hooks of the layers left in a graph; null where nothing was dropped.
+struct qap_early_nodes {
+    ggml_tensor * kept  = nullptr; // [n_early] I32, tokens that are left, ascending
+    ggml_tensor * total = nullptr; // [n_real] (all tokens if none is real), by which they were chosen
+};
+
+qap_early_nodes qap_early_find(ggml_cgraph * gf);
+
+// The rows that are left, as those of a picture of their own.
+qap_layout qap_early_layout(const qap_layout & layout, int64_t n_early);
+
+// Rows of the tokens that are left, at their places among all: [width, n_early] -> [width, n_tokens], zeros elsewhere.
+// What has the rows of all tokens already comes back as it is.
+ggml_tensor * qap_early_put(ggml_context * ctx, ggml_tensor * rows, const qap_layout & layout, ggml_tensor * kept);
+
+// Read plan.early and plan.early_total; -1 with an error where the graph did not do what the plan asks for.
+int qap_early_read(const qap_early_nodes & nodes, qap_plan & plan);

@@ -1,0 +1,130 @@
+// early-plan.cpp: see early-drop.h. What an early drop needs on the host: how many patches are kept and why none may be
+// dropped, before the encode; which ones were kept, after it.
+#include "clip-impl.h"
+#include "clip-model.h"
+#include "device.h"
+#include "early-drop.h"
+#include "families/pack.h"
+#include "qap-error.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+// --- before the encode ---
+
+// Attention received adds up to 25 tensors for each 256 patches, and upstream's graph has room for 8192 (clip.cpp).
+static const int64_t MAX_PATCHES = 1 << 15;
+
+static bool is_llava(const clip_model & model) {
+    return model.proj_type == PROJECTOR_TYPE_MLP || model.proj_type == PROJECTOR_TYPE_MLP_NORM;
+}
+
+// How many layers run before the projector; those of LLaVA stop at the layer that its projector reads.
+static int32_t count_layers(const clip_model & model) {
+    const int32_t stored = model.hparams.n_layer;
+    if (!is_llava(model)) {
+        return stored;
+    }
+    // clip_graph_llava::build() with 002-llava-encoder.patch
+    int32_t deepest = -1;
+    for (const int32_t layer : model.hparams.feature_layers) {
+        deepest = std::max(deepest, layer);
+    }
+    return deepest >= 0 ? deepest : model.class_embedding != nullptr ? stored : stored - 1;
+}
+
+// After how many layers patches are dropped: a quarter of them unless asked otherwise.
+static int32_t drop_after(const clip_model & model, const qap_params & params) {
+    return params.encoder_layer > 0 ? params.encoder_layer : std::max(1, count_layers(model) / 4);
+}
+
+std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & image, const qap_params & params) {
+    if (const char * why_not = qap_projector_why_not(model.proj_type)) {
+        return why_not;
+    }
+    if (qap_stock_encoder()) {
+        return "encoder_keep: QAP_STOCK_ENCODER=1 asks for upstream's encoder as it is; unset it, or use encoder_keep "
+               "1";
+    }
+    if (qap_packs(model.proj_type, image)) {
+        return "encoder_keep: LLaVA-NeXT's tiles are put together from whole ones; use encoder_keep 1 for this model";
+    }
+    const qap_layout layout = qap_layout_of(model, image);
+    if (layout.windows) {
+        return "encoder_keep: this tower (projector qwen2.5vl_merger) attends in windows, which need every patch; use "
+               "encoder_keep 1 for this model";
+    }
+    if (!layout.attention) {
+        return "encoder_keep: the last tokens of this picture have fewer patches than the others; use encoder_keep 1, "
+               "or a picture whose sides are whole tokens";
+    }
+    if (layout.n_patches > MAX_PATCHES) {
+        return "encoder_keep: expected a picture of up to " + std::to_string(MAX_PATCHES) + " patches, got " +
+               std::to_string(layout.n_patches) + "; scale it down, or use encoder_keep 1";
+    }
+    if (is_llava(model) && model.hparams.feature_layers.size() > 1) {
+        return "encoder_keep: the projector of this model reads several layers, and they must have the same patches; "
+               "use encoder_keep 1 for this model";
+    }
+    const int32_t n_layers = count_layers(model), after = drop_after(model, params);
+    if (after >= n_layers) {
+        return "encoder_layer: expected a number in 1.." + std::to_string(n_layers - 1) + " for an encoder that runs " +
+               std::to_string(n_layers) + " layers, got " + std::to_string(after) +
+               "; choose one in that range, or use encoder_keep 1";
+    }
+    return "";
+}
+
+int qap_early_plan(qap_plan & plan, const clip_model & model, const clip_image_f32_batch & images) {
+    plan.n_early = plan.early_after = 0;
+    if (plan.params.encoder_keep >= 1.0 || images.entries.empty()) {
+        return 0;
+    }
+    const std::string why_not = qap_early_why_not(model, images.entries[0], plan.params);
+    if (!why_not.empty()) {
+        return qap_fail("%s", why_not.c_str());
+    }
+    // a slice that is padding alone still needs a row
+    const int32_t n_early = plan.n_real() > 0 ? qap_params_count_early(&plan.params, plan.n_real()) : 1;
+    if (n_early < plan.n_total) {
+        plan.n_early     = n_early;
+        plan.early_after = drop_after(model, plan.params);
+    }
+    return 0;
+}
+
+// --- after the encode ---
+
+int qap_early_read(const qap_early_nodes & nodes, qap_plan & plan) {
+    plan.early.clear();
+    plan.early_total.clear();
+    if (plan.n_early == 0) {
+        return 0;
+    }
+    std::vector<int32_t> candidates = plan.real_tokens();
+    if (candidates.empty()) {
+        candidates.resize((size_t) plan.n_total);
+        std::iota(candidates.begin(), candidates.end(), 0);
+    }
+    const bool done = nodes.kept != nullptr && nodes.total != nullptr && nodes.kept->ne[0] == plan.n_early &&
+                      nodes.total->ne[0] == (int64_t) candidates.size();
+    if (!done) {
+        return qap_fail("encoder_keep: this encoder did not drop its patches after layer %d", (int) plan.early_after);
+    }
+    std::vector<int32_t> kept((size_t) plan.n_early);
+    std::vector<float>   total(candidates.size());
+    qap_read_bytes(nodes.kept, kept.data(), 0, kept.size() * sizeof(int32_t));
+    qap_read_floats(nodes.total, total.data());
+    const bool finite = std::all_of(total.begin(), total.end(), [](float score) { return std::isfinite(score); });
+    if (!finite || !std::includes(candidates.begin(), candidates.end(), kept.begin(), kept.end())) {
+        return qap_fail("encoder_keep: expected finite scores inside the encoder, got others; check the mmproj file");
+    }
+    plan.early = std::move(kept);
+    plan.early_total.resize((size_t) plan.n_total);
+    plan.spread(candidates, total.data(), plan.early_total.data());
+    return 0;
+}

@@ -1,0 +1,130 @@
+"""Early drop against the same drop in torch (masked.py), on random weights in f32: scores, tokens, features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import qap_gguf as qap
+from qap_gguf import _core
+from qap_gguf.defaults import to_params
+from qap_gguf.vision.tiles import piece_of
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("sentencepiece")
+
+from early.masked import Drop, Tower, dropping  # noqa: E402
+from families import truth  # noqa: E402
+from families.checkpoints import FAMILIES  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+Array = npt.NDArray[Any]
+LIMIT = 1e-5
+LLAVA = {"llava-clip": False, "llava-siglip": True}
+#: patches of a token per side, the class token's position, whether a token's patches stand one behind another
+SHAPES: dict[str, tuple[int, int | None, bool]] = {
+    "smolvlm": (2, None, False), "internvl": (2, 0, False), "gemma-3": (2, None, False), "lfm2-vl": (2, None, False),
+    "pixtral": (1, None, False), "mistral-3": (2, None, False), "llama-4": (2, -1, False),
+    "qwen2-vl": (2, None, True), "qwen3-vl": (2, None, True),
+}  # fmt: skip
+
+
+def nmse(got: Array, want: Array) -> float:
+    return float(((got - want) ** 2).sum() / (want**2).sum())
+
+
+@dataclass
+class Case:
+    """A family in both worlds."""
+
+    name: str
+    vlm: qap.VisionModel
+    tower: Tower
+    pixels: Array
+    features: Callable[[], Array]  # transformers', (n_tok, n_embd)
+
+    def dropped(self, config: qap.PruneConfig, after: int, n_early: int) -> tuple[Drop, Array]:
+        """The drop in torch, and the features of what it left."""
+        drop = Drop(after, n_early)
+        with torch.no_grad(), dropping(self.tower, drop, config):
+            features = self.features()
+        return drop, features[drop.kept]
+
+
+def make(name: str, tmp: Path, make_llava: Callable[..., Path]) -> tuple[Any, Path, Array, Array]:
+    """transformers' model, its folder, a picture, and the picture as transformers sees it."""
+    rng = np.random.default_rng(5)
+    if name in LLAVA:
+        folder = make_llava(siglip=LLAVA[name], vision={"image_size": 56}, top={"vision_feature_layer": -2})
+        hf: Any = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        pixels = rng.integers(0, 256, (56, 56, 3), dtype=np.uint8)
+        mean, std = np.array([0.1, 0.2, 0.3], "f4"), np.array([0.4, 0.5, 0.6], "f4")  # of make_llava's processor
+        return hf, folder, pixels, (pixels.astype("f4") / 255 - mean) / std
+    family, folder = FAMILIES[name], tmp / "ckpt"
+    hf = family.make(folder)
+    width, height = family.image
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return hf, folder, pixels, ((pixels.astype("f4") / 255 - family.mean) / family.std).astype("f4")
+
+
+def tower_of(name: str, hf: Any, pixels: Array) -> Tower:
+    module = hf.vision_model if name == "llama-4" else getattr(hf.model, "visual", None)
+    if module is None:
+        module = getattr(hf.model, "vision_tower", None) or hf.model.vision_model
+    size = module.config.patch_size
+    size = size[0] if isinstance(size, (list, tuple)) else size
+    grid = (pixels.shape[0] // size, pixels.shape[1] // size)
+    merge, cls, consecutive = SHAPES.get(name, (1, 0 if name == "llava-clip" else None, False))
+    return Tower(module, grid, merge, grid[0] * grid[1] if cls == -1 else cls, consecutive)
+
+
+@pytest.fixture(scope="module", params=[*LLAVA, *SHAPES])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    name, tmp = request.param, tmp_path_factory.mktemp(request.param)
+    hf, folder, pixels, normal = make(name, tmp, request.getfixturevalue("make_llava"))
+    values = torch.tensor(normal.transpose(2, 0, 1).copy())
+
+    def features() -> Array:
+        if name not in LLAVA:
+            return truth.features(name, hf, values)
+        out = hf.get_image_features(pixel_values=values[None])
+        return np.asarray(getattr(out, "pooler_output", out)[0].numpy())
+
+    files = qap.convert(folder, tmp / "gguf", quantize="F32", mmproj_type="f32", name="model")
+    with qap.VisionModel(files.mmproj, files.model, n_ctx=256, n_threads=1, flash_attn=False) as vlm:
+        yield Case(name, vlm, tower_of(name, hf, pixels), pixels, features)
+
+
+def first_piece(case: Case, config: qap.PruneConfig) -> tuple[Array, dict[str, Any]]:
+    """Rows of the tokens that are left, and report, of the first tile."""
+    native = case.vlm._encoder._native
+    chunks = case.vlm._encoder.tokenize(_core.media_marker(), [case.pixels], add_special=False)
+    chunk = next(chunk for chunk in chunks if chunk.is_image)
+    rows = native.encode(chunk, True, False, to_params(config))
+    report = chunk.report()
+    assert report is not None
+    return rows[piece_of(len(rows), report).token_rows(report["early"])], report
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_scores_tokens_and_features_are_those_of_torch(case: Case, after: int) -> None:
+    config = qap.PruneConfig(n_keep=1, encoder_keep=0.5, encoder_layer=after)
+    got, report = first_piece(case, config)
+    n_early = config.count_early(report["n_total"])
+    drop, want = case.dropped(config, after, n_early)
+    print(
+        f"\n{case.name} after {after}: {n_early} of {report['n_total']}, scores "
+        f"{nmse(report['early_total'], drop.total):.1e}, features {nmse(got, want):.1e}"
+    )
+    assert 0 < n_early < report["n_total"]
+    assert nmse(report["early_total"], drop.total) <= LIMIT
+    np.testing.assert_array_equal(report["early"], drop.kept)
+    assert nmse(got, want) <= LIMIT
