@@ -262,6 +262,15 @@ def test_many_keys_and_tensors_cost_seconds(
     assert f"at most 10000 keys and 32768 tensors, got {n_keys} and {n_tensors}" in line
 
 
+def test_a_model_that_cannot_generate(
+    tmp_path: Path, model: Gguf, packaged: qap.PackagedModel, refused: Refuse
+) -> None:
+    """Found by tools/fuzz/strangers.py: an encoder has no KV cache."""
+    path = tmp_path / "encoder.gguf"
+    path.write_bytes(with_keys(model, {}, "eurobert"))
+    assert "expected a language model that generates" in refused("--mmproj", packaged.mmproj, "-m", path)
+
+
 @pytest.fixture(scope="module")
 def architectures() -> list[str]:
     import gguf
