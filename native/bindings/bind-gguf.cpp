@@ -104,7 +104,14 @@ static std::optional<int64_t> check_language(const std::string & path, bool memo
     return checked(status, n_embd);
 }
 
+static py::tuple container_room(const std::string & groups, const std::string & mount) {
+    double total = 0.0, free = 0.0;
+    qap_container_room(groups.c_str(), mount.c_str(), &total, &free);
+    return py::make_tuple(total, free);
+}
+
 void register_gguf(py::module_ & m) {
+    m.def("container_room", &container_room, py::arg("groups"), py::arg("mount"));
     m.def("check_mmproj", &check_mmproj, py::arg("path"), py::arg("memory"));
     m.def("check_language", &check_language, py::arg("path"), py::arg("memory"), py::arg("n_ctx"));
     m.def("gguf_info", &gguf_info, py::arg("path"));

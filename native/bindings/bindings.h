@@ -23,6 +23,7 @@ void register_prune(py::module_ & m);
 void register_encoder(py::module_ & m);
 void register_gguf(py::module_ & m);
 void register_inspect(py::module_ & m);
+void register_abort(py::module_ & m);
 void register_graph(py::module_ & m);
 void register_clip_text(py::module_ & m);
 void register_interrupt(py::module_ & m);

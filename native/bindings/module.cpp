@@ -58,6 +58,7 @@ PYBIND11_MODULE(_core, m) {
     register_encoder(m);
     register_gguf(m);
     register_inspect(m);
+    register_abort(m);
     register_graph(m);
     register_clip_text(m);
     register_interrupt(m);

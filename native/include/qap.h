@@ -129,6 +129,9 @@ QAP_API const char * qap_upstream_version(void); /* the llama-cpp-python version
  * be NULL. mtmd_init_from_file() asks the first by itself. */
 QAP_API int qap_check_mmproj(const char * path, bool memory, int64_t * n_embd);
 QAP_API int qap_check_language(const char * path, bool memory, int64_t n_ctx, int64_t * n_embd);
+/* Bytes that the control groups around this process allow, and that are left of it; infinite without a limit.
+ * groups: /proc/self/cgroup; mount: /sys/fs/cgroup. */
+QAP_API void qap_container_room(const char * groups, const char * mount, double * total, double * free);
 
 /* --- parameters --- */
 
@@ -332,8 +335,10 @@ struct qap_mmproj_info {
 /* The index-th projector type of a table: "layout" (it can be pruned), "resize" (trained on stretched pictures) or "gate"
  * (its tensors are checked). NULL past the end, and for another table. */
 QAP_API const char * qap_projector_name(const char * table, int32_t index);
-/* model: the language model that the file shall fit, NULL: any. Fails where libmtmd would refuse to load the file. */
-QAP_API int qap_mmproj_inspect(const char * path, const struct llama_model * model, struct qap_mmproj_info * info);
+/* model: the language model that the file shall fit, NULL: any. reserve: build the graph of a picture too. Fails where
+ * libmtmd would refuse to load the file. */
+QAP_API int qap_mmproj_inspect(
+    const char * path, const struct llama_model * model, bool reserve, struct qap_mmproj_info * info);
 
 /* rows of an image chunk without a plan that are no tokens: ends of lines */
 QAP_API int32_t qap_chunk_n_special(const struct mtmd_context * ctx, const struct mtmd_input_chunk * chunk);

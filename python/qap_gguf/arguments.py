@@ -5,8 +5,11 @@ Each raises one line that says what was expected, what came and what to do; none
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +37,9 @@ def check_number(name: str, value: object, high: float) -> None:
 
 
 def check_threads(n_threads: object) -> None:
-    """`n_threads` is None (all processors) or 1..1024."""
+    """`n_threads` is None (:func:`n_threads_default`) or 1..1024."""
     if n_threads is not None and (type(n_threads) is not int or not 1 <= n_threads <= 1024):
-        raise ConfigError(f"n_threads: expected 1..1024, got {n_threads!r}; leave it out for all processors")
+        raise ConfigError(f"n_threads: expected 1..1024, got {n_threads!r}; leave it out for a core each")
 
 
 def check_sampling(max_tokens: object, temperature: object, top_k: object, top_p: object, min_p: object) -> None:
@@ -88,7 +91,85 @@ def check_array(name: str, value: object, ndim: int) -> FloatArray:
     return value
 
 
-def n_threads_default() -> int:
-    """Threads for scores: the processors that this process may use."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, count or 1)
+def n_threads_default(root: Path = Path("/")) -> int:
+    """CPU threads where none were asked for: ``QAP_THREADS`` of the environment, else a core each.
+
+    ggml's threads wait for each other after every operation: two that share a core wait more than they compute, and
+    on a busy machine all of them wait for the slowest. So this counts as llama.cpp's own programs do: physical cores,
+    fast ones where there are slow ones too; of them those that the process may use, and no more than its control
+    groups give it time for.
+
+    Args:
+        root: where the system's folders proc and sys are.
+
+    Raises:
+        ConfigError: QAP_THREADS is no number from 1 to 1024.
+
+    Example:
+        >>> n_threads_default() >= 1
+        True
+    """
+    text = os.environ.get("QAP_THREADS", "")
+    if text:
+        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1024):
+            raise ConfigError(f"QAP_THREADS: expected 1..1024, got {text!r}; unset it for a core each")
+        return int(text)
+    count = os.cpu_count() or 1
+    allowed = set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(count))
+    return max(1, min(_cores(allowed, root), _cpu_quota(root)))
+
+
+def _cores(allowed: set[int], root: Path) -> int:
+    """Physical cores among logical processors."""
+    if sys.platform == "darwin":
+        return min(len(allowed), _mac_cores() or len(allowed))
+    fast = _numbers(_read(root / "sys/devices/cpu_core/cpus"))  # hybrid processors of Intel
+    chosen = allowed & fast or allowed
+    siblings = {_read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or cpu for cpu in chosen}
+    return len(siblings)
+
+
+def _mac_cores() -> int:
+    """Physical cores of the fastest kind, 0 where the system does not say."""
+    value, size = ctypes.c_int32(0), ctypes.c_size_t(4)
+    ask = ctypes.CDLL(None).sysctlbyname
+    for name in (b"hw.perflevel0.physicalcpu", b"hw.physicalcpu"):
+        if ask(name, ctypes.byref(value), ctypes.byref(size), None, 0) == 0 and value.value > 0:
+            return value.value
+    return 0
+
+
+def _numbers(text: str) -> set[int]:
+    """The numbers of a list such as 0-3,8."""
+    found: set[int] = set()
+    for part in text.split(",") if text else ():
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def _cpu_quota(root: Path) -> int:
+    """Processors that the control groups around this process give it time for, versions 1 and 2."""
+    quota = math.inf
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        mounts = [f"sys/fs/cgroup/{kinds}", "sys/fs/cgroup/cpu"] if kinds else ["sys/fs/cgroup"]
+        mount = next((root / name for name in mounts if (root / name).is_dir()), root / mounts[0])
+        parts = [part for part in path.split("/") if part]
+        for n in range(len(parts) + 1):  # every group around this one limits it too
+            folder = mount.joinpath(*parts[:n])
+            words = _read(folder / "cpu.max").split() if not kinds else []
+            if kinds:
+                words = [_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+            if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]) > 0:
+                quota = min(quota, math.ceil(int(words[0]) / int(words[1])))
+    return max(1, int(quota)) if quota < math.inf else _INT_MAX
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, ValueError):
+        return ""

@@ -19,8 +19,8 @@ import llama_cpp
 from qap_gguf.arguments import MOST_IMAGE_TOKENS, FloatArray, check_integer, check_threads, n_threads_default
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, QapError
-from qap_gguf.files.gguf import check_pair
 from qap_gguf.files.packaged import packaged_model
+from qap_gguf.files.trial import admit, check_name
 from qap_gguf.generation.answers import Answers
 from qap_gguf.generation.chat_template import ChatTemplate, open_template
 from qap_gguf.generation.messages import images_of, question_of, read_messages
@@ -58,7 +58,7 @@ class VisionModel(ImageSide):
         kv: type of the KV cache, for a model that is loaded here: "f16", "q8_0", ... (``qap-gguf run --help`` lists
             them), each with flash attention; None is f16 without.
         n_ctx: cells of the KV cache, for a model that is loaded here.
-        n_threads: CPU threads; None is all that the process may use.
+        n_threads: CPU threads; None is ``QAP_THREADS``, or one for each physical core that it may use.
         n_batch: tokens of a prefill batch, for a model that is loaded here; raised to the rows of a picture where the
             model reads them in one batch.
         seed: of sampling; None is 0, or the seed of a Llama that is loaded already.
@@ -70,6 +70,8 @@ class VisionModel(ImageSide):
         positions: "keep" makes a file at `model` one that can keep image tokens at their places: its relabelled copy is
             made once, in the cache folder. "auto" takes the file as it is. Which positions are used says PruneConfig.
         cache: where encoded images are kept, so that each is encoded once; None is a cache of its own, in memory.
+        check: what files have to pass before they are loaded: "gate" reads their headers; "child" also loads them in a
+            process of its own, which upstream's assertions may end, unless they passed before; "none" trusts them.
         verbose: let upstream write its log to stderr.
 
     Raises:
@@ -102,8 +104,10 @@ class VisionModel(ImageSide):
         resize: str | None = None,
         positions: str = "auto",
         cache: EmbeddingCache | None = None,
+        check: str = "gate",
         verbose: bool = False,
     ) -> None:
+        check_name(check)
         if (mmproj is None) != (model is None):
             raise ConfigError("mmproj and model: expected both or none (the packaged model), got one; pass the other")
         check_integer("n_ctx", n_ctx, 1)
@@ -135,10 +139,11 @@ class VisionModel(ImageSide):
                         f"{name}: expected None for a Llama that is loaded already, got {given!r}; "
                         "pass the model's path, or load the Llama with it"
                     )
-            check_pair(mmproj, None)
+            admit(mmproj, None, check=check)
             llama = model
         else:
             if positions == "keep":
+                admit(mmproj, model, n_ctx, check)
                 from qap_gguf.convert.relabel.cache import relabelled_copy
 
                 model = relabelled_copy(model)
@@ -151,6 +156,7 @@ class VisionModel(ImageSide):
                 n_batch=n_batch,
                 n_threads=self._threads,
                 seed=seed or 0,
+                check=check,
                 verbose=verbose,
             )
         self._language = LanguageModel(llama)

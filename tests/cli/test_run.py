@@ -36,6 +36,7 @@ def test_run_streams_the_answer_and_notes_the_numbers(fake: Any, tmp_path: Path,
         "n_ctx": 2048,
         "n_threads": None,
         "seed": 0,
+        "check": "child",
         "verbose": False,
     }
     (call,) = fake.only().calls
@@ -55,7 +56,8 @@ def test_run_passes_on_what_was_asked_for(fake: Any, capsys: Said) -> None:
     assert main(words.split()) == 0
     assert fake.only().files == (Path("p.gguf"), Path("m.gguf"))
     assert fake.only().kwargs == {
-        "device": "cpu", "kv": "q8_0", "model_device": "all", "n_ctx": 512, "n_threads": 3, "seed": 2, "verbose": True,
+        "device": "cpu", "kv": "q8_0", "model_device": "all", "n_ctx": 512, "n_threads": 3, "seed": 2, "check": "child",
+        "verbose": True,
     }  # fmt: skip
     assert (fake.only().limit, os.environ.get("QAP_MAX_IMAGE_TOKENS")) == ("99", None)  # while it ran, and now
     assert fake.only().encoded == [Path("a.png"), Path("b.png")]

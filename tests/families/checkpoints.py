@@ -74,11 +74,11 @@ def randomize(model: Any) -> Any:
     return model.eval()
 
 
-def save(model: Any, folder: Path, processor: dict[str, Any], **options: Any) -> Any:
+def save(model: Any, folder: Path, processor: dict[str, Any]) -> Any:
     """Model, tokenizer and image processor's config."""
     import tokenizers
 
-    model.save_pretrained(folder, **options)
+    model.save_pretrained(folder)
     tok = train_bpe(tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False))
     tok.add_special_tokens(SPECIAL)
     assert tok.token_to_id(SPECIAL[0]) == FIRST_SPECIAL
@@ -174,7 +174,7 @@ def internvl(folder: Path) -> Any:
         vision_feature_layer=-1, vision_feature_select_strategy="default",
     )  # fmt: skip
     model = randomize(transformers.InternVLForConditionalGeneration(config))
-    return save(model, folder, processor({"height": 64, "width": 64}), save_original_format=False)
+    return save(model, folder, processor({"height": 64, "width": 64}))
 
 
 def pixtral(folder: Path) -> Any:

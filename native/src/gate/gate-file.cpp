@@ -10,6 +10,11 @@
 
 namespace qap_gate {
 
+// far above any model; upstream's loaders go through all keys for each key, and through all tensors for each tensor
+const int64_t MAX_KEYS    = 10000;
+const int64_t MAX_TENSORS = 32768;
+const int64_t ALIGNMENT   = 32; // TENSOR_ALIGNMENT of ggml
+
 static std::string dims(const int64_t * ne, int n) {
     std::string text;
     for (int i = 0; i < n; i++) {
@@ -32,6 +37,18 @@ file::file(const std::string & path) {
     }
     if (!gguf || !meta) {
         refuse("expected a whole GGUF file, got a damaged one or one cut short");
+    }
+    if (gguf_get_n_kv(gguf.get()) > MAX_KEYS || gguf_get_n_tensors(gguf.get()) > MAX_TENSORS) {
+        refuse(
+            "expected at most " + std::to_string(MAX_KEYS) + " keys and " + std::to_string(MAX_TENSORS) +
+            " tensors, got " + std::to_string(gguf_get_n_kv(gguf.get())) + " and " +
+            std::to_string(gguf_get_n_tensors(gguf.get())));
+    }
+    for (int64_t i = 0; i < gguf_get_n_kv(gguf.get()); i++) {
+        keys.emplace(gguf_get_key(gguf.get(), i), i);
+    }
+    for (const ggml_tensor * t = first(); t != nullptr; t = next(t)) {
+        tensors.emplace(t->name, t);
     }
     check_tensors(path);
     for (const ggml_tensor * t = first(); t != nullptr; t = next(t)) {
@@ -71,7 +88,22 @@ void file::check_tensors(const std::string & path) const {
     }
 }
 
+void file::check_mapped() const {
+    const int64_t alignment = (int64_t) gguf_get_alignment(gguf.get());
+    if (alignment % ALIGNMENT != 0) {
+        refuse(
+            "expected a general.alignment of " + std::to_string(ALIGNMENT) + " or a larger power of two, got " +
+                std::to_string(alignment),
+            "convert the model again");
+    }
+}
+
 // --- keys ---
+
+int64_t file::find_key(const std::string & key) const {
+    const auto found = keys.find(key);
+    return found == keys.end() ? -1 : found->second;
+}
 
 bool file::has(const std::string & key) const {
     return find_key(key) >= 0;
@@ -183,7 +215,8 @@ std::string file::item(const std::string & key, size_t i) const {
 // --- tensors ---
 
 const ggml_tensor * file::find(const std::string & name) const {
-    return ggml_get_tensor(meta.get(), name.c_str());
+    const auto found = tensors.find(name);
+    return found == tensors.end() ? nullptr : found->second;
 }
 
 // Products take these on the left (vec_dot in ggml-cpu) and lookups of rows read them (to_float in ggml).

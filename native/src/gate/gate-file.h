@@ -7,8 +7,10 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 namespace qap_gate {
@@ -53,6 +55,8 @@ public:
     // --- tensors ---
 
     const ggml_tensor * find(const std::string & name) const; // null where there is none
+    // libllama maps the file and hands tensors to ggml where they lie, which asserts that they are aligned
+    void                check_mapped() const;
     const ggml_tensor * first() const { return ggml_get_first_tensor(meta.get()); }
     const ggml_tensor * next(const ggml_tensor * t) const {
         return ggml_get_next_tensor(meta.get(), const_cast<ggml_tensor *>(t));
@@ -69,11 +73,14 @@ public:
     uint64_t n_bytes = 0; // of all tensors
 
 private:
-    int64_t find_key(const std::string & key) const { return gguf_find_key(gguf.get(), key.c_str()); }
+    int64_t find_key(const std::string & key) const;
     void    check_tensors(const std::string & path) const;
 
     gguf_context_ptr gguf;
     ggml_context_ptr meta;
+    // ggml's own look-ups go through all names
+    std::unordered_map<std::string, int64_t>             keys;
+    std::unordered_map<std::string, const ggml_tensor *> tensors;
 };
 
 std::string describe(const ggml_tensor * t);
@@ -83,5 +90,14 @@ std::string describe(const ggml_tensor * t);
 // Refuses when `bytes` more will not fit: `mapped` may lie in the file until they are used, `allocated` may not.
 // QAP_MEMORY_CHECK=0 turns it off.
 void check_memory(const file & f, double mapped, double allocated);
+
+// What the control groups around this process leave it, in bytes; infinite without a limit.
+struct container_room {
+    double total = std::numeric_limits<double>::infinity();
+    double free  = std::numeric_limits<double>::infinity();
+};
+
+// groups: the process's /proc/self/cgroup; mount: /sys/fs/cgroup. Versions 1 and 2, every level.
+container_room find_container_room(const std::string & groups, const std::string & mount);
 
 } // namespace qap_gate

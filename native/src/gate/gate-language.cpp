@@ -199,6 +199,7 @@ static uint64_t check_parts(const file & f, const std::string & path, bool known
     for (int i = 1; i < n; i++) {
         llama_split_path(name.data(), name.size(), prefix.data(), i, (int) n);
         const file part(name.data());
+        part.check_mapped();
         if (!part.has_type("split.no", GGUF_TYPE_UINT16)) {
             part.refuse("expected the key split.no, found none");
         }
@@ -220,6 +221,7 @@ int64_t qap_gate_language(const std::string & path, bool memory, int64_t n_ctx) 
     if (arch.empty()) {
         f.refuse("expected the key general.architecture, found none");
     }
+    f.check_mapped();
     const known_arch * known   = find_arch(arch);
     sizes              s       = check_counts(f, arch);
     const int64_t      n_vocab = check_tokenizer(f);

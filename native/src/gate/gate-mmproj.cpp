@@ -209,12 +209,16 @@ static void check_picture_sizes(const file & f, const tower & t) {
 }
 
 // Encoder weights are read into memory; activations of one picture come on top: a few rows of every width, and the
-// patches laid out for the convolution. Attention is computed in blocks (flash attention) or n x n for each head.
+// patches laid out for the convolution. Attention is computed in blocks (flash attention) or n x n for each head. The
+// cosines of all pairs of tokens, which dpp, divprune, coverage and merge look at, stand in the graph's buffer and in ours.
 static void check_room(const file & f, const tower & t) {
     const double n        = (double) t.n_patches() + 1.0;
     const double row      = 8.0 * (double) t.n_embd + 3.0 * (double) t.n_ff;
     const double unfolded = 6.0 * (double) (t.patch_size * t.patch_size);
-    check_memory(f, 0.0, (double) f.n_bytes + 4.0 * n * row + 2.0 * n * unfolded + 2.0 * n * n);
+    const double merge    = (double) f.whole("clip.vision.projector.scale_factor", 1, 64, 1);
+    const double tokens   = n / (merge * merge);
+    check_memory(
+        f, 0.0, (double) f.n_bytes + 4.0 * n * row + 2.0 * n * unfolded + std::max(2.0 * n * n, 8.0 * tokens * tokens));
 }
 
 } // namespace qap_gate

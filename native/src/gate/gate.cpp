@@ -1,6 +1,7 @@
 // gate.cpp: the checks of gate.h behind the plain C functions of qap.h.
 #include "gate.h"
 
+#include "gate-file.h"
 #include "qap-error.h"
 #include "qap.h"
 
@@ -21,6 +22,12 @@ template <typename check> static int guarded(const check & run, int64_t * n_embd
 
 int qap_check_mmproj(const char * path, bool memory, int64_t * n_embd) {
     return guarded([&] { return qap_gate_mmproj(path, memory); }, n_embd);
+}
+
+void qap_container_room(const char * groups, const char * mount, double * total, double * free) {
+    const qap_gate::container_room room = qap_gate::find_container_room(groups, mount);
+    *total                              = room.total;
+    *free                               = room.free;
 }
 
 int qap_check_language(const char * path, bool memory, int64_t n_ctx, int64_t * n_embd) {

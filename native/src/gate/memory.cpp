@@ -12,10 +12,63 @@
 
 namespace qap_gate {
 
-static double number_in(const char * path) {
+static double number_in(const std::string & path) {
     std::ifstream in(path);
     double        value = -1.0;
     return in >> value ? value : -1.0; // "max" is no number
+}
+
+// What counts as used and is given back when it is needed: copies of files.
+static double cache_in(const std::string & path) {
+    std::ifstream in(path);
+    std::string   name;
+    double        value = 0.0, sum = 0.0;
+    while (in >> name >> value) {
+        sum += name == "inactive_file" || name == "active_file" ? value : 0.0;
+    }
+    return sum;
+}
+
+// A group's limit and what is left of it, into the smallest so far.
+static void shrink(const std::string & folder, const char * limit_name, const char * used_name, container_room & room) {
+    const double limit = number_in(folder + "/" + limit_name), used = number_in(folder + "/" + used_name);
+    if (limit < 0.0 || limit > 1e18) { // version 1 has a number near 2^63 for no limit
+        return;
+    }
+    room.total = std::min(room.total, limit);
+    if (used >= 0.0) {
+        room.free = std::min(room.free, std::max(0.0, limit - used) + cache_in(folder + "/memory.stat"));
+    }
+}
+
+container_room find_container_room(const std::string & groups, const std::string & mount) {
+    container_room room;
+    std::ifstream  in(groups);
+    std::string    line;
+    while (std::getline(in, line)) { // "0::/path" is version 2, "7:memory:/path" version 1
+        const size_t first = line.find(':'), second = line.find(':', first + 1);
+        if (first == std::string::npos || second == std::string::npos) {
+            continue;
+        }
+        const std::string kinds = "," + line.substr(first + 1, second - first - 1) + ",";
+        const bool        v1 = kinds.find(",memory,") != std::string::npos, v2 = kinds == ",,";
+        if (!v1 && !v2) {
+            continue;
+        }
+        const std::string root = mount + (v1 ? "/memory" : "");
+        std::string       path = line.substr(second + 1);
+        while (true) { // every group around this one limits it too; where the path is the host's, the root is ours
+            path.erase(path.find_last_not_of('/') + 1);
+            shrink(
+                root + path, v1 ? "memory.limit_in_bytes" : "memory.max",
+                v1 ? "memory.usage_in_bytes" : "memory.current", room);
+            if (path.empty()) {
+                break;
+            }
+            path.erase(path.find_last_of('/') + 1);
+        }
+    }
+    return room;
 }
 
 struct room {
@@ -58,14 +111,9 @@ static room measure() {
         m.total = ram + swap;
         m.free  = available + swap_free;
     }
-    const double limit = number_in("/sys/fs/cgroup/memory.max");
-    const double used  = number_in("/sys/fs/cgroup/memory.current");
-    if (limit >= 0.0) {
-        m.total = std::min(m.total, limit);
-        if (used >= 0.0) {
-            m.free = std::min(m.free, std::max(0.0, limit - used) + m.total / 4); // page cache counts as used there
-        }
-    }
+    const container_room container = find_container_room("/proc/self/cgroup", "/sys/fs/cgroup");
+    m.total                        = std::min(m.total, container.total);
+    m.free                         = std::min(m.free, container.free);
     return m;
 }
 

@@ -13,6 +13,7 @@ import llama_cpp
 from llama_cpp.llama_grammar import LlamaGrammar
 
 from qap_gguf.arguments import is_unicode
+from qap_gguf.chat.grammar_bounds import check_bounds
 from qap_gguf.chat.schemas import SchemaGrammar
 from qap_gguf.errors import ConfigError
 
@@ -49,3 +50,4 @@ def _check_text(text: Any) -> None:
         raise ConfigError(f"grammar: expected at most {_MAX_DEPTH} nested parentheses, got {deepest}; use rules")
     if not is_unicode(text):
         raise ConfigError("grammar: expected Unicode text, got a lone surrogate; take it out")
+    check_bounds(text)

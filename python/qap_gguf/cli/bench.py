@@ -151,7 +151,7 @@ def bench(
         "n_threads": threads,
     }
     load = _load()
-    with qap.VisionModel(mmproj, model, **settings, verbose=is_debug()) as vlm:
+    with qap.VisionModel(mmproj, model, **settings, check="child", verbose=is_debug()) as vlm:
         why_not = vlm.why_not_prunable
         if why_not is not None:
             if n_keep or keep_ratio:

@@ -266,7 +266,12 @@ def _model_options(multiple: bool) -> list[Callable[[Any], Any]]:
             metavar="REPO[:QUANT]",
             help="Take both from this repository of the Hugging Face hub.  [default quantization: Q4_K_M]",
         ),
-        click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. [default: all cores]"),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="CPU threads. [default: QAP_THREADS of the environment, or one for each physical core]",
+        ),
         click.option(
             "--device",
             metavar="NAME",

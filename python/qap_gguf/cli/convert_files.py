@@ -34,8 +34,11 @@ def annotate_file(source: Path, out: Path, prune: Mapping[str, Any], *, force: b
         raise click.UsageError("--annotate changes pruning defaults: give --keep-ratio or another, or --dense for none")
 
     import qap_gguf as qap
-    from qap_gguf.files.gguf import read_gguf
+    from qap_gguf.files.gguf import check_mmproj, read_gguf
+    from qap_gguf.files.trial import check_trial
 
+    check_mmproj(source, memory=False)
+    check_trial(source, None)
     config = None
     if given:
         config = make_config(given)
@@ -50,7 +53,11 @@ def annotate_file(source: Path, out: Path, prune: Mapping[str, Any], *, force: b
 def relabel_file(source: Path, out: Path, *, undo: bool, force: bool, as_json: bool) -> None:
     """Copy a language model so that image tokens can keep their places, or undo that."""
     from qap_gguf.convert.relabel import relabel
+    from qap_gguf.files.gguf import check_language
+    from qap_gguf.files.trial import check_trial
 
+    check_language(source, memory=False)
+    check_trial(None, source)
     with stops_cleanly(), progress_bar() as report:
         written = relabel(source, out, undo=undo, force=force, progress=report)
     if as_json:

@@ -230,7 +230,7 @@ def eval_command(
         path, kv_type = setups[setup]
         return qap.VisionModel(
             mmproj, kept[path], kv=kv_type, device=device, model_device=model_device, n_ctx=ctx, n_threads=threads,
-            seed=sampler_seed(base.seed), verbose=is_debug(),
+            seed=sampler_seed(base.seed), check="child", verbose=is_debug(),
         )  # fmt: skip
 
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,7 @@
 """The entry point: the group of subcommands, and what becomes of an exception.
 
 Exit status: 0 done; 1 an error of ours or an unexpected one, in one line; 2 wrong usage; 130 interrupted.
-A traceback is shown only with --debug.
+A traceback is shown only with --debug. An assertion of upstream becomes one line too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import click
 
+from qap_gguf import _core
 from qap_gguf.cli.bench import bench
 from qap_gguf.cli.common import State, one_line
 from qap_gguf.cli.compare import compare
@@ -95,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     state = State()
+    _core.on_abort("qap-gguf: error: llama.cpp stops at ", "; check the files with qap-gguf convert --check")
     try:
         result = cli.main(
             args=None if argv is None else list(argv), prog_name="qap-gguf", standalone_mode=False, obj=state

@@ -21,7 +21,11 @@ def keeping(model: Path, prune: Mapping[str, Any]) -> Path:
     if prune.get("positions") != "keep":
         return model
     from qap_gguf.convert.relabel.cache import relabelled_copy
+    from qap_gguf.files.gguf import check_language
+    from qap_gguf.files.trial import check_trial
 
+    check_language(model, memory=False)
+    check_trial(None, model)
     with stops_cleanly(), progress_bar() as report:
         copy = relabelled_copy(model, report)
     if copy != model:

@@ -286,6 +286,7 @@ def run(
         n_ctx=ctx,
         n_threads=threads,
         seed=seed,
+        check="child",
         verbose=is_debug(),
     ) as vlm:
         if config is not None:

@@ -209,6 +209,7 @@ def score(
         n_ctx=ctx,
         n_threads=threads,
         seed=seed,
+        check="child",
         verbose=is_debug(),
     ) as vlm:
         config = over_file_defaults(vlm.default_prune, config, prune)

@@ -193,6 +193,7 @@ def serve(
             n_threads=threads,
             seed=sampler_seed(prune.get("seed") or 0),
             logits_all=logprobs,
+            check="child",
             verbose=is_debug(),
         )
         handler.vision_model(llama)  # errors of the mmproj belong here, not to the first request

@@ -1,7 +1,8 @@
 """`check_files`: what GGUF files are, whether they fit together, what pruning they support, what is wrong with them.
 
-Facts about a file come from its header by way of libllama and libmtmd themselves, which open it without reading the
-weights: what they refuse to load is refused here, in their words.
+The gate explains what it knows to be wrong. What passes it is loaded in a process of its own, which a stranger's file
+may end (files/trial.py). Then facts come from the file's header by way of libllama and libmtmd themselves, which open
+it without reading the weights: what they refuse to load is refused here, in their words.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from qap_gguf.convert.defects import Defect, find_defects
 from qap_gguf.convert.mmproj_header import mmproj_facts
 from qap_gguf.convert.relabel.rules import RULES
 from qap_gguf.errors import ConfigError, ConvertError, ModelFileError
-from qap_gguf.files.gguf import GgufInfo, read_gguf
+from qap_gguf.files.gguf import GgufInfo, check_language, check_mmproj, read_gguf
+from qap_gguf.files.trial import Job, why_not
 from qap_gguf.pruning.relevance import AUTO_ORDER
 
 __all__ = ["CheckReport", "FileReport", "PairReport", "check_files"]
@@ -123,37 +125,61 @@ def check_files(*paths: str | Path) -> CheckReport:
     if not paths:
         raise ConvertError("expected at least one GGUF file, got none; give an mmproj, a language model or both")
     headers: dict[Path, dict[str, Any]] = {}
-    files = tuple(_file(Path(path), headers) for path in paths)
-    pairs = tuple(
-        _pair(mmproj, model, headers)
-        for mmproj in files
-        for model in files
-        if mmproj.kind == MMPROJ and model.kind == LANGUAGE and not model.error
-    )
-    return CheckReport(files, pairs)
+    infos = [_read(Path(path)) for path in paths]
+    unsafe = _tried([(file, None) if file.kind == MMPROJ else (None, file) for file, _ in infos if not file.error])
+    files = tuple(_file(file, info, unsafe.get((file.path,)), headers) for file, info in infos)
+    both = [(a, b) for a in files for b in files if a.kind == MMPROJ and b.kind == LANGUAGE and not b.error]
+    unsafe = _tried([(a, b) for a, b in both if a.width is not None and a.width == b.width])
+    return CheckReport(files, tuple(_pair(a, b, unsafe.get((a.path, b.path)), headers) for a, b in both))
 
 
-def _file(path: Path, headers: dict[Path, dict[str, Any]]) -> FileReport:
+def _tried(pairs: list[tuple[FileReport | None, FileReport | None]]) -> dict[tuple[Path, ...], str]:
+    """Why this process must not load them, for those that it must not."""
+    jobs = [Job(*(None if file is None else file.path for file in pair)) for pair in pairs]
+    return {job.files: reason for job, reason in zip(jobs, why_not(jobs), strict=True) if reason is not None}
+
+
+def _read(path: Path) -> tuple[FileReport, GgufInfo | None]:
+    """What the header says, and what the gate says to it."""
     try:
         info = read_gguf(path)
     except ModelFileError as err:
-        return FileReport(path, UNREADABLE, error=str(err))
+        return FileReport(path, UNREADABLE, error=str(err)), None
     name = info.metadata.get("general.name")
     report = FileReport(path, LANGUAGE, str(info.metadata.get("general.architecture", "")), name if name else None)
-    if report.family == "clip":
-        return _mmproj(dataclasses.replace(report, kind=MMPROJ), info, headers)
     try:
-        headers[path] = _core.inspect_model(str(path))
+        if report.family == "clip":
+            facts = mmproj_facts(info)
+            report = dataclasses.replace(
+                report, kind=MMPROJ, family=facts.projector, n_tokens=facts.n_tokens,
+                warnings=find_defects(info, facts.projector),
+            )  # fmt: skip
+            check_mmproj(path, memory=False)
+        else:
+            check_language(path, memory=False)
+    except ModelFileError as err:
+        return dataclasses.replace(report, error=str(err)), info
+    return report, info
+
+
+def _file(
+    report: FileReport, info: GgufInfo | None, unsafe: str | None, headers: dict[Path, dict[str, Any]]
+) -> FileReport:
+    if info is None or report.error is not None:
+        return report
+    if unsafe is not None:
+        return dataclasses.replace(report, error=f"{unsafe}; fetch or convert it again")
+    if report.kind == MMPROJ:
+        return _mmproj(report, info, headers)
+    try:
+        headers[report.path] = _core.inspect_model(str(report.path))
     except RuntimeError as err:
         return dataclasses.replace(report, error=f"llama.cpp refuses it ({_words(err)}); fetch or convert it again")
-    return dataclasses.replace(report, width=headers[path]["n_embd"])
+    return dataclasses.replace(report, width=headers[report.path]["n_embd"])
 
 
 def _mmproj(report: FileReport, info: GgufInfo, headers: dict[Path, dict[str, Any]]) -> FileReport:
     facts = mmproj_facts(info)
-    report = dataclasses.replace(
-        report, family=facts.projector, n_tokens=facts.n_tokens, warnings=find_defects(info, facts.projector)
-    )
     try:
         defaults = PruneConfig.from_metadata(info.metadata)
         header = _core.inspect_mmproj(str(info.path), None)
@@ -185,13 +211,15 @@ def _wrong_defaults(report: FileReport) -> str | None:
     return None
 
 
-def _pair(mmproj: FileReport, model: FileReport, headers: dict[Path, dict[str, Any]]) -> PairReport:
+def _pair(mmproj: FileReport, model: FileReport, unsafe: str | None, headers: dict[Path, dict[str, Any]]) -> PairReport:
     pair = PairReport(mmproj.path, model.path, fits=False)
     if mmproj.width is None:
         return dataclasses.replace(pair, reason="the mmproj cannot be loaded")
     if mmproj.width != model.width:
         text = f"the encoder gives {mmproj.width} floats a token, the language model takes {model.width}"
         return dataclasses.replace(pair, reason=f"{text}; give the mmproj that was made with this model")
+    if unsafe is not None:
+        return dataclasses.replace(pair, reason=unsafe)
     try:
         header = _core.inspect_mmproj(str(mmproj.path), str(model.path))
     except RuntimeError as err:

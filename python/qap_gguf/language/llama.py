@@ -37,6 +37,8 @@ class LanguageModel:
             raise ConfigError("model: expected a Llama that generates, got vocab_only or embedding; make another one")
         if llama.context_params.attention_type == llama_cpp.LLAMA_ATTENTION_TYPE_NON_CAUSAL:
             raise ConfigError("attention_type: expected a Llama with causal attention, got another; leave it out")
+        if not llama_cpp.llama_get_memory(llama._ctx.ctx):
+            raise ConfigError("model: expected a language model that generates, got an encoder; take another file")
         self.check_process()
         note_threads(self.n_threads)
         self._shared = _share(llama)

@@ -15,7 +15,8 @@ import llama_cpp
 from qap_gguf import _core
 from qap_gguf.arguments import n_threads_default
 from qap_gguf.errors import ConfigError, ModelFileError
-from qap_gguf.files.gguf import check_pair, read_gguf
+from qap_gguf.files.gguf import read_gguf
+from qap_gguf.files.trial import admit
 from qap_gguf.language.interrupts import held_back
 from qap_gguf.language.kv_types import kv_settings
 from qap_gguf.runtime.devices import language_settings
@@ -73,6 +74,7 @@ def open_language(
     n_threads: int | None = None,
     seed: int = 0,
     logits_all: bool = False,
+    check: str = "gate",
     verbose: bool = False,
 ) -> llama_cpp.Llama:
     """Load the language model of a pair of files, which are checked first.
@@ -84,9 +86,10 @@ def open_language(
             types differ by their type alone. None leaves both to llama-cpp-python (f16, no flash attention).
         n_ctx: cells of the KV cache.
         n_batch: tokens of a batch; raised to the rows of a picture where they must stand in one.
-        n_threads: CPU threads; None is all that the process may use.
+        n_threads: CPU threads; None is ``QAP_THREADS``, or one for each physical core that the process may use.
         seed: of sampling.
         logits_all: keep the logits of all tokens, for ``logprobs``.
+        check: how the files are checked, see :func:`~qap_gguf.files.trial.admit`.
         verbose: let upstream write its log to stderr.
 
     Raises:
@@ -95,7 +98,7 @@ def open_language(
         QapError: this process was forked from one with a model, and `n_threads` is more than one.
     """
     cache, place = kv_settings(kv), language_settings(device)
-    check_pair(mmproj, model, n_ctx)
+    admit(mmproj, model, n_ctx, check)
     rows = batch_rows(mmproj)
     threads = n_threads or n_threads_default()
     check_process(threads)

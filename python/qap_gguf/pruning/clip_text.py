@@ -44,7 +44,7 @@ class ClipTextTower:
         Args:
             mmproj: the GGUF file.
             device: a ggml device by name or alias, in any case (``qap-gguf info`` lists them); None is the CPU.
-            n_threads: CPU threads; None is all that the process may use.
+            n_threads: CPU threads; None is ``QAP_THREADS``, or one for each physical core that the process may use.
 
         Raises:
             ModelFileError: no such file, not GGUF, damaged, or with a tower that contradicts itself.

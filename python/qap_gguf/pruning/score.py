@@ -79,7 +79,7 @@ def score(
         semantic: relevance of each token before normalisation, float32 (n_tok,), for instance
             ``ImageEmbedding.attention``; None counts as zeros, for scores over several settings of the same image.
         device: a ggml device by name or alias, in any case (``qap-gguf info`` lists them); None is the CPU.
-        n_threads: CPU threads at most (int errors take one); None is all that the process may use.
+        n_threads: CPU threads at most (int errors take one); None is a core each.
 
     Raises:
         ArrayError: wrong dtype, shape, order, or values that are not finite or above 1e30.

@@ -12,14 +12,14 @@ from qap_gguf.convert.relabel.api import ORIGIN, relabel
 from qap_gguf.convert.relabel.rules import MROPE
 from qap_gguf.errors import ConvertError
 from qap_gguf.files.gguf import read_gguf
+from qap_gguf.files.user_cache import user_folder
 
 __all__ = ["cache_folder", "relabelled_copy"]
 
 
 def cache_folder() -> Path:
     """The folder of the copies: ``$QAP_CACHE/relabelled``, else ``~/.cache/qap_gguf/relabelled``."""
-    chosen = os.environ.get("QAP_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "qap_gguf") / "relabelled"
+    return user_folder("relabelled")
 
 
 def relabelled_copy(model: str | os.PathLike[str], progress: Callable[[int, int, str], None] | None = None) -> Path:

@@ -44,14 +44,21 @@ def vision_name(name: str, *, tower: bool) -> str:
 def fix(family: Callable[[str], Any]) -> None:
     """Put right what the converter of llama.cpp 0c1e570 does wrongly (docs/upstream.md); `family` gives its modules.
 
-    Gemma 3, LFM2-VL: names without `vision_model.` are refused. Pixtral, Mistral 3: names with `model.` in front are
-    dropped in silence, and so is [IMG_BREAK], whose row is looked for after a filter that takes it away. Llama 4: the
-    second norm gets the name of another norm, which Gemma 4 claims.
+    Gemma 3, LFM2-VL: names without `vision_model.` are refused. InternVL: names without `model.` in front are dropped
+    in silence. Pixtral, Mistral 3, Qwen2-VL, Qwen2.5-VL: names with it are, and so is [IMG_BREAK], whose row is looked
+    for after a filter that takes it away. Llama 4: the second norm gets the name of another norm, which Gemma 4 claims.
     """
     for module, name in (("gemma", "Gemma3VisionModel"), ("lfm2", "LFM2VLModel")):
-        rename_tensors(getattr(family(module), name), tower=True)
+        rename_tensors(getattr(family(module), name), lambda name: vision_name(name, tower=True))
+    rename_tensors(
+        family("internvl").InternVisionModel, lambda name: f"model.{name}" if name.startswith(_VISION) else name
+    )
+    rename_tensors(
+        family("qwenvl").Qwen2VLVisionModel,
+        lambda name: name.removeprefix("model.") if name.startswith("model.visual.") else name,
+    )
     llava = family("llava").LlavaVisionModel
-    rename_tensors(llava, tower=False)
+    rename_tensors(llava, lambda name: vision_name(name, tower=False))
     known = llava.filter_tensors.__func__
 
     def with_break_row(cls: Any, item: Item) -> Item | None:
@@ -72,12 +79,12 @@ def fix(family: Callable[[str], Any]) -> None:
     llama4.map_tensor_name = map_tensor_name
 
 
-def rename_tensors(cls: Any, *, tower: bool) -> None:
-    """Give the class its tensors under the names of :func:`vision_name`."""
+def rename_tensors(cls: Any, rename: Callable[[str], str]) -> None:
+    """Give the class its tensors under other names."""
     known = cls.filter_tensors.__func__
 
     def renamed(own: Any, item: Item) -> Item | None:
-        found: Item | None = known(own, (vision_name(item[0], tower=tower), item[1]))
+        found: Item | None = known(own, (rename(item[0]), item[1]))
         return found
 
     cls.filter_tensors = classmethod(renamed)

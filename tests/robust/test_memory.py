@@ -1,0 +1,95 @@
+"""What the gate takes for free: control groups of both versions at every level, and what pairs of patches need."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_type=ImportError)
+
+import qap_gguf as qap
+from gguf_mutations import Gguf
+from qap_gguf import _core
+from qap_gguf.errors import ModelFileError
+from qap_gguf.files.gguf import check_mmproj
+from robust.test_gate import U32, V, changed, value
+
+GB = 10**9
+F16_TYPE = 1
+Room = Callable[[str, dict[str, str]], tuple[float, float]]
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Room:
+    """room(lines of /proc/self/cgroup, files below /sys/fs/cgroup) -> (all, free)."""
+
+    def read(lines: str, files: dict[str, str]) -> tuple[float, float]:
+        mount = tmp_path / "mount"
+        for name, text in files.items():
+            path = mount / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text + "\n")
+        groups = tmp_path / "cgroup"
+        groups.write_text(lines + "\n")
+        return _core.container_room(str(groups), str(mount))
+
+    return read
+
+
+def v2(folder: str, limit: str, used: int, cache: int = 0) -> dict[str, str]:
+    stat = f"anon 5\nfile 7\nactive_file {cache // 2}\ninactive_file {cache // 2}"
+    return {f"{folder}/memory.max": limit, f"{folder}/memory.current": str(used), f"{folder}/memory.stat": stat}
+
+
+def v1(folder: str, limit: int, used: int, cache: int = 0) -> dict[str, str]:
+    return {
+        f"memory/{folder}/memory.limit_in_bytes": str(limit), f"memory/{folder}/memory.usage_in_bytes": str(used),
+        f"memory/{folder}/memory.stat": f"cache {cache}\ninactive_file {cache}",
+    }  # fmt: skip
+
+
+def test_version_2_at_every_level(room: Room) -> None:
+    inside = v2("a/b", "max", 0)
+    assert room("0::/a/b", inside) == (math.inf, math.inf)
+    assert room("0::/a/b", inside | v2("a", str(8 * GB), 3 * GB)) == (8 * GB, 5 * GB)
+    assert room("0::/a/b", v2("a/b", str(6 * GB), 2 * GB)) == (6 * GB, 4 * GB)
+    assert room("0::/a/b", v2("a", str(5 * GB), 4 * GB, 2 * GB)) == (5 * GB, 3 * GB)
+
+
+def test_the_root_of_a_container(room: Room) -> None:
+    """The path may be the host's, of which nothing is seen inside."""
+    assert room("0::/", v2(".", str(4 * GB), GB)) == (4 * GB, 3 * GB)
+    assert room("0::/docker/0123", {}) == (4 * GB, 3 * GB)
+    assert room("0::/../../other", {}) == (4 * GB, 3 * GB)
+
+
+def test_version_1(room: Room) -> None:
+    lines = "12:cpu,cpuacct:/x\n7:memory:/a/b\n1:name=systemd:/y\n0::/z"
+    assert room(lines, v1("a/b", 2**63 - 4096, GB)) == (math.inf, math.inf)
+    assert room(lines, v1("a", 3 * GB, 2 * GB)) == (3 * GB, GB)
+    assert room(lines, v1(".", 2 * GB, 2 * GB, GB)) == (2 * GB, GB)
+
+
+def test_nothing_to_read(room: Room) -> None:
+    for lines in ("", "nonsense", "0:", "0::", "1:cpu:/a"):
+        assert room(lines, {}) == (math.inf, math.inf)
+    assert _core.container_room("/nowhere/at/all", "/nowhere") == (math.inf, math.inf)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/meminfo")
+def test_pairs_of_patches_are_counted_as_measured(tmp_path: Path, packaged: qap.PackagedModel) -> None:
+    """65,025 patches: their cosines in the graph's buffer and in ours, 8 bytes a pair."""
+    words = Path("/proc/meminfo").read_text().split()
+    if int(words[words.index("MemAvailable:") + 1]) * 1024 > 30 * GB:
+        pytest.skip("this machine has room for them")
+    file = Gguf(packaged.mmproj.read_bytes())
+    path = tmp_path / "large.gguf"
+    keys = {V + "image_size": value(U32, 255 * 16)}
+    path.write_bytes(changed(file, keys, {"v.position_embd.weight": ([192, 255 * 255 + 1], F16_TYPE)}))
+    check_mmproj(path, memory=False)
+    with pytest.raises(ModelFileError, match=r"needs 3[4-9]\.\d GB"):
+        check_mmproj(path)
