@@ -15,13 +15,14 @@ from llama_cpp.llama_grammar import LlamaGrammar
 from qap_gguf.arguments import is_unicode
 from qap_gguf.chat.schemas import SchemaGrammar
 from qap_gguf.errors import ConfigError
+from qap_gguf.language.vocabulary import Vocabulary
 
 _MAX_CHARACTERS = 1 << 18
 _MAX_DEPTH = 200
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|#[^\n]*', re.DOTALL)
 
 
-def check_grammar(llama: llama_cpp.Llama, grammar: Any) -> None:
+def check_grammar(llama: llama_cpp.Llama | Vocabulary, grammar: Any) -> None:
     """The grammar is one that libllama parses.
 
     Raises:

@@ -1,0 +1,72 @@
+"""Watches llama-server: where it ends, the guard ends; where it stops responding, it is started again.
+
+A grammar within the limits can still take llama-server's one loop for minutes in one token, and with it everybody's
+answers. /metrics is answered between two steps of that loop, also while a picture is encoded or a prompt is read
+(server-queue.cpp, ``yield_to_queue``), so no answer to it means that the loop stands still.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+
+from qap_gguf.errors import ModelFileError
+from qap_gguf.serve.child import Child
+from qap_gguf.serve.problems import RefusedError
+
+if TYPE_CHECKING:
+    from qap_gguf.serve.app import Application
+
+log = logging.getLogger("qap_gguf.serve")
+
+_EVERY_S = 0.25
+_PROBE_EVERY_S = 5.0
+
+
+def watcher(
+    child: Child, ended: Callable[[str], None], stalled_seconds: float = 30.0
+) -> Callable[[Application], Coroutine[Any, Any, None]]:
+    """What :class:`~qap_gguf.serve.app.Application` runs beside its routes.
+
+    Args:
+        child: llama-server, running.
+        ended: told in one line why there is no llama-server any more.
+        stalled_seconds: how long its loop may stand still.
+    """
+
+    async def responds(app: Application) -> bool:
+        with anyio.move_on_after(stalled_seconds):
+            try:
+                async with app.upstream.send("GET", "/metrics") as reply:
+                    await reply.read()
+            except RefusedError:
+                return child.status is None  # it ended, which is seen next
+            return True
+        return False
+
+    async def watch(app: Application) -> None:
+        probed = time.monotonic()
+        while True:
+            await anyio.sleep(_EVERY_S)
+            if child.status is not None:
+                ended(f"llama-server ended ({child.last_words()})")
+                return
+            if not app.n_now or time.monotonic() - probed < min(_PROBE_EVERY_S, stalled_seconds):
+                continue
+            if not await responds(app):
+                log.warning("llama-server stood still for %g seconds; it is started again", stalled_seconds)
+                app.metrics.add("restarts_total")
+                try:
+                    child.spawn()
+                    await anyio.to_thread.run_sync(child.wait_until_ready)
+                except ModelFileError as err:
+                    ended(str(err))
+                    return
+            probed = time.monotonic()
+
+    return watch
