@@ -100,13 +100,18 @@ def _answer(request: urllib.request.Request) -> tuple[int, Any]:
         return status, text
 
 
-@contextlib.contextmanager
-def serving(*options: str, env: dict[str, str] | None = None) -> Iterator[Served]:
-    """`qap-gguf serve` on a free port with the packaged model; skips where llama-server was not built."""
+def find_program_or_skip() -> None:
+    """Skip where llama-server was not built."""
     try:
         find_program()
     except ConfigError as err:
         pytest.skip(str(err))
+
+
+@contextlib.contextmanager
+def serving(*options: str, env: dict[str, str] | None = None) -> Iterator[Served]:
+    """`qap-gguf serve` on a free port with the packaged model; skips where llama-server was not built."""
+    find_program_or_skip()
     environment = {**os.environ, **(env or {})}
     command = [sys.executable, "-m", "qap_gguf", "serve", "--port", "0", "--threads", "1", "--json", *options]
     with subprocess.Popen(

@@ -35,16 +35,17 @@ class Metrics:
             self._counts[name, label] += value
 
     def add_result(self, result: Mapping[str, Any]) -> None:
-        """Count what llama-server says of an answer: its ``timings``, and ``prune`` with a row for each picture."""
+        """Count what llama-server says of an answer: its ``timings`` and ``prune`` (native/programs/qap-server.h)."""
         self.add("answers_total")
         timings = result.get("timings") or {}
         self.add("seconds_total", float(timings.get("prompt_ms", 0)) / 1000, 'step="prefill"')
         self.add("seconds_total", float(timings.get("predicted_ms", 0)) / 1000, 'step="answer"')
-        for image in result.get("prune") or ():
+        told = result.get("prune") or {}
+        self.add("seconds_total", float(told.get("encode_ms", 0)) / 1000, 'step="encode"')
+        for image in told.get("images", ()):
             self.add("images_total")
             self.add("image_tokens_total", image["n_tokens"])
             self.add("image_tokens_kept_total", image["n_kept"])
-            self.add("seconds_total", float(image.get("encode_ms", 0)) / 1000, 'step="encode"')
 
     def text(self, n_now: int) -> str:
         """All of it."""

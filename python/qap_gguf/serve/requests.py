@@ -299,9 +299,10 @@ class Preparer:
             raise ConfigError(
                 f'prune: expected an object such as {{"n_keep": 64}}, got {str(asked)[:80]!r}; see docs/serve.md'
             )
-        config = self.config.replace(**asked)
+        told = {"indices": asked["indices"]} if isinstance(asked.get("indices"), bool) else {}
+        config = self.config.replace(**{name: value for name, value in asked.items() if name not in told})
         check_semantic(config)
-        return {"prune": {name: value for name, value in config.to_dict().items() if value is not None}}
+        return {"prune": {name: value for name, value in config.to_dict().items() if value is not None} | told}
 
 
 def check_semantic(config: PruneConfig) -> None:

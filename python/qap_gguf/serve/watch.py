@@ -8,6 +8,7 @@ answers. /metrics is answered between two steps of that loop, also while a pictu
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
@@ -29,18 +30,19 @@ _PROBE_EVERY_S = 5.0
 
 
 def watcher(
-    child: Child, ended: Callable[[str], None], stalled_seconds: float = 30.0
+    child: Child, ended: Callable[[str], None], stalled_seconds: float | None = None
 ) -> Callable[[Application], Coroutine[Any, Any, None]]:
     """What :class:`~qap_gguf.serve.app.Application` runs beside its routes.
 
     Args:
         child: llama-server, running.
         ended: told in one line why there is no llama-server any more.
-        stalled_seconds: how long its loop may stand still.
+        stalled_seconds: how long its loop may stand still; None is 30, or QAP_SERVE_STALLED_SECONDS.
     """
+    seconds = float(os.environ.get("QAP_SERVE_STALLED_SECONDS") or 30) if stalled_seconds is None else stalled_seconds
 
     async def responds(app: Application) -> bool:
-        with anyio.move_on_after(stalled_seconds):
+        with anyio.move_on_after(seconds):
             try:
                 async with app.upstream.send("GET", "/metrics") as reply:
                     await reply.read()
@@ -56,10 +58,10 @@ def watcher(
             if child.status is not None:
                 ended(f"llama-server ended ({child.last_words()})")
                 return
-            if not app.n_now or time.monotonic() - probed < min(_PROBE_EVERY_S, stalled_seconds):
+            if not app.n_now or time.monotonic() - probed < min(_PROBE_EVERY_S, seconds):
                 continue
             if not await responds(app):
-                log.warning("llama-server stood still for %g seconds; it is started again", stalled_seconds)
+                log.warning("llama-server stood still for %g seconds; it is started again", seconds)
                 app.metrics.add("restarts_total")
                 try:
                     child.spawn()
