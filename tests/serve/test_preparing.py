@@ -81,7 +81,7 @@ def test_pictures_arrive_as_we_decode_them(preparer: Preparer) -> None:
 
 
 def test_only_known_fields_go_on(preparer: Preparer) -> None:
-    odd = {
+    odd: dict[str, Any] = {
         "n_predict": 5,
         "id_slot": 1,
         "samplers": [],
