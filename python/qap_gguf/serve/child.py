@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import http.client
 import os
 import secrets
 import signal
@@ -16,8 +17,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +26,8 @@ from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, ModelFileError
 
 _PR_SET_PDEATHSIG: Final = 1
-_SECONDS_TO_STOP: Final = 10.0
+#: It may miss a SIGTERM that comes before its loop runs (server.cpp), and has nothing to save.
+_SECONDS_TO_STOP: Final = 2.0
 _LAST_LINES: Final = 40
 
 
@@ -68,7 +68,7 @@ def _dies_with_parent() -> Any:
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)  # loaded here: after the fork only the call itself is safe
-    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Child:
@@ -139,13 +139,14 @@ class Child:
                     sys.stderr.write(line)
 
     def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-                f"http://127.0.0.1:{self.port}/health", timeout=5
-            ) as reply:
-                return bool(reply.status == 200)
-        except (OSError, urllib.error.URLError, ValueError):
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
             return False
+        finally:
+            connection.close()
 
     @property
     def status(self) -> int | None:

@@ -20,6 +20,8 @@ _OURS: Final = (
     "-hf", "-hfr", "--hf-repo", "--model-url", "-mu", "--parallel", "-np", "--ctx-size", "-c", "--ssl-key-file",
     "--ssl-cert-file", "--api-prefix", "--chat-template", "--chat-template-file",
 )  # fmt: skip
+#: The template of formats that llama-server would join otherwise than we: it gets the whole prompt as one message.
+RENDERED: Final = "{%- for message in messages -%}{{ message.content }}{%- endfor -%}"
 _N_UBATCH: Final = 512
 _MORE_THREADS: Final = 8  # for /metrics, while every request that is let in has its own
 
@@ -99,12 +101,7 @@ def template_options(form: ChatFormat | None) -> Iterator[list[str]]:
     if form is None:
         yield []
         return
-    if form.kind == "builtin":
-        yield ["--no-jinja", "--chat-template", form.source]
-        return
-    source = form.source
-    if form.kind == "urls":  # where these templates look for an image, llama-server has a marker
-        source = source.replace("'image_url'", "'media_marker'").replace('"image_url"', '"media_marker"')
+    source = form.source if form.kind == "jinja" else RENDERED
     with tempfile.TemporaryDirectory(prefix="qap-gguf-") as folder:
         path = Path(folder) / "template.jinja"
         path.write_text(source, encoding="utf-8")

@@ -26,7 +26,7 @@ from qap_gguf.chat.tools import ToolChoice, read_tools, response_schema
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError
 from qap_gguf.generation.chat_formats import ChatFormat
-from qap_gguf.generation.chat_template import ChatTemplate, fallback_form
+from qap_gguf.generation.chat_template import ChatTemplate, Prompt, fallback_form
 from qap_gguf.generation.messages import Turn, images_of, read_messages
 from qap_gguf.language.prompt_length import PromptLimit
 from qap_gguf.language.vocabulary import Vocabulary
@@ -143,23 +143,27 @@ class Preparer:
         self.limit.check_turns([[part for part in turn.parts or () if isinstance(part, str)] for turn in turns])
         tools = read_tools(*(body.get(name) for name in ("functions", "function_call", "tools", "tool_choice")))
         variables = self._variables(body)
-        can_call = self._render(turns, tools, variables)
+        prompt = self._render(turns, tools, variables)
+        can_call = tools.is_open and bool(self.template.has_tool_calls or prompt.native.grammar)
         forced = tools.only() if tools.is_open and tools.choice == "required" and not can_call else None
         out |= self._answer_form(body, tools, can_call)
-        messages = self.template.messages(turns)
-        out["messages"] = [message | {"content": _content(message.get("content"))} for message in messages]
+        if self.form is None or self.form.kind == "jinja":
+            messages = self.template.messages(turns)
+            out["messages"] = [message | {"content": _content(message.get("content"))} for message in messages]
+        else:  # llama-server has the template options.RENDERED
+            out["messages"] = [{"role": "user", "content": list(_parts(prompt.text))}]
+            out["stop"] = [*out.get("stop", ()), *prompt.stop]
         if variables:
             out["chat_template_kwargs"] = variables
         return Prepared(out, images, change=None if forced is None else ForcedCall(forced))
 
-    def _render(self, turns: Sequence[Turn], tools: ToolChoice, variables: Mapping[str, Any]) -> bool:
-        """Whether the template takes the messages, within its budget and the context; returns whether its prompt lets
-        the model call tools."""
+    def _render(self, turns: Sequence[Turn], tools: ToolChoice, variables: Mapping[str, Any]) -> Prompt:
+        """The prompt: the template takes the messages, within its budget and the context."""
         choice = tools.choice if tools.is_open else "none"
         with self._rendering:
             prompt = self.template.render(turns, tools=tools.shown, tool_choice=choice, variables=variables)
         self.limit.check(prompt.text, "messages")
-        return tools.is_open and bool(self.template.has_tool_calls or prompt.native.grammar)
+        return prompt
 
     def _answer_form(self, body: Mapping[str, Any], tools: ToolChoice, can_call: bool) -> dict[str, Any]:
         """Tools, schemas and grammars, checked."""
