@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import io
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,15 +16,22 @@ import pytest
 from PIL import Image
 
 import qap_gguf as qap
-from qap_gguf.generation.chat_formats import named_format
+from prompts.cases import CASES, TOOL, ours_of
+from prompts.published import TEMPLATES, source_of
+from qap_gguf import _core
+from qap_gguf.errors import ModelFileError
+from qap_gguf.generation.chat_formats import ChatFormat, named_format
 from qap_gguf.generation.messages import read_messages
 from qap_gguf.serve.answers import events_of
+from qap_gguf.serve.child import Child
 from qap_gguf.serve.forced import ForcedCall
+from qap_gguf.serve.options import model_options, server_options, template_options
 from qap_gguf.serve.requests import Preparer
 from qap_gguf.serve.settings import ServeSettings
 from qap_gguf.vision.images import load_image
-from serve.conftest import SAMPLE, URI, ask, serving
+from serve.conftest import SAMPLE, URI, ask, find_program_or_skip
 
+MARK = _core.media_marker()
 FORMATS = [None, "chatml", "vicuna", "llava-1-5", "qwen2.5-vl", "alpaca"]
 TALKS: dict[str, list[dict[str, Any]]] = {
     "a text": ask(question="What is it?")["messages"],
@@ -44,8 +53,8 @@ TALKS: dict[str, list[dict[str, Any]]] = {
 
 
 @contextlib.contextmanager
-def preparing(name: str | None = None, **settings: Any) -> Iterator[Preparer]:
-    files, form = qap.packaged_model(), None if name is None else named_format(name)
+def preparing(form: ChatFormat | None = None, **settings: Any) -> Iterator[Preparer]:
+    files = qap.packaged_model()
     limits = ServeSettings(**{"n_ctx": 512, **settings})
     with contextlib.closing(Preparer(files.model, files.mmproj, qap.PruneConfig(n_keep=72), limits, form)) as found:
         yield found
@@ -104,17 +113,74 @@ def test_all_of_a_pruning_is_said(preparer: Preparer) -> None:
     assert "prune" not in preparer.chat(ask()).body
 
 
+@contextlib.contextmanager
+def llama_server(form: ChatFormat | None) -> Iterator[Child]:
+    """llama-server with a template of ours, without the guard."""
+    find_program_or_skip()
+    files = qap.packaged_model()
+    words = model_options(
+        files.model,
+        files.mmproj,
+        n_ctx=512,
+        n_parallel=1,
+        threads=1,
+        device=None,
+        model_device=None,
+        kv=None,
+        seed=None,
+    )
+    with template_options(form) as template:
+        child = Child([*words, *server_options("a", 1), "--no-warmup", *template], {})
+        with contextlib.closing(child):
+            child.start()
+            yield child
+
+
+def prompt_of(child: Child, body: dict[str, Any]) -> str:
+    """What llama-server makes of messages."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", child.port, timeout=60)) as connection:
+        headers = {"Authorization": f"Bearer {child.key}", "Content-Type": "application/json"}
+        connection.request("POST", "/apply-template", json.dumps(body), headers)
+        reply = connection.getresponse()
+        answer = json.loads(reply.read())
+    assert reply.status == 200, answer
+    return re.sub(r"<__media_\w+?__>", MARK, answer["prompt"])
+
+
+def compare(form: ChatFormat | None, talks: dict[str, Any], tools: dict[str, Any]) -> None:
+    """llama-server's prompts of what the guard sends are those of ChatHandler."""
+    with preparing(form, n_ctx=4096) as found, llama_server(form) as child:
+        for talk, messages in talks.items():
+            asked = {"messages": messages} | ({"tools": [tools]} if talk == "tool loop" else {})
+            try:
+                prepared = found.chat(asked)
+            except ModelFileError:
+                continue  # the template refuses it, and so does the guard
+            found.load(prepared)
+            told: dict[str, Any] = {
+                name: prepared.body[name] for name in ("messages", "tools", "tool_choice") if name in prepared.body
+            }
+            expected = found.template.render(read_messages(messages), tools=asked.get("tools", ())).text
+            assert prompt_of(child, told) == expected, talk
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_llama_server_renders_the_same_prompt(name: str | None) -> None:
-    words = () if name is None else ("--chat-format", name)
-    with preparing(name) as found, serving("--ctx", "512", "--route", "/apply-template", *words) as server:
-        for talk, messages in TALKS.items():
-            prepared = found.chat({"messages": messages})
-            found.load(prepared)
-            status, answer = server.post({"messages": prepared.body["messages"]}, "/apply-template")
-            assert status == 200, (talk, answer)
-            prompt = re.sub(r"<__media_\w+?__>", "<__media__>", answer["prompt"])
-            assert prompt == found.template.render(read_messages(messages)).text, talk
+    compare(None if name is None else named_format(name), TALKS, TOOL)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_published_templates(name: str) -> None:
+    def with_sample(content: Any) -> Any:
+        parts = content if isinstance(content, list) else []
+        image = {"type": "image_url", "image_url": {"url": URI}}
+        return [part if part["type"] == "text" else image for part in parts] if parts else content
+
+    talks = {
+        case: [m | ({"content": with_sample(m["content"])} if "content" in m else {}) for m in ours_of(messages)]
+        for case, messages in CASES.items()
+    }
+    compare(ChatFormat(source_of(TEMPLATES[name])), talks, TOOL)
 
 
 def test_events() -> None:
