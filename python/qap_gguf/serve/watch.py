@@ -1,16 +1,19 @@
 """Watches llama-server: where it ends, the guard ends; where it stops responding, it is started again.
 
 A grammar within the limits can still take llama-server's one loop for minutes in one token, and with it everybody's
-answers. /metrics is answered between two steps of that loop, also while a picture is encoded or a prompt is read
-(server-queue.cpp, ``yield_to_queue``), so no answer to it means that the loop stands still.
+answers, or ever more memory: three quarters of what was free when it was ready are enough. /metrics is answered between
+two steps of that loop, also while a picture is encoded or a prompt is read (server-queue.cpp, ``yield_to_queue``), so
+no answer to it means that the loop stands still.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -26,7 +29,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("qap_gguf.serve")
 
 _EVERY_S = 0.25
+_PART_OF_FREE = 0.75
 _PROBE_EVERY_S = 5.0
+
+
+def free_memory() -> float:
+    """Bytes that this machine has for more; without end where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return float(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))
+    except (OSError, StopIteration):
+        return math.inf
 
 
 def watcher(
@@ -52,16 +65,20 @@ def watcher(
         return False
 
     async def watch(app: Application) -> None:
-        probed = time.monotonic()
+        probed, most = time.monotonic(), child.anonymous() + _PART_OF_FREE * free_memory()
         while True:
             await anyio.sleep(_EVERY_S)
+            why = None
             if child.status is not None:
                 ended(f"llama-server ended ({child.last_words()})")
                 return
-            if not app.n_now or time.monotonic() - probed < min(_PROBE_EVERY_S, seconds):
-                continue
-            if not await responds(app):
-                log.warning("llama-server stood still for %g seconds; it is started again", seconds)
+            if child.anonymous() > most:
+                why = f"took {child.anonymous() / 2**30:.1f} GiB of memory"
+            elif app.n_now and time.monotonic() - probed >= min(_PROBE_EVERY_S, seconds):
+                why = None if await responds(app) else f"stood still for {seconds:g} seconds"
+                probed = time.monotonic()
+            if why is not None:
+                log.warning("llama-server %s; it is started again", why)
                 app.metrics.add("restarts_total")
                 try:
                     child.spawn()
@@ -69,6 +86,5 @@ def watcher(
                 except ModelFileError as err:
                     ended(str(err))
                     return
-            probed = time.monotonic()
 
     return watch
