@@ -48,7 +48,8 @@ class Relay:
         upstream: llama-server.
         path: its route.
         body: the request's JSON.
-        seconds: how long it may take, from now.
+        seconds: how long it may take, and
+        begun: since when, by the monotonic clock.
         on_head: called when the answer begins.
         on_result: called with each JSON object of the answer that has ``timings``.
         change: what becomes of the answer, or of each chunk of it.
@@ -60,11 +61,13 @@ class Relay:
         path: str,
         body: dict[str, Any],
         seconds: float,
+        begun: float,
         on_head: Callable[[], Awaitable[None]],
         on_result: Callable[[dict[str, Any]], None],
         change: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
-        self._upstream, self._path, self._body, self._seconds = upstream, path, body, seconds
+        self._upstream, self._path, self._body = upstream, path, body
+        self._seconds, self._begun = seconds, begun
         self._on_head, self._on_result, self._change = on_head, on_result, change
         self._started = False
 
@@ -72,7 +75,7 @@ class Relay:
         """Answer as an ASGI application that has the body already."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._until_gone, receive, tasks.cancel_scope)
-            with anyio.move_on_after(self._seconds) as limit:
+            with anyio.move_on_after(max(0.0, self._begun + self._seconds - time.monotonic())) as limit:
                 await self._answer(scope, receive, send)
             if limit.cancelled_caught:
                 await self._fail(too_slow(self._seconds), scope, receive, send)

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from qap_gguf.errors import QapError
-from qap_gguf.serve.answers import Relay
+from qap_gguf.serve.answers import Relay, too_slow
 from qap_gguf.serve.fields import parse
 from qap_gguf.serve.guard import Guard
 from qap_gguf.serve.metrics import Metrics
@@ -172,21 +172,28 @@ class Application:
         receive: Receive,
         send: Send,
     ) -> None:
-        until = time.monotonic() + self.settings.max_seconds
+        seconds = self.settings.max_seconds
+        begun = time.monotonic()
         body = await _json(request)
-        async with self._admitted():
-            started = time.perf_counter()
-            prepared = await anyio.to_thread.run_sync(prepare, body)
-            if prepared.images:
-                await anyio.to_thread.run_sync(self.preparer.load, prepared, limiter=self._decoding)
-                self.metrics.add("seconds_total", time.perf_counter() - started, 'step="images"')
-            async with self._pixels.held(prepared.n_pixels) as let_go:
-                left = max(0.0, until - time.monotonic())
-                relay = Relay(
-                    self.upstream, path, prepared.body, left, let_go, self.metrics.add_result, prepared.change
-                )
-                prepared.body = {}
-                await relay(scope, receive, send)
+        async with self._admitted(), contextlib.AsyncExitStack() as stack:
+            try:
+                with anyio.fail_after(seconds):
+                    prepared = await self._prepared(prepare, body)
+                    let_go = await stack.enter_async_context(self._pixels.held(prepared.n_pixels))
+            except TimeoutError as err:
+                raise too_slow(seconds) from err
+            noted, change = self.metrics.add_result, prepared.change
+            relay = Relay(self.upstream, path, prepared.body, seconds, begun, let_go, noted, change)
+            prepared.body = {}
+            await relay(scope, receive, send)
+
+    async def _prepared(self, prepare: Callable[[dict[str, Any]], Prepared], body: dict[str, Any]) -> Prepared:
+        started = time.perf_counter()
+        prepared = await anyio.to_thread.run_sync(prepare, body)
+        if prepared.images:
+            await anyio.to_thread.run_sync(self.preparer.load, prepared, limiter=self._decoding)
+            self.metrics.add("seconds_total", time.perf_counter() - started, 'step="images"')
+        return prepared
 
     # --- what is answered here ---
 

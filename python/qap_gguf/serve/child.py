@@ -88,6 +88,7 @@ class Child:
         self._program, self._options, self._verbose = find_program(), list(options), verbose
         self.port, self.key = _free_port(), secrets.token_urlsafe(32)
         self._env = {**os.environ, **env, "LLAMA_API_KEY": self.key}
+        self._env.pop("LLAMA_MEDIA_MARKER", None)  # one that clients cannot guess is made at each start
         self._lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
         self._process: subprocess.Popen[str] | None = None
 
