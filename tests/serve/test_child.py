@@ -239,7 +239,7 @@ def test_what_was_kept_is_told(server: Served) -> None:
         image = vlm.encode(qap.packaged_model().sample)
         assert row["indices"] == list(vlm.prune(image, qap.PruneConfig(n_keep=17)).indices)
     assert "indices" not in told(prune={"n_keep": 18})["images"][0]
-    assert told(prune=None)["images"] == [{"n_tokens": 144, "n_kept": 144, "grid": [12, 12]}]
+    assert told(prune=None)["images"] == [{"n_tokens": 144, "n_kept": 144}]
     answer = server.post(ask(URI, URI, prune={"n_keep": 5}))[1]
     assert [row["n_kept"] for row in answer["prune"]["images"]] == [5, 5]
     assert "prune" not in server.post(ask())[1]
