@@ -27,10 +27,12 @@ FETCH = Path(__file__).resolve().with_name("fetch_upstream.py")
 FILES = ("unit/test_vision_api.py", "unit/test_chat_completion.py")
 #: Part of a test's name -> why it cannot run here.
 DESELECTED = {
+    "test_chat_template": "compares the prompt of another model's tokenizer",
+    "test_chat_completion_with_openai_library": "compares what another model says",
     "test_chat_completion_cached_tokens": "compares counts of tokens of another model's prompts",
-    "test_vision_embeddings": "the packaged model has no embeddings",
-    "ggml.ai": "needs the network",
-    "google.com": "needs the network",
+    "test_vision_embeddings(_oai_content)?": "the packaged model has no embeddings",
+    "https:..ggml.ai": "needs the network",
+    "google.com.404": "needs the network",
 }
 #: Takes the place of `wget`, which nothing calls where no model is downloaded.
 _WGET = "def download(*args, **settings):\n    raise RuntimeError('nothing is downloaded here')\n"
@@ -48,6 +50,7 @@ os.execv({program!r}, [{program!r}, "-m", {model!r}, "--threads", "1", *out])
 """
 _CONFTEST = """
 import base64
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from unittest import mock
@@ -88,15 +91,16 @@ def picture(name):
 def pytest_collection_modifyitems(config, items):
     for item in items:
         for part, why in DESELECTED.items():
-            if part in item.nodeid:
+            if re.search(part + r"(\\W|$)", item.nodeid):
                 item.add_marker(pytest.mark.skip(reason=why))
         params = getattr(getattr(item, "callspec", None), "params", {{}})
-        for name in OF_A_MODEL:
-            if params.get(name) is not None:
+        sent = "test_completion_with_" in item.nodeid  # where n_predicted goes into the request, and a grammar answers
+        for name in () if sent and "-3000" not in item.nodeid else OF_A_MODEL:
+            if params.get(name) is not None and not (sent and name == "n_predicted"):
                 params[name] = mock.ANY
         if hasattr(item.module, "get_img_url"):
             item.module.get_img_url = picture
-        item.module.match_regex = lambda expected, text: isinstance(text, str)
+        item.module.match_regex = lambda expected, text: expected is mock.ANY or utils.match_regex(expected, text)
 
 
 @pytest.fixture(autouse=True)
