@@ -74,15 +74,18 @@ $(S)-needs: $(S)-venv pyproject.toml tools/build/requirements.py
 
 INSTALL = $(PIP) install --no-build-isolation --no-deps --force-reinstall --config-settings build-dir=$(BUILD)
 
+# llama.cpp's programs take three minutes more; once `make programs` has built them, every install keeps them.
+PROGRAMS := $(if $(wildcard $(S)-programs),ON,OFF)
+
 $(S)-install: $(S)-needs $(SOURCES)
-	$(INSTALL) --config-settings cmake.define.QAP_WERROR=OFF .
+	$(INSTALL) --config-settings cmake.define.QAP_WERROR=OFF --config-settings cmake.define.QAP_PROGRAMS=$(PROGRAMS) .
 	@touch $@
 
 install: $(S)-install ## install qap_gguf into the environment
 
 # The same install with our warnings as errors; made by lint, good for the tests too.
 $(S)-strict: $(S)-needs $(SOURCES)
-	$(INSTALL) --config-settings cmake.define.QAP_WERROR=ON .
+	$(INSTALL) --config-settings cmake.define.QAP_WERROR=ON --config-settings cmake.define.QAP_PROGRAMS=$(PROGRAMS) .
 	@touch $(S)-install $@
 
 # llama.cpp's own programs beside the package (native/programs): three minutes of compiling on two cores.
@@ -91,13 +94,13 @@ $(S)-programs: $(S)-needs $(SOURCES)
 	@ln -sf "$$(cd / && '$(abspath $(PY))' -c 'import qap_gguf; print(qap_gguf.__path__[0])')"/bin/llama-* $(BIN)/
 	@touch $(S)-install $@
 
-programs: $(S)-programs ## build llama-server and llama-mtmd-cli with pruning in them
+programs: $(S)-programs ## build llama-server and llama-mtmd-cli with pruning in them; serve needs it
 $(S)-extras: $(S)-needs
 	$(PY) tools/build/requirements.py plot hub serve > $(VENV)/extras.txt
 	$(PIP) install --quiet -r $(VENV)/extras.txt
 	@touch $@
 
-extras: $(S)-install $(S)-extras ## what serve, --hf and pictures of scores need: fastapi, uvicorn, huggingface_hub, matplotlib
+extras: $(S)-install $(S)-extras ## what serve (besides programs), --hf and pictures of scores need: starlette, uvicorn, huggingface_hub, matplotlib
 
 demo: $(S)-install ## ask the packaged model about the packaged picture
 	@echo '$$ $(BIN)/qap-gguf run -p "$(PROMPT)"'

@@ -1,16 +1,110 @@
-// qap-server.h: how a request to llama-server says which of its image tokens are kept. 010-server-prune.patch includes it
-// in server-common.h and makes a qap_request around the tokenization of each request.
+// qap-server.h: how a request to llama-server says which of its image tokens are kept, and how the answer says which were.
+// 010-server-prune.patch includes it in server-common.h and makes a qap_request around the tokenization of each request.
 //
 // The request's field "prune" is absent (the server's own settings hold), false (all tokens), or an object with the names
 // of the qap.* keys: {"n_keep": 64}, {"keep_ratio": 0.25, "select": "dpp"}. What it leaves out is as the server has it.
+// "indices": true asks for the numbers of the kept tokens.
+//
+// The answer to a chat with pictures has "prune": {"encode_ms": time of the encoder, 0 where the prompt was in the KV cache,
+// "images": [a row for each picture, or each tile of one: {"n_tokens", "n_kept", "grid": [columns, lines] where it is known,
+// "indices": [numbers of the kept tokens, line by line] where asked for and encoded}]}.
 #pragma once
 
+#include "ggml.h"
 #include "json.h"
 #include "mtmd.h"
 #include "qap.h"
+#include "sampling.h"
 
+#include <atomic>
+#include <cmath>
+#include <memory>
 #include <stdexcept>
 #include <string>
+
+// What an answer tells of its pictures; a part of task_params, whose copies share the time.
+struct qap_answer {
+    bool                                  with_indices = false;
+    std::shared_ptr<std::atomic<int64_t>> encode_us    = std::make_shared<std::atomic<int64_t>>(0);
+    common_json                           images       = common_json::array();
+
+    // Note the pictures of a prompt, a server_tokens, that was answered.
+    template <class tokens> void look(const tokens & prompt) {
+        images = common_json::array();
+        for (size_t i = 0; i < prompt.size(); i++) {
+            if (prompt[i] == LLAMA_TOKEN_NULL) {
+                const mtmd_input_chunk * chunk = prompt.find_chunk(i).get();
+                i += mtmd_input_chunk_get_n_tokens(chunk) - 1;
+                if (mtmd_input_chunk_get_type(chunk) == MTMD_INPUT_CHUNK_TYPE_IMAGE) {
+                    images.push_back(row_of(chunk));
+                }
+            }
+        }
+    }
+
+    void add_to(common_json & result) const {
+        if (!images.empty()) {
+            result["prune"] = {
+                { "encode_ms", (double) *encode_us / 1000.0 },
+                { "images",    images                       }
+            };
+        }
+    }
+
+private:
+    common_json row_of(const mtmd_input_chunk * chunk) const {
+        common_json row    = common_json::object();
+        qap_report  report = {};
+        if (qap_chunk_report(chunk, &report) != 0) { // not pruned
+            const mtmd_image_tokens * image   = mtmd_input_chunk_get_tokens_image(chunk);
+            const size_t              columns = mtmd_image_tokens_get_nx(image);
+            const size_t              lines   = mtmd_image_tokens_get_ny(image);
+            const size_t              n       = mtmd_input_chunk_get_n_tokens(chunk);
+            row["n_tokens"]                   = n;
+            row["n_kept"]                     = n;
+            if (lines > 1 && columns * lines == n) {
+                row["grid"] = common_json::array({ columns, lines });
+            }
+            return row;
+        }
+        row["n_tokens"] = report.n_total;
+        row["n_kept"]   = report.n_keep;
+        if (report.n_columns > 0) {
+            row["grid"] = common_json::array({ report.n_columns, report.n_total / report.n_columns });
+        }
+        if (with_indices && report.done) {
+            row["indices"] = common_json::array();
+            for (int32_t i = 0; i < report.n_keep; i++) {
+                row["indices"].push_back(report.indices[i]);
+            }
+        }
+        return row;
+    }
+};
+
+// Adds the time that it lives to an answer's.
+class qap_encoding {
+public:
+    explicit qap_encoding(const qap_answer & answer) : total(answer.encode_us), begun(ggml_time_us()) {}
+
+    ~qap_encoding() { *total += ggml_time_us() - begun; }
+
+    qap_encoding(const qap_encoding &)             = delete;
+    qap_encoding & operator=(const qap_encoding &) = delete;
+
+private:
+    std::shared_ptr<std::atomic<int64_t>> total;
+    int64_t                               begun;
+};
+
+// Where no token fits a grammar, upstream takes one anyway; accepting an end of the answer then ends the process
+// (llama-grammar.cpp, llama_grammar_accept_impl).
+inline void qap_check_sample(common_sampler * sampler) {
+    const llama_token_data_array * found = common_sampler_get_candidates(sampler, false);
+    if (found->selected < 0 || found->data[found->selected].logit == -INFINITY) {
+        throw std::runtime_error("no token fits the grammar");
+    }
+}
 
 // While it lives, pictures that this thread tokenizes are pruned as the request says.
 class qap_request {
@@ -33,7 +127,11 @@ public:
         }
         for (const auto & item : asked.items()) {
             const common_json & value = item.value();
-            const std::string   text  = value.is_string() ? value.get<std::string>() : value.dump();
+            if (item.key() == "indices") {
+                answer.with_indices = value.is_boolean() && value.get<bool>();
+                continue;
+            }
+            const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
             if (qap_params_set(&params, item.key().c_str(), text.c_str()) != 0) {
                 throw std::invalid_argument(qap_last_error());
             }
@@ -49,6 +147,8 @@ public:
 
     qap_request(const qap_request &)             = delete;
     qap_request & operator=(const qap_request &) = delete;
+
+    qap_answer answer; // what the request asks to be told
 
 private:
     bool pushed = false;

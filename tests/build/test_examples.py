@@ -103,7 +103,6 @@ def test_plain_llama_cpp_python() -> None:
 
 
 def test_call_server() -> None:
-    pytest.importorskip("fastapi", reason="needs the extra serve")
     pytest.importorskip("openai", reason="needs the openai client")
     from serve.conftest import serving
 

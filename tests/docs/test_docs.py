@@ -100,8 +100,8 @@ def with_port(language: str, text: str, port: int) -> str:
     """The same with a port that is free: 8000 may be somebody's."""
     if language == "python":
         return text.replace(":8000", f":{port}")
-    command = text.partition("  #")[0]
-    return f"{command} --port {port}" if command.startswith("qap-gguf serve") else text
+    start = "qap-gguf serve"
+    return text.partition("  #")[0].replace(start, f"{start} --port {port}", 1) if text.startswith(start) else text
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.name))
@@ -119,6 +119,9 @@ def test_commands_and_snippets(path: Path, place: Path) -> None:
     if any("serve" in text for _, text in pieces):
         pytest.importorskip("uvicorn", reason="needs the extra serve")
         pytest.importorskip("openai", reason="needs the openai client")
+        from serve.conftest import find_program_or_skip
+
+        find_program_or_skip()
     (place / "pieces.json").write_text(json.dumps(pieces))
     path_of_commands = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path_of_commands, "QAP_CACHE": str(place / "cache")}

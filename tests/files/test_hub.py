@@ -222,7 +222,6 @@ def test_every_command_that_takes_a_model_takes_an_id(
 
 
 def test_a_server_takes_an_id(tmp_path: Path) -> None:
-    pytest.importorskip("fastapi", reason="needs the extra serve")
     from serve.conftest import URI, ask, serving
 
     add_to_cache(tmp_path, "someone/tiny")

@@ -35,7 +35,6 @@ BOUNDED: dict[str, tuple[int, set[str]]] = {
 @pytest.fixture(scope="module")
 def requests() -> Iterator[Requests]:
     """A server with the packaged model, in a process of its own."""
-    pytest.importorskip("fastapi", reason="needs the extra serve")
     from serve.conftest import FUZZED, serving
 
     with serving(*FUZZED) as server:

@@ -1,4 +1,4 @@
-"""One server in a child process for the tests of it, and a client; both over loopback."""
+"""One server in a child process for the tests of it, and a client; both over loopback. Needs `make programs`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from typing import Any
 import pytest
 
 pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_type=ImportError)
-pytest.importorskip("fastapi", reason="needs the extra serve")
+pytest.importorskip("starlette", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
 import qap_gguf as qap
+from qap_gguf.errors import ConfigError
+from qap_gguf.serve.child import find_program
 
 SAMPLE = qap.packaged_model().sample
 URI = "data:image/png;base64," + base64.b64encode(SAMPLE.read_bytes()).decode()
 #: Options of a server for made-up requests: short answers, small limits, all features.
-FUZZED = ("--ctx", "512", "--max-tokens", "8", "--logprobs", "--max-image-mb", "1", "--max-body-mb", "2")
+FUZZED = ("--ctx", "512", "--max-tokens", "8", "--max-image-mb", "1", "--max-body-mb", "2")
 QUESTION = "What is in row 1, column 2?"
 
 
@@ -72,10 +74,17 @@ class Served:
         assert found, name
         return sum(float(value) for _, value in found)
 
+    def llama_server(self) -> int:
+        """Process id of its llama-server."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[0])
+
     def resident(self) -> int:
-        """Bytes of memory that it holds."""
-        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+        """Bytes of memory that it and its llama-server hold."""
+        pages = [
+            int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (self.process.pid, self.llama_server())
+        ]
+        return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _answer(request: urllib.request.Request) -> tuple[int, Any]:
@@ -91,9 +100,18 @@ def _answer(request: urllib.request.Request) -> tuple[int, Any]:
         return status, text
 
 
+def find_program_or_skip() -> None:
+    """Skip where llama-server was not built."""
+    try:
+        find_program()
+    except ConfigError as err:
+        pytest.skip(str(err))
+
+
 @contextlib.contextmanager
 def serving(*options: str, env: dict[str, str] | None = None) -> Iterator[Served]:
-    """`qap-gguf serve` on a free port with the packaged model."""
+    """`qap-gguf serve` on a free port with the packaged model; skips where llama-server was not built."""
+    find_program_or_skip()
     environment = {**os.environ, **(env or {})}
     command = [sys.executable, "-m", "qap_gguf", "serve", "--port", "0", "--threads", "1", "--json", *options]
     with subprocess.Popen(
@@ -122,5 +140,5 @@ def serving(*options: str, env: dict[str, str] | None = None) -> Iterator[Served
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Served]:
-    with serving("--n-keep", "72", "--ctx", "512", "--max-image-mb", "1", "--max-body-mb", "2", "--logprobs") as served:
+    with serving("--n-keep", "72", "--ctx", "512", "--max-image-mb", "1", "--max-body-mb", "2") as served:
         yield served

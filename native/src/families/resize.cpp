@@ -11,6 +11,9 @@
 #include "qap.h"
 
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
 
 static std::atomic<int32_t> resize_mode{ QAP_RESIZE_AUTO };
 
@@ -39,13 +42,29 @@ bool qap_projector_stretched(int projector) {
     }
 }
 
+// What the program has set, or for one that knows nothing of it, QAP_RESIZE.
+static int32_t mode_now() {
+    const char * text = std::getenv("QAP_RESIZE");
+    if (resize_mode != QAP_RESIZE_AUTO || text == nullptr || *text == '\0' || std::strcmp(text, "auto") == 0) {
+        return resize_mode;
+    }
+    if (std::strcmp(text, "stretch") == 0) {
+        return QAP_RESIZE_STRETCH;
+    }
+    if (std::strcmp(text, "pad") == 0) {
+        return QAP_RESIZE_PAD;
+    }
+    throw std::runtime_error(
+        string_format("qap: QAP_RESIZE: expected auto, stretch or pad, got '%.40s'; correct it or unset it", text));
+}
+
 void qap_hook_resize(int projector, clip_hparams & hparams) {
-    const auto    type = (projector_type) projector;
-    const int32_t mode = resize_mode;
+    const auto type = (projector_type) projector;
     qap_limit_tokens(projector, hparams);
     if (qap_stock_encoder()) {
         return;
     }
+    const int32_t mode     = mode_now();
     hparams.image_round_up = type == PROJECTOR_TYPE_PIXTRAL;
     if (mode == QAP_RESIZE_STRETCH || (mode == QAP_RESIZE_AUTO && qap_projector_stretched(projector))) {
         hparams.image_resize_pad = PAD_NONE;

@@ -1,7 +1,8 @@
 """Grammars from strangers: checked before libllama parses them; see language/sampling.py for what follows.
 
 What was seen with llama-cpp-python 0.3.36: a grammar that does not parse gives a null sampler, whose use ends the
-process; and parentheses nested some ten thousand deep overflow the parser's stack. Both are a ConfigError here.
+process; parentheses nested some ten thousand deep overflow the parser's stack; and what is ambiguous enough takes all
+memory (:mod:`qap_gguf.chat.gbnf`). All are a ConfigError here.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ import llama_cpp
 from llama_cpp.llama_grammar import LlamaGrammar
 
 from qap_gguf.arguments import is_unicode
-from qap_gguf.chat.grammar_bounds import check_bounds
+from qap_gguf.chat.gbnf import check_ways
 from qap_gguf.chat.schemas import SchemaGrammar
 from qap_gguf.errors import ConfigError
+from qap_gguf.language.vocabulary import Vocabulary
 
 _MAX_CHARACTERS = 1 << 18
 _MAX_DEPTH = 200
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|#[^\n]*', re.DOTALL)
 
 
-def check_grammar(llama: llama_cpp.Llama, grammar: Any) -> None:
+def check_grammar(llama: llama_cpp.Llama | Vocabulary, grammar: Any) -> None:
     """The grammar is one that libllama parses.
 
     Raises:
@@ -50,4 +52,4 @@ def _check_text(text: Any) -> None:
         raise ConfigError(f"grammar: expected at most {_MAX_DEPTH} nested parentheses, got {deepest}; use rules")
     if not is_unicode(text):
         raise ConfigError("grammar: expected Unicode text, got a lone surrogate; take it out")
-    check_bounds(text)
+    check_ways(text)

@@ -170,6 +170,20 @@ def _with_patterns(schema: Any) -> Any:
     return [_with_patterns(inner) for inner in schema] if isinstance(schema, list) else schema
 
 
+def checked_schema(schema: Any) -> Any:
+    """A schema that llama.cpp's converter takes: within bounds, its patterns spelled out.
+
+    Raises:
+        ConfigError: see :func:`check_schema`.
+
+    Example:
+        >>> checked_schema({"type": "string", "pattern": "^\\\\d$"})["pattern"]
+        '^[0-9]$'
+    """
+    check_schema(schema)
+    return _with_patterns(schema)
+
+
 def schema_grammar(schema: Any) -> SchemaGrammar:
     """The grammar of a JSON schema.
 
@@ -180,5 +194,4 @@ def schema_grammar(schema: Any) -> SchemaGrammar:
         >>> "root ::=" in schema_grammar({"type": "integer", "minimum": 3, "maximum": 5})._grammar
         True
     """
-    check_schema(schema)
-    return SchemaGrammar(_grammar=_convert(json.dumps(_with_patterns(schema), ensure_ascii=False)))
+    return SchemaGrammar(_grammar=_convert(json.dumps(checked_schema(schema), ensure_ascii=False)))

@@ -22,15 +22,15 @@ from qap_gguf.chat.schemas import SchemaGrammar, check_schema, schema_grammar
 from qap_gguf.errors import ConfigError
 
 
-def response_grammar(response_format: Mapping[str, Any] | None) -> LlamaGrammar | None:
-    """The grammar of a response format: text, json_object (with or without ``schema``), or json_schema.
+def response_schema(response_format: Mapping[str, Any] | None) -> Any:
+    """The schema of a response format: text (None), json_object (with or without ``schema``), or json_schema.
 
     Raises:
-        ConfigError: another form, or a schema that cannot become a grammar.
+        ConfigError: another form.
 
     Example:
-        >>> response_grammar({"type": "text"}) is None
-        True
+        >>> response_schema({"type": "json_object"})
+        {'type': 'object'}
     """
     if response_format is None:
         return None
@@ -39,14 +39,28 @@ def response_grammar(response_format: Mapping[str, Any] | None) -> LlamaGrammar 
         return None
     if kind == "json_object":
         schema = response_format.get("schema")
-        return schema_grammar({"type": "object"} if schema is None else schema)
+        return {"type": "object"} if schema is None else schema
     schema = response_format.get("json_schema") if kind == "json_schema" else None
     if isinstance(schema, Mapping) and "schema" in schema:
-        return schema_grammar(schema["schema"])
+        return schema["schema"]
     raise ConfigError(
         'response_format: expected {"type": "text" | "json_object" | "json_schema", ...}, '
         f"got {str(response_format)[:80]!r}; leave it out for text"
     )
+
+
+def response_grammar(response_format: Mapping[str, Any] | None) -> LlamaGrammar | None:
+    """The grammar of a response format.
+
+    Raises:
+        ConfigError: see :func:`response_schema`, or a schema that cannot become a grammar.
+
+    Example:
+        >>> response_grammar({"type": "text"}) is None
+        True
+    """
+    schema = response_schema(response_format)
+    return None if schema is None else schema_grammar(schema)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "Options": (),
     "Model": (
         "model", "mmproj", "hf", "device", "model_device", "threads", "ctx", "kv", "max_image_tokens", "chat_format",
+        "parallel",
     ),
     "Pruning": ("n_keep", "keep_ratio", "dense", "select", "encoder_keep"),
     "Output": ("as_json", "quiet", "debug", "help"),
     "Advanced": (
         "alpha", "error", "group_size", "outlier", "outlier_weight", "semantic", "positions", "merge", "encoder_layer",
         "seed", "resize", "text_tokens", "decode", "logprobs", "cors", "max_body_mb", "max_megapixels", "max_image_mb",
-        "max_images", "max_requests", "cache_mb", "cache_folder",
+        "max_images", "max_requests", "max_seconds", "routes", "cache_mb", "cache_folder",
     ),
 }  # fmt: skip
 

@@ -5,9 +5,12 @@ The address goes to stdout, one line, once the model is loaded and the port is o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import ipaddress
+import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from qap_gguf.cli.common import (
 )
 from qap_gguf.cli.groups import GroupedCommand
 from qap_gguf.cli.places import keeping
-from qap_gguf.errors import ConfigError
+from qap_gguf.errors import ConfigError, ModelFileError
 
 _MIB = 2**20
 
@@ -47,6 +50,20 @@ def _listen(host: str, port: int) -> socket.socket:
     return found
 
 
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM leaves the block as an exception, so that llama-server is ended too."""
+
+    def leave(_number: int, _frame: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _is_loopback(sock: socket.socket) -> bool:
     return ipaddress.ip_address(sock.getsockname()[0]).is_loopback
 
@@ -64,7 +81,6 @@ def _address(sock: socket.socket) -> str:
 @click.option("--model-alias", metavar="NAME", help="Name under which the model is listed. [default: the file's name]")
 @click.option("--api-key", envvar="QAP_API_KEY", metavar="KEY", help="What clients must send (or QAP_API_KEY).")
 @click.option("--chat-format", metavar="NAME", help="A chat format by name. [default: the template in the GGUF]")
-@click.option("--logprobs", is_flag=True, help="Let requests ask for logprobs; takes ctx x vocabulary floats.")
 @click.option("--allow-urls", is_flag=True, help="Fetch images from public web addresses.")
 @click.option("--max-images", type=click.IntRange(min=1), default=8, show_default=True, help="Images of a request.")
 @click.option(
@@ -88,7 +104,29 @@ def _address(sock: socket.socket) -> str:
     show_default=True,
     help="Requests at a time; more get a 503.",
 )
+@click.option(
+    "--max-seconds",
+    type=click.IntRange(min=1),
+    default=600,
+    show_default=True,
+    help="Longest time of a request, waiting included; then its slot is free.",
+)
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Web origin whose pages may call; may be given often.")
+@click.option(
+    "--route",
+    "routes",
+    multiple=True,
+    metavar="PATH",
+    help="Pass this path of llama-server on as it is (/slots, /v1/messages, / for all); may be given often. For "
+    "clients that you trust.",
+)
+@click.option(
+    "--parallel",
+    type=click.IntRange(min=1, max=64),
+    default=2,
+    show_default=True,
+    help="Answers at a time; each has a context of --ctx tokens.",
+)
 @click.option(
     "--cache-mb",
     type=click.IntRange(min=0),
@@ -96,9 +134,7 @@ def _address(sock: socket.socket) -> str:
     show_default=True,
     help="Encoded images kept in memory, in MiB.",
 )
-@click.option(
-    "--cache-folder", type=click.Path(path_type=Path), metavar="DIR", help="Keep encoded images beyond the process too."
-)
+@click.argument("further", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA_SERVER_OPTIONS]...")
 @model_options()
 @prune_options()
 @output_options
@@ -115,7 +151,6 @@ def serve(
     model_alias: str | None,
     api_key: str | None,
     chat_format: str | None,
-    logprobs: bool,
     allow_urls: bool,
     max_images: int,
     max_image_mb: int,
@@ -123,94 +158,126 @@ def serve(
     max_body_mb: int,
     max_tokens: int | None,
     max_requests: int,
+    max_seconds: int,
     cors: tuple[str, ...],
+    routes: tuple[str, ...],
+    parallel: int,
     cache_mb: int,
-    cache_folder: Path | None,
+    further: tuple[str, ...],
     as_json: bool,
     **prune: Any,
 ) -> None:
     """Answer OpenAI-style requests about images for one model.
 
-    Images of requests are pruned as the options here say, unless a request says otherwise in its field `prune`.
+    llama.cpp's llama-server answers, behind a guard that strangers may reach. Images of requests are pruned as the
+    options here say, unless a request says otherwise in its field `prune`. What stands after -- goes to llama-server.
 
     \b
     Examples:
       qap-gguf serve --port 8080
       qap-gguf serve -m llava-Q4_K_M.gguf --mmproj mmproj-f16.gguf --n-keep 64 --ctx 4096
+      qap-gguf serve --parallel 8 -- --cache-reuse 256
     """
     check_model_pair(model, mmproj)
     config = prune_config(prune)
     try:
         import uvicorn
 
-        from qap_gguf.serve import ServeSettings, create_app
+        from qap_gguf.serve.app import Application
         from qap_gguf.serve.connections import waiting_room
-        from qap_gguf.serve.settings import web_rules
     except ImportError as err:
-        raise ConfigError(f"serve: expected fastapi and uvicorn ({err}); run pip install fastapi uvicorn") from err
+        raise ConfigError(f"serve: expected starlette and uvicorn ({err}); run pip install starlette uvicorn") from err
 
     import qap_gguf as qap
     from qap_gguf.files.gguf import read_gguf
-    from qap_gguf.language.opener import open_language
+    from qap_gguf.files.trial import admit
+    from qap_gguf.generation.chat_formats import named_format
+    from qap_gguf.serve.child import Child, find_program, prune_environment
+    from qap_gguf.serve.metrics import Metrics
+    from qap_gguf.serve.options import check_further, model_options, server_options, template_options
+    from qap_gguf.serve.requests import Preparer, check_semantic
+    from qap_gguf.serve.settings import ServeSettings, web_rules
+    from qap_gguf.serve.upstream import Upstream
+    from qap_gguf.serve.watch import watcher
+    from qap_gguf.vision.resize import default_resize
 
+    find_program()
+    check_further(further)
     if model is None or mmproj is None:
         packaged = qap.packaged_model()
         model, mmproj = packaged.model, packaged.mmproj
-    rules = dataclasses.replace(
-        web_rules(),
-        allow_urls=allow_urls,
-        max_images=max_images,
-        max_bytes=max_image_mb * _MIB,
-        max_pixels=max_megapixels * 10**6,
-    )
     settings = ServeSettings(
         model_name=model_alias or model.stem,
+        n_ctx=ctx,
         api_key=api_key,
-        sources=rules,
+        sources=dataclasses.replace(
+            web_rules(),
+            allow_urls=allow_urls,
+            max_images=max_images,
+            max_bytes=max_image_mb * _MIB,
+            max_pixels=max_megapixels * 10**6,
+        ),
         max_body_bytes=max_body_mb * _MIB,
         max_tokens=max_tokens,
         max_requests=max_requests,
+        max_seconds=max_seconds,
         cors=cors,
+        routes=routes,
     )
     model = keeping(model, prune)
+    admit(mmproj, model, ctx * parallel, check="child")
     if config is not None:
-        config = over_file_defaults(qap.PruneConfig.from_metadata(read_gguf(mmproj).metadata), config, prune)
+        usual = qap.get_default() or qap.PruneConfig.from_metadata(read_gguf(mmproj).metadata)
+        config = over_file_defaults(usual, config, prune)
     else:
         config = qap.PruneConfig(keep_ratio=1.0)  # --dense, whatever the mmproj file says
-    cache = qap.EmbeddingCache(cache_mb * _MIB, cache_folder)
+    check_semantic(config)
+    given = prune.get("seed")
+    words = model_options(
+        model,
+        mmproj,
+        n_ctx=ctx,
+        n_parallel=parallel,
+        threads=threads,
+        device=device,
+        model_device=device if model_device is None else model_device,
+        kv=kv,
+        seed=None if given is None else sampler_seed(given),
+    )
+    env = prune_environment(config) | {"QAP_IMAGE_CACHE_MB": str(cache_mb), "QAP_RESIZE": default_resize()}
+    form = None if chat_format is None else named_format(chat_format)
+    why: list[str] = []
     with (
         _listen(host, port) as sock,
-        qap.ChatHandler(
-            mmproj, config, chat_format=chat_format, sources=rules, device=device, cache=cache, verbose=is_debug()
-        ) as handler,
+        contextlib.closing(Preparer(model, mmproj, config, settings, form)) as preparer,
+        template_options(preparer.form) as template,
     ):
-        llama = open_language(
-            model,
-            mmproj,
-            device=device if model_device is None else model_device,
-            kv=kv,
-            n_ctx=ctx,
-            n_threads=threads,
-            seed=sampler_seed(prune.get("seed") or 0),
-            logits_all=logprobs,
-            check="child",
-            verbose=is_debug(),
-        )
-        handler.vision_model(llama)  # errors of the mmproj belong here, not to the first request
-        if not _is_loopback(sock) and api_key is None:
-            warn("anyone who reaches this machine can use the server: there is no --api-key")
-        server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(llama, handler, settings),
-                log_level="info" if is_debug() else "warning",
-                http=waiting_room(),
-                timeout_graceful_shutdown=5,
+        words += [*server_options(settings.model_name, max_requests), *template, *further]
+        with contextlib.closing(Child(words, env, verbose=is_debug())) as child:
+            child.start()
+            if not _is_loopback(sock) and api_key is None:
+                warn("anyone who reaches this machine can use the server: there is no --api-key")
+
+            def ended(reason: str) -> None:
+                why.append(reason)
+                server.should_exit = True
+
+            upstream, metrics = Upstream(child.port, child.key), Metrics()
+            app = Application(upstream, preparer, settings, metrics, watcher(child, ended))
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    app.asgi(),
+                    log_level="info" if is_debug() else "warning",
+                    http=waiting_room(),
+                    timeout_graceful_shutdown=5,
+                )
             )
-        )
-        sock.listen(128)
-        if as_json:
-            print_json({"url": _address(sock), "model": model, "mmproj": mmproj, "config": config.to_dict()})
-        else:
-            click.echo(f"qap-gguf serves {settings.model_name} at {_address(sock)}/v1")
-        server.run(sockets=[sock])
-        llama.close()
+            sock.listen(128)
+            if as_json:
+                print_json({"url": _address(sock), "model": model, "mmproj": mmproj, "config": config.to_dict()})
+            else:
+                click.echo(f"qap-gguf serves {settings.model_name} at {_address(sock)}/v1")
+            with _ended_by_sigterm():
+                server.run(sockets=[sock])
+    if why:
+        raise ModelFileError(f"serve: expected llama-server to go on, {why[0]}; start it again")

@@ -115,11 +115,8 @@ class ChatTemplate:
         Raises:
             ConfigError: tools or variables that are no JSON.
         """
-        system = self._form.system
-        if system is not None and not any(t.role in ("system", "developer") and t.text for t in turns):
-            turns = (Turn({"role": "system"}, (system,)), *turns)
-        known = turns if self._has_system else _merge_system(turns)
-        messages = [self._message(turn) for turn in known]
+        turns = self._with_system(turns)
+        messages = self._messages(turns)
         try:
             native = self._native.apply(
                 _json("messages", messages),
@@ -137,6 +134,28 @@ class ChatTemplate:
             ) from err
         check_complete(text, turns)
         return Prompt(text, tuple(native.stops), native)
+
+    def _with_system(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        system = self._form.system
+        if system is None or any(t.role in ("system", "developer") and t.text for t in turns):
+            return turns
+        return (Turn({"role": "system"}, (system,)), *turns)
+
+    def _messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        return [self._message(turn) for turn in (turns if self._has_system else _merge_system(turns))]
+
+    def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        """What :meth:`render` hands to llama.cpp's chat code, for a program that has this template too.
+
+        An image is a marker (``_core.media_marker()``) in a text, with the white space that belongs beside it.
+
+        Args:
+            turns: from :func:`~qap_gguf.generation.messages.read_messages`.
+
+        Returns:
+            OpenAI-style messages; content is a text, None, or a list of ``{"type": ..., "text": ...}``.
+        """
+        return self._messages(self._with_system(turns))
 
     def _message(self, turn: Turn) -> dict[str, Any]:
         out = dict(turn.fields)
@@ -210,10 +229,15 @@ def open_template(language: LanguageModel, mmproj: str, form: ChatFormat | None 
         mmproj: path of the mmproj file.
         form: a format that takes the place of the model's template.
     """
-    if form is None and not language.llama.metadata.get("tokenizer.chat_template"):
-        projector = read_gguf(mmproj).metadata.get("clip.projector_type")
-        form = VICUNA if projector == "mlp" else ChatFormat("chatml")
-    return ChatTemplate(language.model_address, form)
+    return ChatTemplate(language.model_address, form or fallback_form(language.llama.metadata, mmproj))
+
+
+def fallback_form(metadata: Mapping[str, str], mmproj: str) -> ChatFormat | None:
+    """The form of a pair of files without a template; None where the language model's `metadata` has one."""
+    if metadata.get("tokenizer.chat_template"):
+        return None
+    projector = read_gguf(mmproj).metadata.get("clip.projector_type")
+    return VICUNA if projector == "mlp" else ChatFormat("chatml")
 
 
 def _json(name: str, value: Any) -> str:

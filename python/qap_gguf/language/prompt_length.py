@@ -15,6 +15,7 @@ from functools import cached_property
 import llama_cpp
 
 from qap_gguf.errors import ConfigError
+from qap_gguf.language.vocabulary import Vocabulary
 
 _SPECIAL = (
     llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
@@ -27,7 +28,8 @@ class PromptLimit:
     """The shortest that a text can be in tokens, against the context of a model.
 
     Args:
-        llama: the language model.
+        llama: the language model, or its vocabulary alone.
+        n_ctx: tokens of the context; None is that of `llama`.
 
     Example:
         >>> import llama_cpp
@@ -40,8 +42,9 @@ class PromptLimit:
         >>> llm.close()
     """
 
-    def __init__(self, llama: llama_cpp.Llama) -> None:
+    def __init__(self, llama: llama_cpp.Llama | Vocabulary, n_ctx: int | None = None) -> None:
         self._llama = llama
+        self._n_ctx = int(llama.n_ctx()) if n_ctx is None else n_ctx  # type: ignore[union-attr]
 
     @cached_property
     def _vocabulary(self) -> tuple[re.Pattern[str] | None, int]:
@@ -58,8 +61,7 @@ class PromptLimit:
 
     def at_least(self, text: str) -> int:
         """Tokens that `text` has or more; 0 for one that is short anyway."""
-        n_ctx = int(self._llama.n_ctx())
-        if len(text) <= _PLENTY * n_ctx:
+        if len(text) <= _PLENTY * self._n_ctx:
             return 0
         pattern, longest = self._vocabulary
         found, rest = 0, len(text.encode("utf-8", "replace"))
@@ -74,7 +76,7 @@ class PromptLimit:
         Raises:
             ConfigError: it cannot.
         """
-        n_ctx, found = int(self._llama.n_ctx()), self.at_least(text)
+        n_ctx, found = self._n_ctx, self.at_least(text)
         if found > n_ctx:
             raise ConfigError(f"{what}: expected at most {n_ctx} tokens (n_ctx), got at least {found}; shorten it")
 
@@ -87,7 +89,7 @@ class PromptLimit:
         Raises:
             ConfigError: it cannot.
         """
-        n_ctx, found = int(self._llama.n_ctx()), sum(any(parts) for parts in texts)
+        n_ctx, found = self._n_ctx, sum(any(parts) for parts in texts)
         if found > n_ctx:
             raise ConfigError(
                 f"messages: expected at most {n_ctx} tokens (n_ctx), got {found} messages with text; send fewer"

@@ -1,9 +1,10 @@
-"""An OpenAI-compatible server: llama-cpp-python's request types and completions, our chat handler (docs/serve.md).
+"""An OpenAI-compatible server: llama.cpp's llama-server with pruning, behind a guard of ours (docs/serve.md).
 
-Needs the extra ``serve`` (fastapi, uvicorn).
+llama-server answers; it listens on the loopback only. The guard is what clients reach: it lets in what
+docs/serve.md promises, fetches and decodes pictures, and passes answers on as they come. Needs the extra ``serve``
+(starlette, uvicorn).
 """
 
-from qap_gguf.serve.app import create_app
 from qap_gguf.serve.settings import ServeSettings
 
-__all__ = ["ServeSettings", "create_app"]
+__all__ = ["ServeSettings"]

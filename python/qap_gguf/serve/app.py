@@ -3,184 +3,258 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
 
 import anyio
 import anyio.to_thread
-import llama_cpp
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import PlainTextResponse, Response, StreamingResponse
-from llama_cpp.server import types
-from starlette.concurrency import iterate_in_threadpool
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from qap_gguf import _core
-from qap_gguf.chat import ChatHandler
 from qap_gguf.errors import QapError
-from qap_gguf.serve.engine import Engine
+from qap_gguf.serve.answers import Relay, too_slow
+from qap_gguf.serve.fields import parse
 from qap_gguf.serve.guard import Guard
-from qap_gguf.serve.problems import PROBLEMS, RefusedError, describe, respond
-from qap_gguf.serve.schema import ChatRequest, CompletionRequest
+from qap_gguf.serve.metrics import Metrics
+from qap_gguf.serve.problems import RefusedError, problem, respond
+from qap_gguf.serve.requests import Prepared, Preparer
 from qap_gguf.serve.settings import ServeSettings
-from qap_gguf.serve.usage import counted, with_usage
+from qap_gguf.serve.upstream import Upstream
 
-if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
-
-_OBJECT = {"schema": {"type": "object"}}
-_COMPLETION: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "A completion; with `stream`, its chunks as server-sent events.",
-        "content": {"application/json": _OBJECT, "text/event-stream": {}},
-    }
-}
+#: Headers of a route of llama-server's that is passed on as it is.
+_PASSED = ("content-type", "cache-control", "etag")
 
 
-def to_json(completion: Any) -> str:
-    """A completion as JSON; llama-cpp-python's logprobs are NumPy numbers."""
-    return json.dumps(completion, default=float, allow_nan=False)
+class _Weight:
+    """Lets requests go on while what they weigh together is at most `most`; one that is alone always may."""
 
+    def __init__(self, most: int) -> None:
+        self._most, self._now, self._changed = most, 0, anyio.Condition()
 
-class EventStream(StreamingResponse):
-    """Chunks as server-sent events; what they hold is let go after the last one, or when the client leaves."""
+    @contextlib.asynccontextmanager
+    async def held(self, weight: int) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Hold a weight for the block, or until what it gives is called."""
+        async with self._changed:
+            while self._now and self._now + weight > self._most:
+                await self._changed.wait()
+            self._now += weight
+        held = True
 
-    def __init__(self, chunks: Iterator[Any], held: contextlib.AsyncExitStack) -> None:
-        # X-Accel-Buffering: nginx passes events on as they come
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(self._events(chunks), media_type="text/event-stream", headers=headers)
-        self._chunks, self._held = chunks, held
+        async def let_go() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._now -= weight
+                async with self._changed:
+                    self._changed.notify_all()
 
-    @staticmethod
-    async def _events(chunks: Iterator[Any]) -> AsyncIterator[str]:
         try:
-            async for chunk in iterate_in_threadpool(chunks):
-                yield f"data: {to_json(chunk)}\n\n"
-        except Exception as err:  # the status is sent already; clients of OpenAI look for this event
-            yield f"data: {json.dumps(describe(err)[1])}\n\n"
-            return
-        yield "data: [DONE]\n\n"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
+            yield let_go
         finally:
             with anyio.CancelScope(shield=True):
-                close = getattr(self._chunks, "close", None)
-                if close is not None:
-                    await anyio.to_thread.run_sync(close)
-                await self._held.aclose()
+                await let_go()
 
 
-def create_app(llama: llama_cpp.Llama, handler: ChatHandler, settings: ServeSettings | None = None) -> FastAPI:
-    """An ASGI application that answers for one model.
+class Application:
+    """The guard's routes for one llama-server.
 
     Args:
-        llama: the language model; it stays the caller's to close.
-        handler: its chat handler; its `sources` become `settings.sources`.
+        upstream: llama-server.
+        preparer: reads and checks requests.
         settings: limits and names.
-
-    Example:
-        >>> import llama_cpp
-        >>> import qap_gguf as qap
-        >>> from qap_gguf.serve import create_app
-        >>> files = qap.packaged_model()
-        >>> llm = llama_cpp.Llama(str(files.model), n_ctx=512, verbose=False)
-        >>> app = create_app(llm, qap.ChatHandler(files.mmproj))
-        >>> "/v1/chat/completions" in app.openapi()["paths"]
-        True
-        >>> llm.close()
+        metrics: counts.
+        watch: runs beside the routes as long as they do: it watches llama-server.
     """
-    settings = settings or ServeSettings()
-    handler.sources = settings.sources
-    engine = Engine(llama, handler, settings)
-    app = FastAPI(
-        title="qap-gguf serve",
-        summary="Chat completions about images, with pruned image tokens",
-        version=_core.__version__,
-        responses=PROBLEMS,
-    )
-    app.state.engine = engine
-    for kind in (QapError, RefusedError, RequestValidationError, HTTPException, UnicodeEncodeError, Exception):
-        app.add_exception_handler(kind, respond)
 
-    async def answer(request: Request, body: ChatRequest | CompletionRequest) -> Response:
-        async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(engine.admitted())
-            usage, messages = None, []
-            if isinstance(body, ChatRequest):
-                engine.prune_of(body)  # refused before its images are decoded
-                messages = await engine.encode(body)
-            await stack.enter_async_context(engine.model())
-            if await request.is_disconnected():
-                raise RefusedError(499, "the client went away")
-            if body.stream and body.stream_options.include_usage:
-                usage = stack.enter_context(counted(llama))
-            if isinstance(body, ChatRequest):
-                completion = await engine.chat(body, messages)
-            else:
-                completion = await engine.complete(body)
-            if body.stream:
-                chunks = completion if usage is None else with_usage(completion, usage)
-                return EventStream(chunks, stack.pop_all())
-            return Response(to_json(completion), media_type="application/json")
+    def __init__(
+        self,
+        upstream: Upstream,
+        preparer: Preparer,
+        settings: ServeSettings,
+        metrics: Metrics,
+        watch: Callable[[Application], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        self.upstream, self.preparer, self.settings, self.metrics = upstream, preparer, settings, metrics
+        self.n_now = 0
+        self._watch = watch
+        rules = settings.sources
+        # a decoded picture is large, a fetched one is waited for
+        self._decoding = anyio.CapacityLimiter(16 if rules.allow_urls else 4)
+        # llama-server holds the pixels of a request until it has made the encoder's input of them
+        self._pixels = _Weight(rules.max_pixels * rules.max_images)
 
-    @app.post("/v1/chat/completions", tags=["OpenAI"], responses=_COMPLETION)
-    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+    def asgi(self) -> Starlette:
+        """The application, with its guard in front."""
+        settings = self.settings
+        routes = [
+            Route("/v1/chat/completions", self._as_endpoint(self.chat), methods=["POST"]),
+            Route("/v1/completions", self._as_endpoint(self.complete), methods=["POST"]),
+            Route("/v1/models", self.models),
+            Route("/extras/tokenize", self.tokenize, methods=["POST"]),
+            Route("/extras/tokenize/count", self.count, methods=["POST"]),
+            Route("/extras/detokenize", self.detokenize, methods=["POST"]),
+            Route("/health", self.health),
+            Route("/metrics", self.text_of_metrics),
+        ]
+        if settings.routes:
+            routes.append(Route("/{path:path}", self.pass_on, methods=["GET", "POST", "DELETE", "PUT"]))
+        middleware = [
+            Middleware(
+                Guard,
+                metrics=self.metrics,
+                api_key=settings.api_key,
+                max_body_bytes=settings.max_body_bytes,
+                max_requests=8 * settings.max_requests,
+            )
+        ]
+        if settings.cors:
+            cors = Middleware(CORSMiddleware, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
+            middleware.insert(0, cors)
+        kinds: tuple[type[Exception], ...] = (QapError, RefusedError, HTTPException, UnicodeEncodeError, Exception)
+        handlers: Any = dict.fromkeys(kinds, respond)
+        return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=self._lifespan)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            if self._watch is not None:
+                tasks.start_soon(self._watch, self)
+            yield
+            tasks.cancel_scope.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[None]:
+        """Count a request as being worked on."""
+        if self.n_now >= self.settings.max_requests:
+            raise RefusedError(503, f"{self.n_now} requests are waiting already; come back later", "overloaded")
+        self.n_now += 1
+        try:
+            yield
+        finally:
+            self.n_now -= 1
+
+    # --- completions ---
+
+    @staticmethod
+    def _as_endpoint(answer: Callable[[Request, Scope, Receive, Send], Awaitable[None]]) -> Any:
+        class Endpoint:
+            """An ASGI application, so that answers are passed on by :class:`Relay`, not through a response."""
+
+            async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+                try:
+                    await answer(Request(scope, receive), scope, receive, send)
+                except (QapError, RefusedError, UnicodeEncodeError) as err:
+                    await problem(err)(scope, receive, send)
+
+        return Endpoint()
+
+    async def chat(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         """A chat completion; images as `image_url` parts, `prune` for this request's pruning."""
-        return await answer(request, body)
+        await self._answer(request, self.preparer.chat, "/v1/chat/completions", scope, receive, send)
 
-    @app.post("/v1/completions", tags=["OpenAI"], responses=_COMPLETION)
-    async def completions(request: Request, body: CompletionRequest) -> Response:
+    async def complete(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         """A completion of plain text."""
-        return await answer(request, body)
+        await self._answer(request, self.preparer.completion, "/v1/completions", scope, receive, send)
 
-    @app.get("/v1/models", tags=["OpenAI"])
-    async def models() -> dict[str, Any]:
+    async def _answer(
+        self,
+        request: Request,
+        prepare: Callable[[dict[str, Any]], Prepared],
+        path: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        seconds = self.settings.max_seconds
+        begun = time.monotonic()
+        body = await _json(request)
+        async with self._admitted(), contextlib.AsyncExitStack() as stack:
+            try:
+                with anyio.fail_after(seconds):
+                    prepared = await self._prepared(prepare, body)
+                    let_go = await stack.enter_async_context(self._pixels.held(prepared.n_pixels))
+            except TimeoutError as err:
+                raise too_slow(seconds) from err
+            noted, change = self.metrics.add_result, prepared.change
+            relay = Relay(self.upstream, path, prepared.body, seconds, begun, let_go, noted, change)
+            prepared.body = {}
+            await relay(scope, receive, send)
+
+    async def _prepared(self, prepare: Callable[[dict[str, Any]], Prepared], body: dict[str, Any]) -> Prepared:
+        started = time.perf_counter()
+        prepared = await anyio.to_thread.run_sync(prepare, body)
+        if prepared.images:
+            await anyio.to_thread.run_sync(self.preparer.load, prepared, limiter=self._decoding)
+            self.metrics.add("seconds_total", time.perf_counter() - started, 'step="images"')
+        return prepared
+
+    # --- what is answered here ---
+
+    async def models(self, _request: Request) -> Response:
         """The model."""
-        row = {"id": settings.model_name, "object": "model", "created": 0, "owned_by": "qap-gguf"}
-        return {"object": "list", "data": [row]}
+        row = {"id": self.settings.model_name, "object": "model", "created": 0, "owned_by": "qap-gguf"}
+        return JSONResponse({"object": "list", "data": [row]})
 
-    @app.post("/extras/tokenize", tags=["Extras"])
-    def tokenize(body: types.TokenizeInputRequest) -> dict[str, list[int]]:
+    async def tokenize(self, request: Request) -> Response:
         """Token ids of a text."""
-        engine.limit.check(body.input, "input")
-        return {"tokens": llama.tokenize(body.input.encode("utf-8", "replace"), special=True)}
+        body = await _json(request)
+        return JSONResponse({"tokens": await anyio.to_thread.run_sync(self.preparer.tokens, body.get("input"))})
 
-    @app.post("/extras/tokenize/count", tags=["Extras"])
-    def count(body: types.TokenizeInputRequest) -> dict[str, int]:
+    async def count(self, request: Request) -> Response:
         """Number of tokens of a text."""
-        engine.limit.check(body.input, "input")
-        return {"count": len(llama.tokenize(body.input.encode("utf-8", "replace"), special=True))}
+        body = await _json(request)
+        return JSONResponse({"count": len(await anyio.to_thread.run_sync(self.preparer.tokens, body.get("input")))})
 
-    @app.post("/extras/detokenize", tags=["Extras"])
-    def detokenize(body: types.DetokenizeInputRequest) -> dict[str, str]:
+    async def detokenize(self, request: Request) -> Response:
         """Text of token ids."""
-        if not all(0 <= token < llama.n_vocab() for token in body.tokens):
-            raise RefusedError(400, f"tokens: expected ids from 0 to {llama.n_vocab() - 1}; leave the others out")
-        return {"text": llama.detokenize(body.tokens).decode("utf-8", "replace")}
+        body = await _json(request)
+        return JSONResponse({"text": await anyio.to_thread.run_sync(self.preparer.text, body.get("tokens"))})
 
-    @app.get("/health", tags=["Operation"])
-    async def health() -> dict[str, Any]:
+    async def health(self, _request: Request) -> Response:
         """Whether the server answers, and how many requests it has now."""
-        return {"status": "ok", "model": settings.model_name, "requests": engine.n_now}
+        return JSONResponse({"status": "ok", "model": self.settings.model_name, "requests": self.n_now})
 
-    @app.get("/metrics", tags=["Operation"], response_class=PlainTextResponse)
-    async def metrics() -> PlainTextResponse:
-        """Counters in Prometheus' text format."""
-        text = engine.metrics.text(handler.cache.stats, handler.n_encodes, engine.n_now)
+    async def text_of_metrics(self, _request: Request) -> Response:
+        """Counters in Prometheus' text format, ours and llama-server's."""
+        text = self.metrics.text(self.n_now)
+        with contextlib.suppress(RefusedError), anyio.move_on_after(5):
+            async with self.upstream.send("GET", "/metrics") as reply:
+                if reply.status == 200:
+                    text += (await reply.read()).decode()
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
-    app.add_middleware(
-        Guard,
-        metrics=engine.metrics,
-        api_key=settings.api_key,
-        max_body_bytes=settings.max_body_bytes,
-        max_requests=8 * settings.max_requests,
-    )
-    if settings.cors:
-        app.add_middleware(CORSMiddleware, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
-    return app
+    # --- routes of llama-server that were asked for ---
+
+    async def pass_on(self, request: Request) -> Response:
+        """A route of llama-server, as it is: neither its fields nor its pictures are looked at."""
+        if not self.settings.passes(request.url.path):
+            raise HTTPException(404)
+        target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        kind = request.headers.get("content-type", "application/json")
+        body = await request.body()
+        stack = contextlib.AsyncExitStack()
+        try:
+            await stack.enter_async_context(self._admitted())
+            reply = await stack.enter_async_context(self.upstream.send(request.method, target, body, kind))
+        except BaseException:
+            await stack.aclose()
+            raise
+
+        async def blocks() -> AsyncIterator[bytes]:
+            async with stack:
+                async for block in reply.blocks:
+                    yield block
+
+        headers = {name: value for name, value in reply.headers.items() if name in _PASSED}
+        return StreamingResponse(blocks(), reply.status, headers=headers)
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    return parse(await request.body(), request.headers.get("content-type", ""))

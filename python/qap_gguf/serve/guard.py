@@ -9,10 +9,9 @@ import hmac
 from typing import TYPE_CHECKING
 
 import anyio
-from fastapi.responses import JSONResponse
 
 from qap_gguf.serve.metrics import Metrics
-from qap_gguf.serve.problems import RefusedError, describe
+from qap_gguf.serve.problems import RefusedError, problem
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,9 +61,7 @@ class Guard:
             self._check_key(scope)
             body = await self._read(scope, receive)
         except RefusedError as err:
-            status, content = describe(err)
-            headers = {"Retry-After": "1"} if status == 503 else None
-            await JSONResponse(content, status_code=status, headers=headers)(scope, receive, counted)
+            await problem(err)(scope, receive, counted)
             return
         given = False
 

@@ -1,66 +1,56 @@
 """What goes wrong, as OpenAI's clients expect it: ``{"error": {"message", "type", "param", "code"}}`` and a status.
 
-What the client can change is a 4xx with the reason; all else is a 500 whose details go to the log only.
+What the client can change is a 4xx with the reason; all else is a 500 whose details go to the log only. llama-server's
+errors are put into the same form.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
-from fastapi import Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from qap_gguf.errors import ArrayError, ConfigError, ImageError, ModelFileError, QapError, UnsupportedError
 
 log = logging.getLogger("qap_gguf.serve")
 
-
-class ProblemDetail(BaseModel):
-    """What went wrong."""
-
-    message: str = Field(description="The reason, in one line.")
-    type: str = Field(description="invalid_request_error, or server_error.")
-    param: str | None = None
-    code: str | None = None
-
-
-class Problem(BaseModel):
-    """The body of every answer that is no answer."""
-
-    error: ProblemDetail
-
-
-#: For the OpenAPI document.
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": Problem, "description": "The request is refused: what was expected, what came, what to do."},
-    "5XX": {"model": Problem, "description": "Too many requests wait (503), or the server failed (500)."},
-}
-
 #: Ours that are about the request.
 _REQUEST = (ConfigError, ImageError, UnsupportedError, ArrayError, ModelFileError)
+#: What llama-server says where no token of the vocabulary fits a grammar (llama-grammar.cpp, native/programs).
+_NO_TOKEN = ("Unexpected empty grammar stack", "no token fits the grammar")
+_FAILED = "the server failed; its log says why"
 
 
 class RefusedError(Exception):
-    """A request that is refused before anything is done with it."""
+    """A request that is not answered.
+
+    Args:
+        status: of HTTP.
+        message: the reason.
+        code: OpenAI's word for it.
+    """
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
         self.status, self.code = status, code
 
 
+def body_of(status: int, message: str, code: str | None = None) -> dict[str, dict[str, str | None]]:
+    """The body for a status: one line, however many a field's name had, and Unicode, whatever was in it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    text = " ".join(message.encode("utf-8", "replace").decode().split())[:2000]
+    return {"error": {"message": text, "type": kind, "param": None, "code": code}}
+
+
 def describe(err: Exception) -> tuple[int, dict[str, dict[str, str | None]]]:
     """Status and body for an exception."""
-    status, message, code = 500, "the server failed; its log says why", None
+    status, message, code = 500, _FAILED, None
     if isinstance(err, RefusedError):
         status, message, code = err.status, str(err), err.code
-    elif isinstance(err, RequestValidationError):
-        first = err.errors()[0] if err.errors() else {"loc": (), "msg": "not valid"}
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        status, message = 400, f"{where or 'body'}: {first['msg']}"
     elif isinstance(err, _REQUEST):
         status, message = 400, str(err)
         code = "context_length_exceeded" if "n_ctx" in message else None
@@ -72,26 +62,48 @@ def describe(err: Exception) -> tuple[int, dict[str, dict[str, str | None]]]:
         message = str(err)
     if status >= 500 and not isinstance(err, RefusedError):
         log.error("request failed: %s", err, exc_info=err)
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    message = " ".join(message.split())  # a field's name may have been of two lines
-    return status, {"error": {"message": message[:2000], "type": kind, "param": None, "code": code}}
+    return status, body_of(status, message, code)
 
 
-def _wrong_type(request: Request, err: Exception) -> RefusedError | None:
-    """A body that was not read as JSON because its type says that it is none."""
-    if not isinstance(err, RequestValidationError) or not any(row["loc"] == ("body",) for row in err.errors()):
-        return None
-    sent = request.headers.get("content-type", "")
-    kind = sent.partition(";")[0].strip().lower()
-    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
-        return None
-    got = repr(sent[:80]) if sent else "none"
-    return RefusedError(400, f"body: expected Content-Type: application/json, got {got}; send that header")
+def from_upstream(status: int, data: bytes) -> tuple[int, dict[str, dict[str, str | None]]]:
+    """Status and body for an error of llama-server.
+
+    Args:
+        status: what it answered with.
+        data: its body, ``{"error": {"code", "message", "type"}}``, or an event of a stream with that in it.
+
+    Example:
+        >>> from_upstream(400, b'{"error": {"code": 400, "message": "no", "type": "x"}}')[1]["error"]["message"]
+        'no'
+    """
+    try:
+        error = json.loads(data)["error"]
+        message, kind, status = str(error["message"]), str(error.get("type")), int(error.get("code", status))
+    except (ValueError, KeyError, TypeError):
+        log.error("llama-server: status %d: %s", status, data[:500].decode("utf-8", "replace"))
+        return 500, body_of(500, _FAILED)
+    if any(words in message for words in _NO_TOKEN):
+        return 400, body_of(400, "grammar: no token of the model's vocabulary fits what it asks for; change it")
+    if kind == "exceed_context_size_error":
+        told = f"prompt: {message} (n_ctx less one is the most); shorten it"
+        return 400, body_of(400, told, "context_length_exceeded")
+    if not 400 <= status < 500:
+        log.error("llama-server: status %d: %s", status, message)
+        return (status, body_of(status, message)) if status in (501, 503) else (500, body_of(500, _FAILED))
+    return status, body_of(status, message)
 
 
-async def respond(request: Request, err: Exception) -> JSONResponse:
+async def respond(_request: Request, err: Exception) -> JSONResponse:
     """The response for an exception of a route."""
-    err = _wrong_type(request, err) or err
+    return problem(err)
+
+
+def problem(err: Exception) -> JSONResponse:
+    """The response for an exception."""
     status, body = describe(err)
-    headers = {"Retry-After": "1"} if status == 503 else None
-    return JSONResponse(body, status_code=status, headers=headers)
+    return JSONResponse(body, status_code=status, headers={"Retry-After": "1"} if status == 503 else None)
+
+
+def error_event(body: dict[str, Any]) -> bytes:
+    """An event of a stream whose status was sent already."""
+    return b"data: " + json.dumps(body).encode() + b"\n\n"

@@ -10,7 +10,7 @@ import pytest
 from llama_cpp import llama_grammar
 from llama_cpp.llama_grammar import LlamaGrammar
 
-from qap_gguf.chat.grammar_bounds import check_bounds
+from qap_gguf.chat.gbnf import check_ways
 from qap_gguf.chat.grammars import check_grammar
 from qap_gguf.errors import ConfigError
 
@@ -42,7 +42,7 @@ def test_a_bomb_is_refused(text: str) -> None:
     """libllama is not asked here: a bomb that it sees takes the machine's memory."""
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(ConfigError, match="grammar: expected") as caught:
-        check_bounds(text)
+        check_ways(text)
     assert "\n" not in str(caught.value)
     assert time.monotonic() - started < 10  # without the bounds: for ever
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # kilobytes
@@ -59,9 +59,9 @@ def test_bounds_come_before_libllama(llama: llama_cpp.Llama, monkeypatch: pytest
 
 
 def test_deep_and_long_chains_are_counted_without_recursion(llama: llama_cpp.Llama) -> None:
-    check_bounds("\n".join(["root ::= r0", *(f"r{i} ::= r{i + 1}" for i in range(5000)), 'r5000 ::= "a"']))
-    check_bounds(doubling(12, '"a"?'))
-    check_grammar(llama, LlamaGrammar.from_string(doubling(10, '"a"?'), verbose=False))
+    check_ways("\n".join(["root ::= r0", *(f"r{i} ::= r{i + 1}" for i in range(5000)), 'r5000 ::= "a"']))
+    check_ways(doubling(9, '"a"?'))
+    check_grammar(llama, LlamaGrammar.from_string(doubling(9, '"a"?'), verbose=False))
 
 
 ORDINARY = [name for name in dir(llama_grammar) if name.endswith("_GBNF")]
@@ -69,7 +69,7 @@ ORDINARY = [name for name in dir(llama_grammar) if name.endswith("_GBNF")]
 
 @pytest.mark.parametrize("name", ORDINARY)
 def test_ordinary_grammars_pass(llama: llama_cpp.Llama, name: str) -> None:
-    check_bounds(getattr(llama_grammar, name))
+    check_ways(getattr(llama_grammar, name))
     check_grammar(llama, LlamaGrammar.from_string(getattr(llama_grammar, name), verbose=False))
 
 
@@ -79,13 +79,16 @@ def test_ordinary_grammars_pass(llama: llama_cpp.Llama, name: str) -> None:
         'root ::= "a"{2,5} "b"{3} [c]{0,} "{5,2}" # "a"{5,2}',
         'root ::= "a" root | "b" ("c" | root)*',
         "root ::= ",
-        "no rule at all {",
-        'root ::= ("a"',
-        'root ::= "a")) | "b" ?',
         "root ::= nowhere",
         'root ::= root "a"',
         "",
     ],
 )
 def test_odd_texts_are_left_to_the_parser(text: str) -> None:
-    check_bounds(text)
+    check_ways(text)
+
+
+@pytest.mark.parametrize("text", ["no rule at all {", 'root ::= ("a"', 'root ::= "a")) | "b" ?'])
+def test_what_is_no_grammar_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected GBNF"):
+        check_ways(text)
