@@ -189,6 +189,7 @@ def serve(
         raise ConfigError(f"serve: expected starlette and uvicorn ({err}); run pip install starlette uvicorn") from err
 
     import qap_gguf as qap
+    from qap_gguf.arguments import n_threads_default
     from qap_gguf.files.gguf import read_gguf
     from qap_gguf.files.trial import admit
     from qap_gguf.generation.chat_formats import named_format
@@ -238,7 +239,7 @@ def serve(
         mmproj,
         n_ctx=ctx,
         n_parallel=parallel,
-        threads=threads,
+        threads=threads or n_threads_default(),
         device=device,
         model_device=device if model_device is None else model_device,
         kv=kv,

@@ -44,7 +44,7 @@ def model_options(
     *,
     n_ctx: int,
     n_parallel: int,
-    threads: int | None,
+    threads: int,
     device: str | None,
     model_device: str | None,
     kv: str | None,
@@ -56,7 +56,7 @@ def model_options(
         model, mmproj: the files.
         n_ctx: tokens of each slot's context.
         n_parallel: slots.
-        threads: CPU threads; None is llama-server's choice.
+        threads: CPU threads.
         device, model_device: of the encoder and of the language model; None is llama-server's choice.
         kv: type of the KV cache.
         seed: of sampling; None is a random one for each request.
@@ -69,8 +69,7 @@ def model_options(
     rows = batch_rows(mmproj)
     if rows > _N_UBATCH:
         words += ["--batch-size", str(max(2048, rows)), "--ubatch-size", str(rows)]
-    if threads is not None:
-        words += ["--threads", str(threads), "--threads-batch", str(threads)]
+    words += ["--threads", str(threads), "--threads-batch", str(threads)]
     encoder = find_device(device)
     if encoder is not None:
         words += ["--mmproj-device", "none" if encoder.kind == "cpu" else encoder.name]
