@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 
@@ -308,3 +309,29 @@ def test_the_config_travels_through_native_parameters_and_metadata() -> None:
         assert qap.defaults.from_params(params) == cfg
     finally:
         qap.set_default(None)
+
+
+def test_a_file_and_the_handler_drop_early(pixels: Any, tmp_path: Path) -> None:
+    files = qap.packaged_model()
+    cfg = HALF.replace(encoder_layer=2)
+    keyed = qap.annotate(files.mmproj, tmp_path / "keyed.gguf", cfg)
+    with qap.VisionModel(keyed, files.model, n_threads=1) as vlm:
+        assert vlm.file_config == cfg
+        native = vlm._encoder._native
+        (chunk,) = native.tokenize(_core.media_marker(), [pixels], False, True)  # by the file's keys alone
+        rows = native.encode(chunk, False)
+        image = vlm.encode(pixels, cfg)
+        cut = vlm.prune(image, cfg)
+        np.testing.assert_array_equal(rows, cut.features)
+        want = vlm.generate([image, "How many objects are there?"], prune=cfg, max_tokens=4)
+    handler = qap.ChatHandler(files.mmproj, prune=cfg)
+    llama = llama_cpp.Llama(str(files.model), chat_handler=handler, n_ctx=512, n_threads=1, verbose=False)
+    content: Any = [
+        {"type": "image_url", "image_url": files.sample},
+        {"type": "text", "text": "How many objects are there?"},
+    ]
+    found: Any = llama.create_chat_completion([{"role": "user", "content": content}], max_tokens=4, temperature=0)
+    assert found["choices"][0]["message"]["content"].strip() == want.strip()
+    assert handler.stats is not None
+    assert (handler.stats.n_image_tokens, handler.stats.n_image_kept) == (N, 18)
+    llama.close()
