@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 import qap_gguf as qap
-from qap_gguf.errors import ConfigError
+from qap_gguf.errors import ConfigError, ModelFileError
 from qap_gguf.serve import child
 from serve.conftest import URI, Served, ask, find_program_or_skip, serving
-from serve.test_requests import connected
+from serve.test_requests import connected, picture
 
 #: An answer that does not end by itself before the context is full.
 ENDLESS: dict[str, Any] = {
@@ -224,6 +224,23 @@ def test_scores_that_look_at_the_prompt(server: Served, semantic: str) -> None:
     status, answer = server.post(ask(URI, prune={"semantic": semantic}))
     assert status == 400
     assert "looks at the prompt" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(("mode", "n_kept"), [("stretch", 144), ("pad", 48)])
+def test_how_pictures_are_resized(mode: str, n_kept: int) -> None:
+    """A picture three times as wide as high is a third of a square, the rest of which is padding."""
+    with serving("--ctx", "512", "--keep-ratio", "1", "--resize", mode) as server:
+        answer = server.post(ask(picture(300, 100)))[1]
+    assert [row["n_kept"] for row in answer["prune"]["images"]] == [n_kept]
+
+
+def test_a_resize_that_there_is_not() -> None:
+    find_program_or_skip()
+    files = qap.packaged_model()
+    words = ["-m", str(files.model), "--mmproj", str(files.mmproj)]
+    with contextlib.closing(child.Child(words, {"QAP_RESIZE": "wide"})) as found, pytest.raises(ModelFileError):
+        found.start()
+    assert any("expected auto, stretch or pad, got 'wide'" in line for line in found._lines)
 
 
 def test_what_was_kept_is_told(server: Served) -> None:

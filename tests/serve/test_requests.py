@@ -161,6 +161,10 @@ HOSTILE: dict[str, tuple[Any, int, str]] = {
     "bias": (ask(logit_bias={"99999999": 1}), 400, "logit_bias"),
     "many stops": (ask(stop=["a"] * 100), 400, "stop"),
     "tools of another kind": (ask(tools=[{"a": 1}]), 400, "tools"),
+    "functions of another kind": (ask(functions=5), 400, "functions"),
+    "a format of another kind": (ask(response_format=5), 400, "response_format"),
+    "options of a stream of another kind": (ask(stream_options=5), 400, "stream_options"),
+    "variables of another kind": (ask(chat_template_kwargs={"a": [1]}), 400, "chat_template_kwargs"),
     "large body": (b'{"a": "' + b"x" * 3_000_000 + b'"}', 413, "at most 2097152 bytes"),
 }  # fmt: skip
 

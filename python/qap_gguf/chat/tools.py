@@ -113,6 +113,8 @@ def read_tools(functions: Sequence[Any] | None, function_call: Any, tools: Any, 
         'look'
     """
     if functions is not None:
+        if isinstance(functions, (str, bytes, Mapping)) or not isinstance(functions, Sequence):
+            raise ConfigError(f"functions: expected a list of functions, got {str(functions)[:80]!r}; see docs/chat.md")
         tools = [{"type": "function", "function": function} for function in functions]
     if isinstance(function_call, str):
         tool_choice = function_call
