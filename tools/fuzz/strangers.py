@@ -66,13 +66,21 @@ def short_model(file: Gguf) -> Gguf:
     return Gguf(write(keys, tensors))
 
 
-def renamed(rng: random.Random, file: Gguf, name: str, kind: str) -> Gguf:
-    """The file under another name; a language model gets some of the keys of others."""
+def named(file: Gguf, name: str, kind: str) -> Gguf:
+    """The file under another name."""
     value = struct.pack("<Q", len(name)) + name.encode()
     own = {"model": b"general.architecture", "mmproj": b"clip.projector_type"}[kind]
     keys = [Key(key.name, key.kind, value if key.name == own else key.value, 0) for key in file.keys]
     if kind == "model":
         keys = [Key(key.name.replace(b"llama.", name.encode() + b"."), key.kind, key.value, 0) for key in keys]
+    return Gguf(write(keys, file.tensors))
+
+
+def renamed(rng: random.Random, file: Gguf, name: str, kind: str) -> Gguf:
+    """The same; a language model gets some of the keys of others."""
+    file = named(file, name, kind)
+    keys = file.keys
+    if kind == "model":
         for more in rng.sample(MORE_KEYS, rng.choice((0, 2, 6, 12))):
             full = f"{name}.{more}".encode()
             number = struct.pack("<I", rng.choice((0, 1, 2, 3, 4, 7, 16, 64, 65535)))
