@@ -4,7 +4,6 @@
 #include "clip-impl.h"
 #include "clip-model.h"
 #include "device.h"
-#include "early-drop.h"
 #include "families/layout.h"
 #include "families/pack.h"
 #include "ggml-backend.h"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MIN_WIDTH, MAX_WIDTH = 800, 8000
 _COLOUR_MAP = "viridis"  # even in lightness, and safe for colour-blind readers
-_EARLY_TITLE = "Total score S (dot = kept, grey = dropped early)"
+_EARLY_TITLE = "Total S (dot kept, grey dropped early)"
 _OUTLINE, _INK, _FAINT = "#ffe9a8", "#1c1c1c", "#6b6b6b"
 
 # Lengths in pixels of a page that is 1600 wide; other widths scale them.
