@@ -296,7 +296,7 @@ class PruneConfig:
 
         Example:
             >>> PruneConfig().to_metadata()["qap.keep_ratio"]
-            0.125
+            0.25
         """
         meta: dict[str, bool | int | float | str] = {"qap.version": METADATA_VERSION}
         if self.n_keep is not None:
@@ -310,8 +310,8 @@ class PruneConfig:
             meta[f"qap.{name}"] = getattr(self, name)
         if self.encoder_keep < 1:
             meta["qap.encoder_keep"] = self.encoder_keep
-            if self.encoder_layer is not None:
-                meta["qap.encoder_layer"] = self.encoder_layer
+        if self.encoder_layer is not None:
+            meta["qap.encoder_layer"] = self.encoder_layer
         return meta
 
     @classmethod

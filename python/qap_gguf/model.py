@@ -251,7 +251,7 @@ class VisionModel(ImageSide):
         Example:
             >>> import qap_gguf as qap
             >>> with qap.VisionModel() as vlm:
-            ...     vlm.generate([qap.packaged_model().sample, "How many objects are there?"], max_tokens=8)
+            ...     vlm.generate([qap.packaged_model().sample, "How many objects are there?"], prune=None)
             'four'
         """
         if isinstance(parts, (str, bytes, os.PathLike)) or not isinstance(parts, Sequence):

@@ -110,7 +110,7 @@ def test_same_as_the_handler_for_ggufs_with_a_template(
     """That one writes no line break after an image, so the question brings it along."""
     template = llama.metadata["tokenizer.chat_template"].replace("<image>\\n", "<image>")
     stock = llama_chat_format.MTMDChatHandler(clip_model_path=str(packaged.mmproj), verbose=False)
-    with qap.ChatHandler(packaged.mmproj, chat_template=template) as ours:
+    with qap.ChatHandler(packaged.mmproj, qap.PruneConfig(keep_ratio=1.0), chat_template=template) as ours:
         texts = []
         for handler in (stock, ours):
             llama.chat_handler = handler

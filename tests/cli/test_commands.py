@@ -133,7 +133,7 @@ def test_eval_json_and_the_settings_of_the_base(questions: str, capsys: Said) ->
     qap, random = got["results"]
     assert (qap["configs"][0]["alpha"], qap["configs"][0]["group_size"], qap["keep_ratio"]) == (0.3, 32, 0.25)
     assert [config["seed"] for config in random["configs"]] == [5, 6, 7]
-    assert (qap["n_kept"], qap["n_right"], qap["n_total"], qap["low"]) == (18.0, 1.0, 2, None)
+    assert (qap["n_kept"], qap["n_right"], qap["n_total"], qap["low"]) == (36.0, 1.0, 2, None)
 
 
 def test_eval_says_what_is_wrong_with_the_data(fake: Any, tmp_path: Path, capsys: Said) -> None:

@@ -287,7 +287,7 @@ def test_quantize_types_are_llama_cpps() -> None:
 
 def test_packaged_model_is_what_its_readme_says(tiny_llava: Path, tmp_path: Path) -> None:
     packaged = Path(__file__).resolve().parents[2] / "python" / "qap_gguf" / "models" / "tiny_llava"
-    result = convert(tiny_llava, tmp_path, quantize="Q4_0", name="tiny-llava", keep_positions=True)
+    result = convert(tiny_llava, tmp_path, quantize="Q4_0", name="tiny-llava")
     for path in (result.mmproj, result.model):
         assert path.read_bytes() == (packaged / path.name).read_bytes()
     assert not [key for key in fields(result.mmproj) if key.startswith("qap.")]

@@ -235,7 +235,8 @@ def test_an_answer_takes_the_cells_of_what_is_kept(vlm: qap.VisionModel, pixels:
         answer.close()
     assert cells[0] == cells[1]
     image = vlm.encode(pixels, HALF)
-    answer = vlm.generate([image, "How many objects are there?"], max_tokens=1, stream=True)  # all that is left
+    # all that is left
+    answer = vlm.generate([image, "How many objects are there?"], prune=None, max_tokens=1, stream=True)
     assert (answer.stats.n_image_kept, answer.stats.n_kv) == (72, cells[0] + 72 - 18)
     logits = vlm.last_logits()
     answer.close()

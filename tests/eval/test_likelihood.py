@@ -50,7 +50,7 @@ def test_likelihoods_are_those_of_reading_token_by_token() -> None:
 def test_a_choice_that_does_not_fit_the_context_is_one_line() -> None:
     with qap.VisionModel(n_threads=1, n_ctx=192, mmproj=None) as vlm:
         image = vlm.encode(qap.packaged_model().sample)
-        vlm.generate([image, QUESTION], stream=True)
+        vlm.generate([image, QUESTION], prune=None, stream=True)
         with pytest.raises(ConfigError, match="raise n_ctx"):
             likelihoods(vlm.language_model, ["row " * 60])
 

@@ -121,7 +121,7 @@ def test_without_pruning_nothing_is_dropped(vlm: qap.VisionModel) -> None:
     (chunk,) = chunks_of(vlm, pixels, None)
     dense = vlm._encoder._native.encode(chunk, False)
     np.testing.assert_array_equal(dense, vlm.encode(pixels).features)
-    answer = vlm.generate([pixels, "What is this?"], max_tokens=1, stream=True)
+    answer = vlm.generate([pixels, "What is this?"], max_tokens=1, prune=None, stream=True)
     assert answer.stats.n_image_kept == CELLS**2
     answer = vlm.generate([pixels, "What is this?"], max_tokens=1, prune=PruneConfig(n_keep=18), stream=True)
     assert answer.stats.n_image_kept == 18

@@ -64,7 +64,7 @@ def user(*parts: Any) -> list[dict[str, Any]]:
 
 
 def logits(vlm: qap.VisionModel, **settings: Any) -> Any:
-    vlm.generate([noise(64, 64), "a"], max_tokens=1, stream=True, **settings)
+    vlm.generate([noise(64, 64), "a"], prune=None, max_tokens=1, stream=True, **settings)
     return vlm.last_logits()
 
 
@@ -92,10 +92,10 @@ def test_a_llama_whose_batch_is_too_small_is_refused_before_the_encode(made: Mak
     with qap.VisionModel(files.mmproj, llama, n_threads=1) as vlm:
         for _ in range(2):
             with pytest.raises(ConfigError, match=line):
-                vlm.generate([noise(64, 64), "a"])
+                vlm.generate([noise(64, 64), "a"], prune=None)
         image = vlm.encode(noise(64, 64))
         with pytest.raises(ConfigError, match=line):
-            vlm.generate([image, "a"])
+            vlm.generate([image, "a"], prune=None)
         assert vlm.generate([image, "a"], prune=qap.PruneConfig(n_keep=8), max_tokens=2) is not None
     with qap.ChatHandler(files.mmproj) as handler, pytest.raises(ConfigError, match=line):
         handler(llama=llama, messages=user(noise(64, 64), "a"))

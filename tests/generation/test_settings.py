@@ -107,23 +107,25 @@ def test_an_answer_ends_where_the_context_does() -> None:
     with qap.VisionModel(n_threads=1, n_ctx=192) as vlm:
         image = vlm.encode(FILES.sample)
         words = "tell me all " * 2
-        gen = vlm.generate([image, words], temperature=2.0, top_k=0, top_p=1.0, min_p=0.0, max_tokens=500, stream=True)
+        gen = vlm.generate(
+            [image, words], prune=None, temperature=2.0, top_k=0, top_p=1.0, min_p=0.0, max_tokens=500, stream=True
+        )
         "".join(gen)
         assert gen.stats.n_kv <= 192
         assert gen.stats.finish_reason in ("length", "stop")
-        short = vlm.generate([image, QUESTION], max_tokens=1, stream=True)
+        short = vlm.generate([image, QUESTION], prune=None, max_tokens=1, stream=True)
         "".join(short)
         assert (short.stats.finish_reason, short.stats.n_generated) == ("length", 1)
-        whole = vlm.generate([image, QUESTION], stream=True)
+        whole = vlm.generate([image, QUESTION], prune=None, stream=True)
         assert ("".join(whole), whole.stats.finish_reason) == ("four", "stop")
-        stopped = vlm.generate([image, QUESTION], stop=["ou"], stream=True)
+        stopped = vlm.generate([image, QUESTION], prune=None, stop=["ou"], stream=True)
         assert ("".join(stopped), stopped.stats.finish_reason) == ("f", "stop")
 
 
 def test_a_picture_that_cannot_fit_is_not_encoded() -> None:
     with qap.VisionModel(n_threads=1, n_ctx=96) as vlm:
         with pytest.raises(ConfigError, match=r"^prompt: expected at most 96 tokens \(n_ctx\), got \d+; "):
-            vlm.generate([FILES.sample, QUESTION])
+            vlm.generate([FILES.sample, QUESTION], prune=None)
         with pytest.raises(ConfigError, match="n_ctx"):
             vlm.generate([FILES.sample, QUESTION], prune=qap.PruneConfig(n_keep=90))
         with qap.ChatHandler(FILES.mmproj) as handler:
@@ -144,9 +146,9 @@ def test_a_picture_that_cannot_fit_is_not_encoded() -> None:
 def test_an_encode_counts_for_one_answer() -> None:
     with qap.VisionModel(n_threads=1, n_ctx=512) as vlm:
         image = vlm.encode(FILES.sample)
-        first = vlm.generate([image, QUESTION], stream=True)
-        second = vlm.generate([image, QUESTION], stream=True)
-        third = vlm.generate([FILES.sample, QUESTION], stream=True)  # from the cache
+        first = vlm.generate([image, QUESTION], prune=None, stream=True)
+        second = vlm.generate([image, QUESTION], prune=None, stream=True)
+        third = vlm.generate([FILES.sample, QUESTION], prune=None, stream=True)  # from the cache
         assert (first.stats.encode_s, first.stats.n_cached) == (image.seconds, 0)
         assert first.stats.encode_bytes > 0
         for later in (second, third):
@@ -164,10 +166,10 @@ def test_features_that_are_not_finite(value: float, llama: llama_cpp.Llama) -> N
         features[77, 3] = value
         bad = dataclasses.replace(image, features=features)
         with pytest.raises(ArrayError, match=r"^features: expected finite numbers"):
-            vlm.generate([bad, QUESTION])
+            vlm.generate([bad, QUESTION], prune=None)
         with qap.ChatHandler(FILES.mmproj) as handler, pytest.raises(ArrayError, match=r"^features: expected finite"):
             handler(llama=llama, messages=user(bad, QUESTION))
-        assert vlm.generate([image, QUESTION]) == "four"
+        assert vlm.generate([image, QUESTION], prune=None) == "four"
 
 
 def test_a_forged_file_of_the_cache_counts_as_missing(tmp_path: Path, llama: llama_cpp.Llama) -> None:
@@ -200,7 +202,7 @@ def test_logits_that_are_not_finite(tmp_path: Path) -> None:
 def test_types_of_the_kv_cache() -> None:
     with qap.VisionModel(n_threads=1, n_ctx=256, kv="q8_0") as vlm:
         assert vlm.language_model.context_params.type_k == 8
-        assert vlm.generate([FILES.sample, QUESTION]) == "four"
+        assert vlm.generate([FILES.sample, QUESTION], prune=None) == "four"
         with pytest.raises(ConfigError, match=r"^kv: expected None for a Llama that is loaded already, got 'f16'"):
             qap.VisionModel(FILES.mmproj, vlm.language_model, kv="f16")
     with pytest.raises(ConfigError, match=r"^kv: expected one of f16, "):
@@ -210,7 +212,7 @@ def test_types_of_the_kv_cache() -> None:
 @pytest.mark.parametrize("n_batch", [1, 7, 5000])
 def test_any_batch(n_batch: int) -> None:
     with qap.VisionModel(n_threads=1, n_ctx=256, n_batch=n_batch) as vlm:
-        assert vlm.generate([FILES.sample, QUESTION]) == "four"
+        assert vlm.generate([FILES.sample, QUESTION], prune=None) == "four"
 
 
 def test_a_limit_that_a_model_of_one_size_cannot_meet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +252,7 @@ except Exception as err:
     sys.exit(f"opening: {err}")
 try:
     with qap.VisionModel(files.mmproj, llama, n_threads=1) as vlm:
-        print(vlm.generate([files.sample, "How many objects are there?"], max_tokens=4))
+        print(vlm.generate([files.sample, "How many objects are there?"], prune=None, max_tokens=4))
     with qap.ChatHandler(files.mmproj, n_threads=1) as handler:
         print(handler(llama=llama, messages=[{"role": "user", "content": [files.sample, "What?"]}], max_tokens=4))
 except qap.QapError as err:
@@ -318,12 +320,12 @@ def test_ctrl_c_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
         def ask() -> None:
             for _ in range(1000):
-                vlm.generate([image, "How many? " * 300], max_tokens=2)
+                vlm.generate([image, "How many? " * 300], prune=None, max_tokens=2)
                 vlm._language.reset()
 
         with pytest.raises(KeyboardInterrupt):
             ask()
-        assert vlm.generate([image, QUESTION]) == "four"
+        assert vlm.generate([image, QUESTION], prune=None) == "four"
     assert capfd.readouterr() == ("", "")
 
 
@@ -331,4 +333,4 @@ def test_a_picture_is_refused_in_the_words_of_the_limit() -> None:
     with qap.VisionModel(n_threads=1, n_ctx=64) as vlm:
         vlm._encoder.max_tokens = 100
         with pytest.raises(ImageError, match=r"^image: expected at most 100 tokens \(max_image_tokens\), got 144 for "):
-            vlm.generate([FILES.sample, QUESTION])
+            vlm.generate([FILES.sample, QUESTION], prune=None)

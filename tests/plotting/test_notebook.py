@@ -37,7 +37,7 @@ def test_short_lines(shown: tuple[qap.ImageEmbedding, qap.PrunedImage, qap.Score
     assert repr(cut) == "PrunedImage(36 of 144 tokens kept, alpha 0.7)"
     assert repr(scores) == repr(cut.scores) == "Scores(144 tokens, alpha 0.7)"
     assert model == "VisionModel(mmproj-f16.gguf, tiny-llava-Q4_0.gguf, n_ctx=2048)"
-    assert repr(qap.PruneConfig()) == "PruneConfig(keep_ratio=0.125)"
+    assert repr(qap.PruneConfig()) == "PruneConfig(keep_ratio=0.25)"
     cfg = qap.PruneConfig(n_keep=64, alpha="dynamic", merge="average")
     assert repr(cfg) == "PruneConfig(n_keep=64, alpha='dynamic', merge='average')"
     for one in (cfg, qap.PruneConfig(), qap.PruneConfig(keep_ratio=0.5, seed=3)):

@@ -231,7 +231,7 @@ def test_the_header_says_what_was_done() -> None:
     _, _, scores = synthetic((4, 4), (40, 40))
     assert _headline(4, 16, scores, None) == ("4 of 16 image tokens kept (25.0 %)", "K = 4   alpha = 0.7")
     _, method = _headline(4, 16, dataclasses.replace(scores, alpha=0.5123), qap.PruneConfig(alpha="dynamic", n_keep=4))
-    assert "K = 4   select = dpp   alpha = 0.512 (dynamic)   error = int4 in groups of 128" in method
+    assert "K = 4   select = coverage   alpha = 0.512 (dynamic)   error = int4 in groups of 128" in method
 
 
 @pytest.mark.usefixtures("drawable")

@@ -99,7 +99,7 @@ def test_no_answer_comes_from_a_picture_pruned_otherwise(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("variables", "n_image"),
-    [({"QAP_N_KEEP": "18"}, 18), ({"QAP_KEEP_RATIO": "0.125", "QAP_SELECT": "topk"}, 18), ({"QAP_ALPHA": "0.5"}, 18)],
+    [({"QAP_N_KEEP": "18"}, 18), ({"QAP_KEEP_RATIO": "0.125", "QAP_SELECT": "topk"}, 18), ({"QAP_ALPHA": "0.5"}, 36)],
 )
 def test_the_environment_prunes(tmp_path: Path, variables: dict[str, str], n_image: int) -> None:
     with running(tmp_path, **variables) as server:

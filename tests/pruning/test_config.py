@@ -41,8 +41,8 @@ configs = st.builds(
 
 def test_defaults_are_those_of_the_paper() -> None:
     cfg = PruneConfig()
-    assert (cfg.keep_ratio, cfg.n_keep, cfg.alpha, cfg.error, cfg.group_size) == (0.125, None, 0.7, "int4", 128)
-    assert (cfg.outlier, cfg.outlier_weight, cfg.semantic, cfg.select) == ("range", 0.5, "auto", "dpp")
+    assert (cfg.keep_ratio, cfg.n_keep, cfg.alpha, cfg.error, cfg.group_size) == (0.25, None, 0.7, "int4", 128)
+    assert (cfg.outlier, cfg.outlier_weight, cfg.semantic, cfg.select) == ("range", 0.5, "auto", "coverage")
     assert (cfg.positions, cfg.merge, cfg.seed) == ("auto", "none", 0)
     assert (cfg.encoder_keep, cfg.encoder_layer) == (1.0, None)
 
@@ -204,7 +204,7 @@ def test_the_tables_of_allowed_values() -> None:
         (config.ERRORS, "int4"),
         (config.OUTLIERS, "range"),
         (config.SEMANTICS, "auto"),
-        (config.SELECTORS, "dpp"),
+        (config.SELECTORS, "coverage"),
         (config.POSITIONS, "auto"),
         (config.MERGES, "none"),
     ):

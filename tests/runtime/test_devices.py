@@ -195,7 +195,7 @@ def test_the_cpu_by_any_name_gives_the_same_numbers() -> None:
 def test_a_real_model_bound_to_the_cpu() -> None:
     with qap.VisionModel(device="Cpu", model_device="cpu", n_ctx=512) as vlm:
         assert vlm.language_model.model_params.main_gpu == -1
-        answer = vlm.generate([qap.packaged_model().sample, "How many objects are there?"], max_tokens=8)
+        answer = vlm.generate([qap.packaged_model().sample, "How many objects are there?"], prune=None, max_tokens=8)
         assert answer == "four"
         with pytest.raises(ConfigError, match=r"^model_device: expected None for a Llama that is loaded"):
             qap.VisionModel(qap.packaged_model().mmproj, vlm.language_model, model_device="cpu")

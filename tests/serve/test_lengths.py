@@ -90,4 +90,5 @@ def test_the_package_refuses_them_too() -> None:
         with pytest.raises(ConfigError, match="n_ctx"):
             vlm.generate(["<|im_end|>" * 150_000])
         assert time.monotonic() - started < SECONDS
-        assert vlm.generate([qap.packaged_model().sample, "How many objects are there?"], max_tokens=2) == "four"
+        question = [qap.packaged_model().sample, "How many objects are there?"]
+        assert vlm.generate(question, prune=None, max_tokens=2) == "four"

@@ -109,7 +109,7 @@ class Generation(Iterator[str]):
     Example:
         >>> import qap_gguf as qap
         >>> vlm = qap.VisionModel()
-        >>> gen = vlm.generate([qap.packaged_model().sample, "How many objects are there?"], stream=True)
+        >>> gen = vlm.generate([qap.packaged_model().sample, "How many objects are there?"], prune=None, stream=True)
         >>> "".join(gen), gen.stats.n_image_tokens
         ('four', 144)
     """

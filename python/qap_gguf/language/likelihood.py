@@ -51,7 +51,8 @@ def likelihoods(llama: llama_cpp.Llama, texts: Sequence[str]) -> list[float]:
     Example:
         >>> import qap_gguf as qap
         >>> with qap.VisionModel() as vlm:
-        ...     answer = vlm.generate([qap.packaged_model().sample, "How many objects are there?"], stream=True)
+        ...     question = [qap.packaged_model().sample, "How many objects are there?"]
+        ...     answer = vlm.generate(question, prune=None, stream=True)
         ...     found = likelihoods(vlm.language_model, ["two", "four", "six"])
         >>> max(zip(found, ["two", "four", "six"]))[1]
         'four'
