@@ -98,7 +98,7 @@ def test_a_llama_whose_batch_is_too_small_is_refused_before_the_encode(made: Mak
             vlm.generate([image, "a"], prune=None)
         assert vlm.generate([image, "a"], prune=qap.PruneConfig(n_keep=8), max_tokens=2) is not None
     with qap.ChatHandler(files.mmproj) as handler, pytest.raises(ConfigError, match=line):
-        handler(llama=llama, messages=user(noise(64, 64), "a"))
+        handler(llama=llama, messages=user(noise(64, 64), "a"), prune=None)
     assert handler.n_encodes == 0
     llama.close()
 
