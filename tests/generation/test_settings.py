@@ -130,10 +130,9 @@ def test_a_picture_that_cannot_fit_is_not_encoded() -> None:
             vlm.generate([FILES.sample, QUESTION], prune=qap.PruneConfig(n_keep=90))
         with qap.ChatHandler(FILES.mmproj) as handler:
             for call in (handler, handler.encode_images):
-                with pytest.raises(ConfigError, match="n_ctx"):
-                    call(llama=vlm.language_model, messages=user(FILES.sample, QUESTION))
-                with pytest.raises(ConfigError, match="n_ctx"):
-                    call(llama=vlm.language_model, messages=user(FILES.sample, QUESTION), prune=None)
+                for prune in (None, qap.PruneConfig(n_keep=90)):
+                    with pytest.raises(ConfigError, match="n_ctx"):
+                        call(llama=vlm.language_model, messages=user(FILES.sample, QUESTION), prune=prune)
             assert handler.n_encodes == 0
         assert vlm.n_encodes == 0
         assert vlm.generate([FILES.sample, QUESTION], prune=qap.PruneConfig(n_keep=18), max_tokens=4)
