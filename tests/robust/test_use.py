@@ -36,7 +36,7 @@ def ask(vlm: qap.VisionModel, image: Any, question: str = QUESTION, **settings: 
 
 
 def test_k_above_the_image_keeps_all_of_it(vlm: qap.VisionModel, sample: qap.ImageEmbedding) -> None:
-    dense = ask(vlm, sample)
+    dense = ask(vlm, sample, prune=None)
     for k in (145, 2**31 - 1):
         assert ask(vlm, sample, prune=qap.PruneConfig(n_keep=k)) == dense
         assert len(vlm.prune(sample, qap.PruneConfig(n_keep=k)).indices) == 144
@@ -51,7 +51,7 @@ def test_k_of_zero_is_wrong_usage(run: Callable[..., subprocess.CompletedProcess
 
 
 def test_extreme_k_answer(vlm: qap.VisionModel, sample: qap.ImageEmbedding) -> None:
-    dense = ask(vlm, sample)
+    dense = ask(vlm, sample, prune=None)
     assert ask(vlm, sample, prune=qap.PruneConfig(n_keep=144)) == dense
     assert ask(vlm, sample, prune=qap.PruneConfig(keep_ratio=1.0)) == dense
     assert ask(vlm, sample, prune=qap.PruneConfig(n_keep=1)) != ""
