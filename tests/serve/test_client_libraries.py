@@ -107,6 +107,7 @@ def test_the_streaming_helper(server: Served) -> None:
     assert final.usage.total_tokens == final.usage.prompt_tokens + final.usage.completion_tokens > 0
 
 
+@pytest.mark.filterwarnings("ignore")  # its own, of pydantic and of its price list
 def test_litellm(server: Served) -> None:
     litellm = pytest.importorskip("litellm", reason="not in the extra test; pip install litellm")
     common = {"model": "openai/m", "api_base": server.url + "/v1", "api_key": "none", **ask(URI)}
