@@ -286,6 +286,7 @@ class VisionModel(ImageSide):
             ImageError, UnsupportedError: see :meth:`encode` and :meth:`prune`.
         """
         chosen = AnswerSettings(**settings)
+        self._check_open()
         cfg = self.choose(chosen.prune)
         text = TextStream(self._language, chosen.stop)
         turns = read_messages(messages)

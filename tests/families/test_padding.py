@@ -6,6 +6,7 @@ the resize itself (native/src/families/letterbox.cpp).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,35 +180,41 @@ FAMILY_NAMES = ["qwen2-vl", "gemma-3", "pixtral", "smolvlm", "internvl", "llama-
 WITHOUT_PADDING = ["qwen2-vl", "pixtral", "lfm2-vl", "smolvlm"]  # the first three keep the shape, the last stretches
 
 
+@contextlib.contextmanager
+def letterboxed(name: str, folder: Path) -> Iterator[qap.VisionModel]:
+    """A random model of a family, which pads its pictures."""
+    for library in ("torch", "transformers", "sentencepiece"):
+        pytest.importorskip(library)
+    from families.checkpoints import FAMILIES
+
+    FAMILIES[name].make(folder / "ckpt")
+    made = qap.convert(folder / "ckpt", folder / "gguf", quantize="F32", mmproj_type="f32", name="model")
+    llama = llama_cpp.Llama(str(made.model), n_ctx=1024, verbose=False, n_threads=1)
+    try:
+        with qap.VisionModel(made.mmproj, llama, flash_attn=False, resize="pad", n_threads=1) as model:
+            yield model
+    finally:
+        llama.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_other_families(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    pytest.importorskip("sentencepiece")
-    from families.checkpoints import FAMILIES
-
-    FAMILIES[name].make(tmp_path / "ckpt")
-    made = qap.convert(tmp_path / "ckpt", tmp_path / "gguf", quantize="F32", mmproj_type="f32", name="model")
-    llama = llama_cpp.Llama(str(made.model), n_ctx=1024, verbose=False, n_threads=1)
-    try:
-        with qap.VisionModel(made.mmproj, llama, flash_attn=False, resize="pad", n_threads=1) as model:
-            padded = 0
-            for size in ((400, 60), (60, 400)):
-                pixels = picture(size)
-                image = model.encode(pixels)
-                padded += int(image.padding.sum())
-                for select in ("dpp", "topk", "random"):
-                    check_both_paths(model, image, pixels, PruneConfig(keep_ratio=0.5, select=select))
-                one = PruneConfig(n_keep=1)  # of several tiles, all but one get none
-                check_both_paths(model, image, pixels, one)
-                stats = qap.GenerationStats()
-                prompt = f"a{_core.media_marker()}b"  # these checkpoints have no chat template that takes pictures
-                model.answers.place(prompt, [(image, model.prune(image, one))], stats, add_special=True)
-                assert stats.n_image_kept == 1
-                assert np.isfinite(model.last_logits()).all()
-            print(f"{name}: {padded} tokens of padding")
-            assert padded > 0 or name in ("qwen2-vl", "pixtral", "lfm2-vl", "smolvlm")  # no whole token in these sizes
-    finally:
-        llama.close()
+    with letterboxed(name, tmp_path) as model:
+        padded = 0
+        for size in ((400, 60), (60, 400)):
+            pixels = picture(size)
+            image = model.encode(pixels)
+            padded += int(image.padding.sum())
+            for select in ("dpp", "topk", "random"):
+                check_both_paths(model, image, pixels, PruneConfig(keep_ratio=0.5, select=select))
+            one = PruneConfig(n_keep=1)  # of several tiles, all but one get none
+            check_both_paths(model, image, pixels, one)
+            stats = qap.GenerationStats()
+            prompt = f"a{_core.media_marker()}b"  # these checkpoints have no chat template that takes pictures
+            model.answers.place(prompt, [(image, model.prune(image, one))], stats, add_special=True)
+            assert stats.n_image_kept == 1
+            assert np.isfinite(model.last_logits()).all()
+        print(f"{name}: {padded} tokens of padding")
+        assert padded > 0 or name in ("qwen2-vl", "pixtral", "lfm2-vl", "smolvlm")  # no whole token in these sizes

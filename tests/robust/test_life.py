@@ -27,6 +27,7 @@ def test_closing_twice_and_use_after_it(packaged: qap.PackagedModel) -> None:
         lambda: vlm.encode(packaged.sample),
         lambda: vlm.prune(image),
         lambda: vlm.generate([image, QUESTION]),
+        lambda: vlm.generate([image, QUESTION], prune=None),
         lambda: vlm.generate([image, QUESTION], stream=True),
         lambda: vlm.chat([{"role": "user", "content": "a"}]),
         lambda: vlm.why_not_prunable,

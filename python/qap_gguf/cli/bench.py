@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qap_gguf.cli.budgets import WITHOUT, budget_configs, budget_options
+from qap_gguf.cli.budgets import WITHOUT, budget_configs, budget_options, encoder_keep_option
 from qap_gguf.cli.common import (
     check_model_pair,
-    default_of,
     is_debug,
     model_options,
     note,
@@ -75,14 +74,7 @@ def _rounded(value: Any) -> Any:
     help=f"Picture to encode. [default: {_SIDE} x {_SIDE} pixels of noise]",
 )
 @budget_options(_RATIOS)
-@click.option(
-    "--encoder-keep",
-    type=float,
-    multiple=True,
-    metavar="R",
-    help="Drop all but this part of the tokens inside the image encoder, 0 < R <= 1; 1 drops none. Repeatable."
-    + default_of("encoder_keep"),
-)
+@encoder_keep_option
 @click.option(
     "--text-tokens", type=click.IntRange(min=1), default=40, show_default=True, help="Text tokens of the prompt."
 )

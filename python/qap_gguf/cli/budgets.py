@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from qap_gguf.cli.common import make_config
+from qap_gguf.cli.common import default_of, make_config
 
 if TYPE_CHECKING:
     from qap_gguf.config import PruneConfig
@@ -30,6 +30,18 @@ def budget_options(ratios: tuple[float, ...]) -> Callable[[click.decorators.FC],
         )(function)
 
     return decorate
+
+
+def encoder_keep_option(function: click.decorators.FC) -> click.decorators.FC:
+    """Add --encoder-keep, repeatable: a row for each in `bench` and `eval`."""
+    return click.option(
+        "--encoder-keep",
+        type=float,
+        multiple=True,
+        metavar="R",
+        help="Drop all but this part of the tokens inside the image encoder, 0 < R <= 1; 1 drops none. Repeatable."
+        + default_of("encoder_keep"),
+    )(function)
 
 
 def budget_configs(

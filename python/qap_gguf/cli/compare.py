@@ -19,7 +19,7 @@ from qap_gguf.cli.common import (
 )
 from qap_gguf.cli.groups import GroupedCommand
 from qap_gguf.cli.output import check_targets, counter_bar, print_table, write_file
-from qap_gguf.cli.pictures import allow_urls_option, find_pictures
+from qap_gguf.cli.pictures import allow_urls_option, one_picture
 from qap_gguf.cli.places import keeping
 
 if TYPE_CHECKING:
@@ -131,7 +131,6 @@ def compare(
     import qap_gguf as qap
     from qap_gguf.plotting.plot import require_matplotlib
     from qap_gguf.plotting.sheet import sheet
-    from qap_gguf.vision.images import load_image
 
     if png is not None:
         require_matplotlib()
@@ -139,13 +138,7 @@ def compare(
         if word is not None:
             raise click.UsageError("-p/--prompt: expected a question about the picture, got none; give one")
         questions = (_QUESTION,)
-    if word is None:
-        word = str(qap.packaged_model().sample)
-        note(f"no IMAGE, so this is about the packaged sample {word}")
-    pictures = find_pictures([word], allow_urls)
-    if len(pictures) > 1:
-        raise click.UsageError(f"{word}: expected one picture, the pattern fits {len(pictures)}; name one")
-    ((name, picture),) = pictures
+    name, picture = one_picture(word, allow_urls)
     if model is None or mmproj is None:
         packaged = qap.packaged_model()
         model, mmproj = packaged.model, packaged.mmproj
@@ -167,7 +160,7 @@ def compare(
 
     if png is not None:
         panels = [(row["kept"], f"K = {row['n_kept']}: {row['answer']}") for row in found[0]]
-        drawn = sheet(load_image(pixels), image, panels, title=questions[0])
+        drawn = sheet(pixels, image, panels, title=questions[0])
         write_file(png, force, lambda file: drawn.save(file, "PNG"))
         note(f"wrote {png}")
     if as_json:

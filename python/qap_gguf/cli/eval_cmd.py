@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qap_gguf.cli.budgets import encoder_keep_option
 from qap_gguf.cli.common import (
     check_model_pair,
     default_of,
@@ -117,14 +118,7 @@ def _stopped(journal: Journal | None) -> str:
     metavar="Q",
     help="Quantizer whose error is measured: int2 to int8, or a ggml type. Repeatable." + default_of("error"),
 )
-@click.option(
-    "--encoder-keep",
-    type=float,
-    multiple=True,
-    metavar="R",
-    help="Drop all but this part of the tokens inside the image encoder, 0 < R <= 1; 1 drops none. Repeatable."
-    + default_of("encoder_keep"),
-)
+@encoder_keep_option
 @click.option(
     "--scoring",
     type=click.Choice(_SCORINGS),

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qap_gguf.cli.common import note
+from qap_gguf.files.packaged import packaged_model
+
 if TYPE_CHECKING:
     from qap_gguf.vision.images import ImageSource
 
@@ -57,3 +60,18 @@ def find_pictures(words: Sequence[str], allow_urls: bool) -> list[tuple[str, Ima
         else:
             found.append((word, Path(word)))
     return found
+
+
+def one_picture(word: str | None, allow_urls: bool) -> tuple[str, ImageSource]:
+    """The picture of a command that takes one, with its name; the packaged sample where none was named, and a note.
+
+    Raises:
+        click.UsageError, ImageError: see :func:`find_pictures`; a pattern that fits several.
+    """
+    if word is None:
+        word = str(packaged_model().sample)
+        note(f"no IMAGE, so this is about the packaged sample {word}")
+    pictures = find_pictures([word], allow_urls)
+    if len(pictures) > 1:
+        raise click.UsageError(f"{word}: expected one picture, the pattern fits {len(pictures)}; name one")
+    return pictures[0]

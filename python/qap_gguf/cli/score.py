@@ -25,7 +25,7 @@ from qap_gguf.cli.common import (
 )
 from qap_gguf.cli.groups import GroupedCommand
 from qap_gguf.cli.output import check_targets, write_file
-from qap_gguf.cli.pictures import allow_urls_option, find_pictures
+from qap_gguf.cli.pictures import allow_urls_option, one_picture
 
 if TYPE_CHECKING:
     from qap_gguf.pruning.prune import PrunedImage
@@ -188,13 +188,7 @@ def score(
 
     if png is not None:
         require_matplotlib()
-    if word is None:
-        word = str(qap.packaged_model().sample)
-        note(f"no IMAGE, so this is about the packaged sample {word}")
-    pictures = find_pictures([word], allow_urls)
-    if len(pictures) > 1:
-        raise click.UsageError(f"{word}: expected one picture, the pattern fits {len(pictures)}; name one")
-    ((name, picture),) = pictures
+    name, picture = one_picture(word, allow_urls)
     pixels = load_image(picture)
     if model is None or mmproj is None:
         packaged = qap.packaged_model()
