@@ -1,63 +1,12 @@
-// params.cpp: names, checks, defaults and GGUF keys of the pruning parameters (design: docs/method.md).
+// params.cpp: the pruning parameters: their names, kinds, ranges and defaults, each stated once (design: docs/method.md).
+// Words, GGUF keys and checks go through the table of fields.
 #include "qap-params.h"
 
 #include "ggml.h"
-#include "gguf.h"
 #include "qap-error.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstdarg>
-#include <cstdio>
-#include <cstdlib>
+#include <cstddef>
 #include <cstring>
-#include <mutex>
-#include <optional>
-#include <stdexcept>
-#include <vector>
-
-#ifndef QAP_UPSTREAM_VERSION
-#error "QAP_UPSTREAM_VERSION must be set by CMake from native/upstream/PIN"
-#endif
-
-// --- errors and switches ---
-
-static thread_local std::string t_error;
-
-int qap_fail(const char * format, ...) {
-    char    buffer[512];
-    va_list args;
-    va_start(args, format);
-    std::vsnprintf(buffer, sizeof(buffer), format, args);
-    va_end(args);
-    t_error = buffer;
-    return -1;
-}
-
-void qap_clear_error() {
-    t_error.clear();
-}
-
-const char * qap_last_error(void) {
-    return t_error.c_str();
-}
-
-static bool env_is_on(const char * name) {
-    const char * value = std::getenv(name);
-    return value != nullptr && value[0] != '\0' && std::strcmp(value, "0") != 0;
-}
-
-bool qap_disabled(void) {
-    return env_is_on("QAP_DISABLE");
-}
-
-bool qap_stock_encoder(void) {
-    return env_is_on("QAP_STOCK_ENCODER");
-}
-
-const char * qap_upstream_version(void) {
-    return QAP_UPSTREAM_VERSION;
-}
 
 // --- names: one row for each choice, in the order in which they are listed; Python reads them from here ---
 
@@ -132,7 +81,50 @@ const char * qap_name_at(const char * kind, int32_t place) {
     return nullptr;
 }
 
-// --- values ---
+// --- fields: one row for each parameter; a value of 0 counts as not given where zero_is_unset says so ---
+
+const std::vector<qap_field> & qap_fields() {
+    static const std::vector<qap_field> FIELDS = {
+        { "keep_ratio",     qap_kind::ratio,  offsetof(qap_params, keep_ratio),     false },
+        { "n_keep",         qap_kind::count,  offsetof(qap_params, n_keep),         true  },
+        { "alpha",          qap_kind::unit,   offsetof(qap_params, alpha),          false },
+        { "error",          qap_kind::choice, offsetof(qap_params, error),          false },
+        { "group_size",     qap_kind::count,  offsetof(qap_params, group_size),     false },
+        { "outlier",        qap_kind::choice, offsetof(qap_params, outlier),        false },
+        { "outlier_weight", qap_kind::unit,   offsetof(qap_params, outlier_weight), false },
+        { "semantic",       qap_kind::choice, offsetof(qap_params, semantic),       false },
+        { "select",         qap_kind::choice, offsetof(qap_params, select),         false },
+        { "positions",      qap_kind::choice, offsetof(qap_params, positions),      false },
+        { "merge",          qap_kind::choice, offsetof(qap_params, merge),          false },
+        { "encoder_keep",   qap_kind::ratio,  offsetof(qap_params, encoder_keep),   false },
+        { "encoder_layer",  qap_kind::count,  offsetof(qap_params, encoder_layer),  true  },
+        { "seed",           qap_kind::seed,   offsetof(qap_params, seed),           false },
+    };
+    return FIELDS;
+}
+
+const char * qap_expected(qap_kind kind) {
+    switch (kind) {
+        case qap_kind::count: return "a whole number from 1";
+        case qap_kind::ratio: return "a number in (0, 1]";
+        case qap_kind::unit: return "a number in [0, 1]";
+        case qap_kind::seed: return "a whole number from 0";
+        case qap_kind::choice: break;
+    }
+    return "one of its names (docs/method.md)";
+}
+
+bool qap_in_range(const qap_field & field, const qap_params & params) {
+    switch (field.kind) {
+        case qap_kind::count: return qap_value<int32_t>(field, params) >= (field.zero_is_unset ? 0 : 1);
+        case qap_kind::ratio: // false for NaN, as below
+            return qap_value<double>(field, params) > 0.0 && qap_value<double>(field, params) <= 1.0;
+        case qap_kind::unit: return qap_value<float>(field, params) >= 0.0f && qap_value<float>(field, params) <= 1.0f;
+        case qap_kind::choice: return qap_name_from_id(field.name, qap_value<int32_t>(field, params)) != nullptr;
+        case qap_kind::seed: break;
+    }
+    return true;
+}
 
 struct qap_params qap_params_default(void) {
     qap_params params     = {};
@@ -149,222 +141,30 @@ struct qap_params qap_params_default(void) {
     return params;
 }
 
-static bool in_unit(float value) {
-    return value >= 0.0f && value <= 1.0f; // false for NaN
+// What stands in the field, for a line of error.
+static double number_of(const qap_field & field, const qap_params & params) {
+    switch (field.kind) {
+        case qap_kind::ratio: return qap_value<double>(field, params);
+        case qap_kind::unit: return (double) qap_value<float>(field, params);
+        default: return (double) qap_value<int32_t>(field, params);
+    }
 }
 
 int qap_params_check(const struct qap_params * params) {
     if (params == nullptr) {
         return qap_fail("expected parameters, got NULL");
     }
-    const qap_params & p = *params;
-    if (p.n_keep < 0) {
-        return qap_fail("n_keep: expected a number from 1, got %d", (int) p.n_keep);
-    }
-    if (p.n_keep == 0 && !(p.keep_ratio > 0.0 && p.keep_ratio <= 1.0)) {
-        return qap_fail("keep_ratio: expected a number in (0, 1], got %g", p.keep_ratio);
-    }
-    if (!p.alpha_dynamic && !in_unit(p.alpha)) {
-        return qap_fail("alpha: expected a number in [0, 1], got %g", (double) p.alpha);
-    }
-    if (!in_unit(p.outlier_weight)) {
-        return qap_fail("outlier_weight: expected a number in [0, 1], got %g", (double) p.outlier_weight);
-    }
-    if (p.group_size < 1) {
-        return qap_fail("group_size: expected a number from 1, got %d", (int) p.group_size);
-    }
-    if (!(p.encoder_keep > 0.0 && p.encoder_keep <= 1.0)) {
-        return qap_fail("encoder_keep: expected a number in (0, 1], got %g", p.encoder_keep);
-    }
-    if (p.encoder_layer < 0) {
-        return qap_fail("encoder_layer: expected a number from 1, or 0 for a quarter, got %d", (int) p.encoder_layer);
-    }
-    const struct {
-        const char * kind;
-        int32_t      id;
-    } choices[] = {
-        { "error",     p.error     },
-        { "outlier",   p.outlier   },
-        { "semantic",  p.semantic  },
-        { "select",    p.select    },
-        { "positions", p.positions },
-        { "merge",     p.merge     },
-    };
-    for (const auto & choice : choices) {
-        if (qap_name_from_id(choice.kind, choice.id) == nullptr) {
-            return qap_fail("%s: unknown id %d", choice.kind, (int) choice.id);
+    for (const qap_field & field : qap_fields()) {
+        const bool replaced = (std::strcmp(field.name, "keep_ratio") == 0 && params->n_keep > 0) ||
+                              (std::strcmp(field.name, "alpha") == 0 && params->alpha_dynamic);
+        if (replaced || qap_in_range(field, *params)) {
+            continue;
         }
+        const double got = number_of(field, *params);
+        return field.kind == qap_kind::choice
+                   ? qap_fail("%s: unknown id %d", field.name, (int) got)
+                   : qap_fail("%s: expected %s, got %g", field.name, qap_expected(field.kind), got);
     }
     qap_clear_error();
     return 0;
-}
-
-// --- which parameters apply ---
-
-static std::mutex                                          g_mutex;
-static std::optional<qap_params>                           g_default;
-static thread_local std::vector<std::optional<qap_params>> t_overrides;
-
-int qap_default_set(const struct qap_params * params) {
-    if (params != nullptr && qap_params_check(params) != 0) {
-        return -1;
-    }
-    const std::lock_guard<std::mutex> lock(g_mutex);
-    g_default = params != nullptr ? std::optional<qap_params>(*params) : std::nullopt;
-    return 0;
-}
-
-bool qap_default_get(struct qap_params * params) {
-    const std::lock_guard<std::mutex> lock(g_mutex);
-    if (g_default && params != nullptr) {
-        *params = *g_default;
-    }
-    return g_default.has_value();
-}
-
-int qap_override_push(const struct qap_params * params) {
-    if (params != nullptr && qap_params_check(params) != 0) {
-        return -1;
-    }
-    t_overrides.push_back(params != nullptr ? std::optional<qap_params>(*params) : std::nullopt);
-    return 0;
-}
-
-void qap_override_pop(void) {
-    if (!t_overrides.empty()) {
-        t_overrides.pop_back();
-    }
-}
-
-bool qap_params_active(const qap_params * file, qap_params & out) {
-    if (qap_disabled()) {
-        return false;
-    }
-    if (!t_overrides.empty()) {
-        if (t_overrides.back()) {
-            out = *t_overrides.back();
-        }
-        return t_overrides.back().has_value();
-    }
-    if (qap_default_get(&out)) {
-        return true;
-    }
-    const int from_env = qap_params_from_env(&out);
-    if (from_env != 0) {
-        if (from_env < 0) {
-            throw std::runtime_error(std::string("qap: ") + qap_last_error());
-        }
-        return true;
-    }
-    if (file != nullptr) {
-        out = *file;
-        return true;
-    }
-    return false;
-}
-
-// --- GGUF keys ---
-
-namespace {
-
-// Reads one key at a time and refuses what has another type than the key's.
-struct key_reader {
-    const gguf_context * gguf;
-    const std::string &  file;
-
-    [[noreturn]] void refuse(const std::string & key, const std::string & why) const {
-        throw std::runtime_error(
-            "qap: " + file + ": key " + key + ": " + why + "; write it again with qap-gguf convert");
-    }
-
-    int64_t find(const std::string & key, gguf_type type) const {
-        const int64_t id = gguf_find_key(gguf, key.c_str());
-        if (id >= 0 && gguf_get_kv_type(gguf, id) != type) {
-            refuse(
-                key, std::string("expected type ") + gguf_type_name(type) + ", got " +
-                         gguf_type_name(gguf_get_kv_type(gguf, id)));
-        }
-        return id;
-    }
-
-    void f32(const char * key, float & out) const {
-        const int64_t id = find(key, GGUF_TYPE_FLOAT32);
-        if (id >= 0) {
-            out = gguf_get_val_f32(gguf, id);
-        }
-    }
-
-    // 0.1 is stored as the float 0.100000001490116: the shortest decimal that rounds to it is the ratio that was meant
-    void ratio(const char * key, double & out) const {
-        const int64_t id = find(key, GGUF_TYPE_FLOAT32);
-        if (id >= 0) {
-            const float stored = gguf_get_val_f32(gguf, id);
-            out                = stored;
-            for (int digits = 9; digits > 0; digits--) {
-                char text[32];
-                std::snprintf(text, sizeof(text), "%.*g", digits, (double) stored);
-                const double shorter = std::strtod(text, nullptr);
-                if ((float) shorter != stored) {
-                    break;
-                }
-                out = shorter;
-            }
-        }
-    }
-
-    void u32(const char * key, int32_t & out) const {
-        const int64_t id = find(key, GGUF_TYPE_UINT32);
-        if (id >= 0) {
-            const uint32_t value = gguf_get_val_u32(gguf, id);
-            if (value < 1 || value > INT32_MAX) {
-                refuse(key, "expected a number from 1, got " + std::to_string(value));
-            }
-            out = (int32_t) value;
-        }
-    }
-
-    void name(const char * key, const char * kind, int32_t & out) const {
-        const int64_t id = find(key, GGUF_TYPE_STRING);
-        if (id >= 0) {
-            out = qap_id_from_name(kind, gguf_get_val_str(gguf, id));
-            if (out < 0) {
-                refuse(key, std::string("unknown value '") + gguf_get_val_str(gguf, id) + "'");
-            }
-        }
-    }
-};
-
-} // namespace
-
-std::unique_ptr<qap_params> qap_params_from_gguf(const gguf_context * gguf, const std::string & file) {
-    const key_reader keys    = { gguf, file };
-    const int64_t    version = keys.find("qap.version", GGUF_TYPE_UINT32);
-    if (version < 0) {
-        return nullptr;
-    }
-    if (gguf_get_val_u32(gguf, version) != QAP_VERSION) {
-        keys.refuse(
-            "qap.version",
-            "expected " + std::to_string(QAP_VERSION) + ", got " + std::to_string(gguf_get_val_u32(gguf, version)));
-    }
-    auto params = std::make_unique<qap_params>(qap_params_default());
-    keys.ratio("qap.keep_ratio", params->keep_ratio);
-    keys.u32("qap.n_keep", params->n_keep);
-    keys.f32("qap.alpha", params->alpha);
-    keys.name("qap.error", "error", params->error);
-    keys.u32("qap.group_size", params->group_size);
-    keys.name("qap.outlier", "outlier", params->outlier);
-    keys.f32("qap.outlier_weight", params->outlier_weight);
-    keys.name("qap.semantic", "semantic", params->semantic);
-    keys.name("qap.select", "select", params->select);
-    keys.name("qap.positions", "positions", params->positions);
-    keys.name("qap.merge", "merge", params->merge);
-    keys.ratio("qap.encoder_keep", params->encoder_keep);
-    keys.u32("qap.encoder_layer", params->encoder_layer);
-    const int64_t dynamic = keys.find("qap.alpha_dynamic", GGUF_TYPE_BOOL);
-    params->alpha_dynamic = dynamic >= 0 && gguf_get_val_bool(gguf, dynamic);
-    if (qap_params_check(params.get()) != 0) {
-        throw std::runtime_error("qap: " + file + ": " + qap_last_error());
-    }
-    return params;
 }

@@ -3,10 +3,42 @@
 
 #include "qap.h"
 
+#include <cstddef>
 #include <memory>
 #include <string>
+#include <vector>
 
 struct gguf_context;
+
+// What a parameter is: its C type, its range and the words for it follow from this.
+enum class qap_kind {
+    count,  // int32_t from 1
+    ratio,  // double in (0, 1]
+    unit,   // float in [0, 1]
+    choice, // int32_t, an id that has a name of the field's own kind
+    seed,   // uint64_t
+};
+
+struct qap_field {
+    const char * name; // as in qap.h, the GGUF keys and the environment
+    qap_kind     kind;
+    size_t       offset;        // of the value in qap_params
+    bool         zero_is_unset; // a count that may be left open
+};
+
+// Every parameter that a word or a key can change, keep_ratio first.
+const std::vector<qap_field> & qap_fields();
+
+template <typename T> T & qap_value(const qap_field & field, qap_params & params) {
+    return *reinterpret_cast<T *>(reinterpret_cast<char *>(&params) + field.offset);
+}
+
+template <typename T> const T & qap_value(const qap_field & field, const qap_params & params) {
+    return *reinterpret_cast<const T *>(reinterpret_cast<const char *>(&params) + field.offset);
+}
+
+bool         qap_in_range(const qap_field & field, const qap_params & params);
+const char * qap_expected(qap_kind kind); // "a number in [0, 1]"
 
 // The parameters that apply to the calling thread now; file holds those of the mmproj or is null.
 // Returns false for dense.

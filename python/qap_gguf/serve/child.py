@@ -47,7 +47,7 @@ def find_program(name: str = "llama-server") -> Path:
 
 
 def prune_environment(config: PruneConfig) -> dict[str, str]:
-    """The variables that make llama-server prune so: one for each field (native/src/settings.cpp), empty for none.
+    """The variables that make llama-server prune so: one for each field (native/src/param-words.cpp), empty for none.
 
     Example:
         >>> found = prune_environment(PruneConfig(n_keep=18))
