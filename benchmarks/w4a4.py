@@ -105,10 +105,10 @@ class TorchModel:
             round_layers(self.body.layers, bool(activations))
 
     def prompt(self, question: str) -> tuple[list[int], list[int]]:
-        """Tokens before and behind the image: the form that the checkpoint was trained on."""
+        """Tokens before and after the image: the form that the checkpoint was trained on."""
         parts = "<|im_start|>user\n", f"\n{question}<|im_end|>\n<|im_start|>assistant\n"
-        before, behind = (list(self.tokenizer(part, add_special_tokens=False).input_ids) for part in parts)
-        return before, behind
+        before, after = (list(self.tokenizer(part, add_special_tokens=False).input_ids) for part in parts)
+        return before, after
 
     def answer(self, question: str, images: Sequence[np.ndarray[Any, Any]]) -> list[str]:
         """Greedy answers to one question about images of the same number of tokens, each (k, n_embd)."""
@@ -116,8 +116,8 @@ class TorchModel:
             return self._answer(question, images)
 
     def _answer(self, question: str, images: Sequence[np.ndarray[Any, Any]]) -> list[str]:
-        before, behind = (self.embed(torch.tensor(part)) for part in self.prompt(question))
-        rows = [torch.cat([before, torch.from_numpy(image.copy()), behind]) for image in images]
+        before, after = (self.embed(torch.tensor(part)) for part in self.prompt(question))
+        rows = [torch.cat([before, torch.from_numpy(image.copy()), after]) for image in images]
         cache = {self._cache: self._new_cache(config=self.body.config), "use_cache": True}
         out = self.body(inputs_embeds=torch.stack(rows), **cache)
         said: list[list[int]] = [[] for _ in images]

@@ -154,7 +154,7 @@ QAP_API int qap_params_from_env(struct qap_params * params);
 /* name <-> id; -1 or NULL for an unknown one. kind: "error", "outlier", "semantic", "select", "positions", "merge" */
 QAP_API int32_t      qap_id_from_name(const char * kind, const char * name);
 QAP_API const char * qap_name_from_id(const char * kind, int32_t id);
-QAP_API const char * qap_name_at(const char * kind, int32_t place); /* from place 0 on, NULL behind the last */
+QAP_API const char * qap_name_at(const char * kind, int32_t place); /* from place 0 on, NULL after the last */
 
 /* What tokenization uses: the innermost override of the calling thread, else the process default, else the
  * environment (qap_params_from_env), else the qap.* keys of the mmproj file, else nothing (dense). NULL clears the

@@ -114,7 +114,7 @@ void qap_hook_remember(clip_ctx * ctx, const clip_image_f32_batch & imgs, const 
 // forbid GPUs, the one of qap_device_set() is taken.
 void qap_hook_device(bool & use_gpu, ggml_backend_device *& device);
 
-// mtmd.cpp, mtmd_context's constructor, behind it. QAP_MAX_IMAGE_TOKENS where the program sets no limit; throws for no number.
+// mtmd.cpp, mtmd_context's constructor, at its end. QAP_MAX_IMAGE_TOKENS where the program sets no limit; throws for no number.
 void qap_hook_limits(clip_context_params & params);
 
 // mtmd-helper.cpp, mtmd_helper_decode_image_chunk(), before rows are split into batches: rows of a batch, -1 with an error
@@ -151,7 +151,7 @@ const clip_model & qap_clip_model(const clip_ctx * ctx);
 std::unique_ptr<mtmd_image_preprocessor> qap_hook_tiles(const clip_ctx * ctx, bool mrope);
 // mtmd.cpp, mtmd_context::init_vision(): what cuts InternVL's pictures into tiles, 008-internvl-tiles.patch
 std::unique_ptr<mtmd_image_preprocessor> qap_hook_internvl(const clip_ctx * ctx);
-// clip.cpp, clip_n_output_tokens(), for a stack of tiles behind LLaVA's projector
+// clip.cpp, clip_n_output_tokens(), for a stack of tiles after LLaVA's projector
 int qap_hook_packed_rows(const clip_hparams & hparams, const clip_image_f32 & image);
 // clip.cpp, clip_encode(), at its start. Encodes a stack of tiles; false where it is none.
 bool qap_hook_packs(const clip_ctx * ctx, const clip_image_f32_batch & imgs);
@@ -168,7 +168,7 @@ bool qap_hook_index(const llama_model * model);
 // are left, of its own row
 size_t qap_hook_source_index(const qap_plan * plan, bool mrope, size_t i);
 
-// mtmd.cpp, mtmd_image_tokens_get_n_pos(), for an image that counts like text: by how much the text behind it is moved on
+// mtmd.cpp, mtmd_image_tokens_get_n_pos(), for an image that counts like text: by how much the text after it is moved on
 int32_t qap_hook_n_pos(const qap_plan & plan);
 
 // mtmd.cpp, mtmd_input_chunk::serialize() and deserialize(), at their ends. A dense chunk's bytes are upstream's.

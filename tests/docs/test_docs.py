@@ -26,7 +26,7 @@ import qap_gguf as qap
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"(?:^<!-- not run: ([^\n]+?) -->\n\s*)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-#: Why a block may not run; anything else is to be mended.
+#: Why a block may not run; anything else is to be fixed.
 _REASONS = re.compile(r"\b(hub|network|GPU|minutes|hours?|torch|checkpoint)\b")
 #: Runs the pieces of a document one after another, Python in one namespace; a server stays until the end.
 DRIVER = """
@@ -141,7 +141,7 @@ def test_what_is_not_run_says_why() -> None:
 
 
 def test_the_reader_of_markdown(tmp_path: Path) -> None:
-    """A block that is marked is known as such, one behind it is not; continued lines are one command."""
+    """A block that is marked is known as such, one after it is not; continued lines are one command."""
     path = tmp_path / "a.md"
     path.write_text(
         "<!-- not run: needs a GPU -->\n\n```sh\nqap-gguf a\n```\n\ntext\n\n"

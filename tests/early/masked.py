@@ -32,7 +32,7 @@ class Tower:
         grid: (rows, columns) of patches.
         merge: patches of a token, per side.
         cls: position of the class token, or None.
-        consecutive: the patches of a token stand one behind another (Qwen), not in lines of the picture.
+        consecutive: the patches of a token stand one after another (Qwen), not in lines of the picture.
     """
 
     module: Any

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.parity
 Array = npt.NDArray[Any]
 LIMIT = 1e-5
 LLAVA = {"llava-clip": False, "llava-siglip": True}
-#: patches of a token per side, the class token's position, whether a token's patches stand one behind another
+#: patches of a token per side, the class token's position, whether a token's patches stand one after another
 SHAPES: dict[str, tuple[int, int | None, bool]] = {
     "smolvlm": (2, None, False), "internvl": (2, 0, False), "gemma-3": (2, None, False), "lfm2-vl": (2, None, False),
     "pixtral": (1, None, False), "mistral-3": (2, None, False), "llama-4": (2, -1, False),

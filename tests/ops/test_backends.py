@@ -118,7 +118,7 @@ def family_nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Nod
 
 
 def kind_of(node: Node) -> str:
-    """A node without its sizes: the layers behind an early drop have the operations of those before it, on less."""
+    """A node without its sizes: the layers after an early drop have the operations of those before it, on less."""
     tensors = [{k: v for k, v in t.items() if k not in ("shape", "strides")} for t in (*node["src"], node["dst"])]
     return f"{node['name']} {tensors}"
 

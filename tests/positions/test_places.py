@@ -53,7 +53,7 @@ class Case:
         return np.ascontiguousarray(self.rows[self.piece.rows_of(indices)]), indices
 
     def ours(self, parts: list[Part], positions: str, n_batch: int = 512, *, plain: bool = False) -> Array:
-        """Logits behind the prompt."""
+        """Logits after the prompt."""
         vlm = self.plain if plain else self.vlm
         language, size = vlm._language, (self.pixels.shape[1], self.pixels.shape[0])
         language.reset()

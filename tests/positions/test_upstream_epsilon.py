@@ -1,6 +1,6 @@
 """libllama's qwen2vl does not read the epsilon of its norms (docs/upstream.md), which is why nothing is relabelled so.
 
-When this fails, upstream has mended it: docs/upstream.md and convert/relabel/rules.py say so then.
+When this fails, upstream has fixed it: docs/upstream.md and convert/relabel/rules.py say so then.
 """
 
 from __future__ import annotations

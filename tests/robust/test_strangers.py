@@ -61,7 +61,7 @@ def with_keys(file: Gguf, keys: dict[str, tuple[int, bytes]], arch: str | None =
 
 
 def aligned(file: Gguf, alignment: int) -> bytes:
-    """The file with data laid out for that alignment, behind an odd number of bytes."""
+    """The file with data laid out for that alignment, after an odd number of bytes."""
     keys = [*file.keys, Key(b"general.alignment", *u32(alignment), 0), Key(b"general.odd", *text("o"), 0)]
     head = [b"GGUF", struct.pack("<IQQ", 3, len(file.tensors), len(keys))]
     for key in keys:

@@ -37,7 +37,7 @@ TALKS: dict[str, list[dict[str, Any]]] = {
     "a text": ask(question="What is it?")["messages"],
     "a picture": ask(URI, question="What is it?")["messages"],
     "two pictures": ask(URI, URI, question="Which?")["messages"],
-    "a picture behind": [
+    "a picture after": [
         {"role": "user", "content": [{"type": "text", "text": "Look:"}, {"type": "image_url", "image_url": URI}]}
     ],
     "between": [

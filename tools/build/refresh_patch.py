@@ -6,7 +6,7 @@
     python tools/build/refresh_patch.py write WORK     # regenerate native/upstream/*.patch from the commits
 
 A commit's subject is the patch's file name and its body the header text above the diff. After the pin moved, `edit`
-stops at the first patch that does not apply and leaves *.rej files: mend, delete them, commit as the message says,
+stops at the first patch that does not apply and leaves *.rej files: fix, delete them, commit as the message says,
 and run `edit WORK` again for the rest. Patches hold no index lines, so blob hashes make no noise in reviews.
 Standard library and git only.
 """
@@ -95,7 +95,7 @@ def edit(work: Path, source: Path, patches: list[Patch]) -> None:
             git(work, *words[:1], "--reject", *words[1:], check=False)
             message = work / ".git" / "QAP_MESSAGE"
             message.write_text(f"{patch.name}\n\n{patch.header.strip()}\n", encoding="utf-8")
-            cure = f"mend *.rej in {work}, delete them, git add -A, git commit -F .git/QAP_MESSAGE, then edit again"
+            cure = f"fix *.rej in {work}, delete them, git add -A, git commit -F .git/QAP_MESSAGE, then edit again"
             raise UpstreamError(f"{patch.name} to apply to the pin", "rejected hunks", cure) from err
         commit(work, patch.name, patch.header)
     note(f"{len(patches)} patch(es) as commits in {work}; amend them, then: refresh_patch.py write {work}")

@@ -104,9 +104,9 @@ class Learner(nn.Module):  # type: ignore[misc]
         mask = torch.zeros(batch["sees"].shape, dtype=inputs.dtype, device=inputs.device)
         mask = mask.masked_fill(~batch["sees"], torch.finfo(inputs.dtype).min)[:, None]
         out = model.language_model(inputs_embeds=inputs, attention_mask=mask, position_ids=batch["positions"])
-        behind = out.last_hidden_state[:, before.shape[1] + kept.shape[1] :]
+        after = out.last_hidden_state[:, before.shape[1] + kept.shape[1] :]
         wanted = batch["labels"] != IGNORED  # logits of the answers only: the vocabulary is most of the work
-        logits, labels = self.llava.lm_head(behind[wanted]).float(), batch["labels"][wanted]
+        logits, labels = self.llava.lm_head(after[wanted]).float(), batch["labels"][wanted]
         loss = nn.functional.cross_entropy(logits, labels)
         wrong = torch.zeros_like(batch["labels"])
         wrong[wanted] = (logits.argmax(-1) != labels).long()

@@ -30,7 +30,7 @@ struct qap_packing {
     std::vector<int32_t> special() const; // the rows of image_newline, ascending
 };
 
-// Is this image (one entry of a batch) a stack of tiles behind LLaVA's projector (enum projector_type)?
+// Is this image (one entry of a batch) a stack of tiles after LLaVA's projector (enum projector_type)?
 bool qap_packs(int projector, const clip_image_f32 & image);
 
 qap_packing qap_packing_of(const clip_hparams & hparams, const clip_image_f32 & image);

@@ -238,7 +238,7 @@ class LanguageModel:
     def tokens(
         self, *, temperature: float, top_k: int, top_p: float, min_p: float, seed: int | None
     ) -> Generator[int, None, None]:
-        """Tokens behind the prompt in the KV cache, the one that ends the answer among them.
+        """Tokens after the prompt in the KV cache, the one that ends the answer among them.
 
         Each is drawn within :meth:`step`. `seed` None is the Llama's own.
         """
