@@ -36,7 +36,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find native python tools/build/
 NATIVE  := $(shell find native \( -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.inc' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help check venv install extras programs demo test bench lint sanitize format clean
+.PHONY: help check venv install extras programs demo test bench lint sanitize fuzz format clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -139,6 +139,9 @@ lint: $(S)-dev $(S)-strict ## ruff, mypy, clang-format, warnings as errors, hous
 # Its own build folders; needs the installed ggml, not our package.
 sanitize: $(S)-needs ## our C++ under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	$(PY) tools/build/sanitize.py
+
+fuzz: $(S)-install ## ten minutes of coverage-guided fuzzing; needs clang, and atheris for the guards in Python
+	$(PY) tools/fuzz/coverage_guided.py --seconds 600
 
 format: $(S)-dev ## rewrite our Python and C++ in the house style
 	$(BIN)/ruff check --fix .
