@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import coverage_guided
 import pytest
 
+import coverage_guided
 from qap_gguf import _core
 
 

@@ -23,7 +23,7 @@ _MAX_WORK: Final = 300_000  # elements that are looked at, again where what they
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 _SPACES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
 _NAME = re.compile(r"[A-Za-z0-9-]+")
-_DEFINED = re.compile(r"[A-Za-z0-9-]+(?:[ \t]|#[^\r\n]*)*::=")
+_DEFINED = re.compile(r"[A-Za-z0-9-]+[ \t]*::=")  # a comment goes on to the end of its line: no "::=" after one
 _LITERAL = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _TOKEN = re.compile(r"\[(?:[^\]\\]|\\.)*\]|\.|!?<[^>\r\n]*>", re.DOTALL)
 _REPEAT = re.compile(r"[*+?]|\{[ \t]*(\d{1,9})[ \t]*(,?)[ \t]*(\d{1,9})?[ \t]*\}")

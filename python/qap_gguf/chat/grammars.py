@@ -21,7 +21,8 @@ from qap_gguf.language.vocabulary import Vocabulary
 
 _MAX_CHARACTERS = 1 << 18
 _MAX_DEPTH = 200
-_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|#[^\n]*', re.DOTALL)
+# One that is not closed goes on to the end: else each bracket of a row of them would look for an end of its own.
+_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*\]?|#[^\n]*', re.DOTALL)
 
 
 def check_grammar(llama: llama_cpp.Llama | Vocabulary, grammar: Any) -> None:

@@ -16,7 +16,7 @@ from qap_gguf.errors import ModelFileError
 from qap_gguf.generation.messages import ImagePart, Turn
 
 _WORD = re.compile(r"[A-Za-z0-9]{3,}")
-_REASONING = re.compile(r"<(think|thinking|seed:think)>.*?</\1>|^.*?</think>", re.DOTALL)
+_REASONING = re.compile(r"<(think|thinking|seed:think)>")
 
 
 def _squeezed(text: str) -> str:
@@ -70,6 +70,32 @@ def _argument_words(arguments: str) -> set[str]:
     return {word for text in texts for word in _WORD.findall(text)}
 
 
+def _without_reasoning(text: str) -> str:
+    """An earlier answer without what templates leave out; each closing tag is looked for once, whatever the text.
+
+    Example:
+        >>> _without_reasoning("<think>two</think>4 <think>")
+        '4 <think>'
+        >>> _without_reasoning("two and two</think>4")
+        '4'
+    """
+    kept, at, never_closed = [], 0, set[str]()
+    first = _REASONING.match(text)
+    if first is None or f"</{first[1]}>" not in text:
+        at = text.find("</think>") + len("</think>") if "</think>" in text else 0
+    while opening := _REASONING.search(text, at):
+        tag = opening[1]
+        end = -1 if tag in never_closed else text.find(f"</{tag}>", opening.end())
+        if end < 0:
+            never_closed.add(tag)
+            kept.append(text[at : opening.end()])
+            at = opening.end()
+        else:
+            kept.append(text[at : opening.start()])
+            at = end + len(tag) + 3
+    return "".join([*kept, text[at:]])
+
+
 def check_complete(prompt: str, turns: Sequence[Turn]) -> None:
     """Every text, call and image of every turn stands in the prompt.
 
@@ -98,7 +124,7 @@ use a role that it knows, or choose another chat_format
     for turn in turns:
         texts = [part for part in turn.parts or () if isinstance(part, str)]
         if turn.role == "assistant":
-            texts = [_REASONING.sub("", text) for text in texts]
+            texts = [_without_reasoning(text) for text in texts]
         for call in turn.tool_calls:
             texts += [call["function"]["name"], *_argument_words(call["function"]["arguments"])]
         lost = next((text for text in texts if text.strip() and not rendered.has(text)), None)

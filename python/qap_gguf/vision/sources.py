@@ -33,7 +33,7 @@ ChatImage: TypeAlias = "ImageSource | ImageEmbedding"
 WEB_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "AVIF")
 
 #: Base64 (or its form for URLs) as it comes without a head; a path has a point or a space in it, or is shorter.
-_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}={0,2}")
 
 _KINDS = (bytes, bytearray, os.PathLike, Image.Image, np.ndarray, ImageEmbedding)
 
@@ -130,7 +130,7 @@ class SourceRules:
             if parts.netloc not in ("", "localhost"):
                 raise ImageError(f"image: expected a file of this machine, got {text[:80]!r}; give its path")
             return self._from_file(Path(urllib.parse.unquote(parts.path)))
-        if _BASE64.fullmatch(text) and not (self.allow_files and _is_file(text)):
+        if _BASE64.fullmatch(text.rstrip()) and not (self.allow_files and _is_file(text)):
             raise ImageError(
                 "image: expected a data URI, got base64 without its head; put data:image/png;base64, before it"
             )
