@@ -62,7 +62,7 @@ static py::dict gguf_arrays(const std::string & path, const std::string & prefix
         } else {
             continue;
         }
-        arrays[py::str(key)] = items;
+        arrays[text_of(key)] = items;
     }
     return arrays;
 }
@@ -72,7 +72,7 @@ static py::tuple gguf_info(const std::string & path) {
     const gguf_context_ptr gguf = open_header(path);
     py::dict               metadata;
     for (int64_t i = 0; i < gguf_get_n_kv(gguf.get()); i++) {
-        metadata[py::str(gguf_get_key(gguf.get(), i))] = value_of(gguf.get(), i);
+        metadata[text_of(gguf_get_key(gguf.get(), i))] = value_of(gguf.get(), i);
     }
     py::list tensors;
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); i++) {

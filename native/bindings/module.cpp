@@ -6,6 +6,33 @@
 #include "llama.h"
 #include "quiet.h"
 
+#include <cstring>
+#include <stdexcept>
+#include <typeinfo>
+
+// An error's words may have been read from a damaged file: what is no UTF-8 of them becomes U+FFFD. Without this, Python
+// would raise a UnicodeDecodeError in place of the error.
+static void raise_readable(PyObject * type, const char * what) {
+    const py::object text =
+        py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(what, (Py_ssize_t) std::strlen(what), "replace"));
+    PyErr_SetObject(type, text.ptr());
+}
+
+static void translate(std::exception_ptr error) {
+    try {
+        std::rethrow_exception(error);
+    } catch (const py::value_error & err) {
+        raise_readable(PyExc_ValueError, err.what());
+    } catch (const std::invalid_argument & err) {
+        raise_readable(PyExc_ValueError, err.what());
+    } catch (const std::runtime_error & err) {
+        if (typeid(err) != typeid(std::runtime_error)) {
+            throw; // pybind11 knows its own errors
+        }
+        raise_readable(PyExc_RuntimeError, err.what());
+    }
+}
+
 // Devices that ggml can use in this process; the keys are the fields of python/qap_gguf/runtime/devices.py.
 static py::list list_devices() {
     using namespace pybind11::literals;
@@ -32,6 +59,7 @@ static py::list list_devices() {
 }
 
 PYBIND11_MODULE(_core, m) {
+    py::register_local_exception_translator(&translate);
     m.doc() = "Native part of qap_gguf. Use the functions of the package qap_gguf, which check their arguments.";
     m.attr("__version__")      = QAP_PACKAGE_VERSION;
     m.attr("upstream_version") = qap_upstream_version();

@@ -19,6 +19,7 @@ import qap_gguf as qap
 import strangers
 from dropin.children import outcome
 from gguf_mutations import STRING, Gguf, Key, Tensor, write
+from qap_gguf import _core
 from qap_gguf.errors import ConfigError, ModelFileError
 from qap_gguf.files import trial
 from qap_gguf.files.gguf import check_language, check_mmproj
@@ -318,3 +319,26 @@ def test_every_architecture_in_a_contradictory_file(tmp_path: Path, model: Gguf,
             path.unlink()
     assert len(found) == len(architectures)
     assert all("\n" not in (reason or "") for reason in found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("mmproj", b"clip.projector_type"), ("model", b"general.architecture"), ("model", b"\xff\xfe")]
+)
+def test_words_that_are_no_utf8(
+    tmp_path: Path, model: Gguf, packaged: qap.PackagedModel, kind: str, key: bytes
+) -> None:
+    """Names and keys of a file come back in errors: readable, and as the error that they belong to."""
+    file = model if kind == "model" else Gguf(tiny_mmproj("idefics3"))
+    value = struct.pack("<Q", 4) + b"a\xff\xc3b"
+    keys = [Key(k.name, STRING, value, 0) if k.name == key else k for k in file.keys]
+    keys += [] if any(k.name == key for k in keys) else [Key(key, STRING, value, 0)]
+    path = tmp_path / "file.gguf"
+    path.write_bytes(write(keys, file.tensors))
+    assert _core.gguf_info(str(path))[0][key.decode(errors="replace")] == "a\ufffd\ufffdb"
+    report = qap.check_files(path, packaged.mmproj if kind == "model" else packaged.model)
+    if key == b"\xff\xfe":
+        return  # a key that nobody asks for
+    inspect = _core.inspect_model if kind == "model" else lambda name: _core.inspect_mmproj(name, None)
+    with pytest.raises(RuntimeError, match="a\ufffd\ufffdb"):
+        inspect(str(path))
+    assert not report.ok
