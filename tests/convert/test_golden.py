@@ -58,7 +58,8 @@ def outputs(make_llava: Any, plain_llava: Path, texts: list[str]) -> dict[str, M
     def both(which: str, folder: Path | None = None, checkpoint: dict[str, Any] | None = None, **options: Any) -> Make:
         def make(out: Path) -> Path:
             source = folder or (make_llava(**checkpoint) if checkpoint else plain_llava)
-            return Path(getattr(convert(source, out, name="tiny", **({"quantize": "F16"} | options)), which))
+            made = convert(source, out, name="tiny", **({"quantize": "F16", "keep_positions": False} | options))
+            return Path(getattr(made, which))
 
         return make
 
@@ -85,13 +86,14 @@ def outputs(make_llava: Any, plain_llava: Path, texts: list[str]) -> dict[str, M
         "model-tied-BF16": both("model", checkpoint={"top": {"tie_word_embeddings": True}}, quantize="BF16"),
         "model-mistral": both("model", checkpoint={"language": "Mistral", "text": {"sliding_window": None}}),
         "model-qwen2": both("model", checkpoint={"language": "Qwen2", "text": {"head_dim": 16}}),
+        "model-relabelled": both("model", keep_positions=None),
     }
 
 
 NAMES = [
     "mmproj-clip-f32", "mmproj-clip-f16", "mmproj-clip-bf16", "mmproj-clip-q8_0", "mmproj-siglip", "mmproj-last-layer",
     "mmproj-defaults", "mmproj-text-tower", "mmproj-annotated", "model-llama-F16", "model-llama-Q8_0",
-    "model-llama-Q4_K_M", "model-tied-BF16", "model-mistral", "model-qwen2",
+    "model-llama-Q4_K_M", "model-tied-BF16", "model-mistral", "model-qwen2", "model-relabelled",
 ]  # fmt: skip
 
 
