@@ -68,6 +68,7 @@ def test_check_says_what_files_are(command: Command, plain_model: Path, tmp_path
     assert any("its issue 25814" in line and line.endswith("qap_gguf fixes this") for line in lines)
     assert lines[-2:] == [f"{own} with {files.model}: fits", "  positions: keep"]
     (warning,) = [line for line in lines if "relabelled" in line]
+    assert warning.startswith("  warning: stock llama.cpp: all image tokens of a picture get one position")
     assert warning.endswith("convert --keep-positions --undo gives the original. qap_gguf fixes this")
     lines = command("--check", own, plain_model)[1].splitlines()
     cure = f"relabel with qap-gguf convert --keep-positions {plain_model} OUT.gguf"

@@ -31,10 +31,10 @@ def test_disabled_means_that_a_default_changes_no_bit(plain_probe: Probe, stock_
     assert found == stock_embeddings
 
 
-def test_stock_gives_the_images_of_a_relabelled_model_the_places_of_a_grid(stock_embeddings: dict[str, Any]) -> None:
+def test_stock_gives_all_image_tokens_of_a_relabelled_model_one_position(stock_embeddings: dict[str, Any]) -> None:
     """And says nothing: why `convert` and `--check` do, and why stock is compared with the plain model here."""
     found, ours = run_probe("embed", package=False), run_probe("embed")
-    assert found["chunk"] == {"n_tokens": [144, 144], "n_pos": [12, 12], "positions": [7] * 144}
+    assert found["chunk"] == {"n_tokens": [144, 144], "n_pos": [144, 144], "positions": [7] * 144}
     assert ours["chunk"] == stock_embeddings["chunk"] == {
         "n_tokens": [144, 144], "n_pos": [144, 144], "positions": [*range(7, 151)],
     }  # fmt: skip

@@ -182,7 +182,7 @@ def test_a_copy_is_made_once_and_replaced_with_its_original(cache: Path, tmp_pat
 
 
 def test_the_vision_model_makes_its_copy(cache: Path, plain_model: Path) -> None:
-    with qap.VisionModel(FILES.mmproj, positions="keep", n_threads=1) as vlm:
+    with qap.VisionModel(positions="keep", n_threads=1) as vlm:
         assert vlm.language_model.model_path == str(FILES.model)  # can keep them as it is
     assert not cache.exists()
     with qap.VisionModel(FILES.mmproj, plain_model, positions="keep", n_threads=1) as vlm:
@@ -230,7 +230,7 @@ def test_the_command_relabels_undoes_and_checks(
     assert "  positions: keep\n" in said
     cure = f"relabel with qap-gguf convert --keep-positions {plain_model} OUT.gguf"
     assert f"  positions: compact only; {cure}\n" in said
-    assert said.count("warning: stock llama.cpp: the image tokens of a relabelled language model") == 1
+    assert said.count("get one position with a relabelled language model") == 1
     assert convert("--undo", new, old)[0] == 2
     assert convert("--keep-positions", "--quantize", "Q8_0", new, old)[0] == 2
     status, _, why = convert("--keep-positions", FILES.mmproj, tmp_path / "x.gguf")

@@ -4,11 +4,11 @@
     python tools/fuzz/strangers.py --n 2000     # counts on stdout; exit 1 if a process was lost
     python tools/fuzz/strangers.py --only 17    # one file again, with what was said
 
-A file is the packaged language model, as a llama, with a short vocabulary, or a tiny mmproj, under the name of another architecture
-or projector, with a few keys that such models have, and one damage of gguf_mutations.py. It is judged as `check_files`
-and the commands do it: gate, trial, then, in a process of its own, the loading and a question about a picture. It ends
-by: gate (a rule of ours), trial (the child was ended; the parent says so in a line), words (llama.cpp's own error),
-ran, or lost (a signal in the process that the trial was to protect).
+A file is the packaged language model, as a llama and with a short vocabulary, or a tiny mmproj, under the name of
+another architecture or projector, with a few keys that such models have, and one damage of gguf_mutations.py. It is
+judged as `check_files` and the commands do it: gate, trial, then, in a process of its own, the loading and a question
+about a picture. It ends by: gate (a rule of ours), trial (the child was ended; the parent says so in a line), words
+(llama.cpp's own error), ran, or lost (a signal in the process that the trial was to protect).
 """
 
 from __future__ import annotations

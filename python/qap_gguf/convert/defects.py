@@ -85,8 +85,8 @@ def _layers_by_count(info: GgufInfo, projector: str) -> bool:
 
 #: what hits a relabelled language model: qap.origin.architecture is ours (native/src/positions.cpp)
 RELABELLED = Defect(
-    "the image tokens of a relabelled language model get the places of a grid, and answers are wrong without a word; "
-    "convert --keep-positions --undo gives the original",
+    "all image tokens of a picture get one position with a relabelled language model, and answers are wrong without a "
+    "word; convert --keep-positions --undo gives the original",
     patch="001-hooks.patch",
 )
 _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
