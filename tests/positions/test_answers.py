@@ -82,7 +82,7 @@ def test_reuse_changes_no_bit(vlm: qap.VisionModel, image: qap.ImageEmbedding) -
     list(vlm.generate([*parts, QUESTIONS[0]], prune=KEEP, max_tokens=4, stream=True))
     again = vlm.generate([*parts, QUESTIONS[1]], prune=KEEP, max_tokens=1, stream=True)
     reused, answer = vlm.last_logits(), "".join(again)
-    assert again.stats.n_reused >= 144
+    assert 36 <= again.stats.n_reused < again.stats.n_kv
     vlm.forget()
     fresh = vlm.generate([*parts, QUESTIONS[1]], prune=KEEP, max_tokens=1, stream=True)
     np.testing.assert_array_equal(vlm.last_logits(), reused)
