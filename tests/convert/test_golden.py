@@ -58,7 +58,8 @@ def outputs(make_llava: Any, plain_llava: Path, texts: list[str]) -> dict[str, M
     def both(which: str, folder: Path | None = None, checkpoint: dict[str, Any] | None = None, **options: Any) -> Make:
         def make(out: Path) -> Path:
             source = folder or (make_llava(**checkpoint) if checkpoint else plain_llava)
-            made = convert(source, out, name="tiny", **({"quantize": "F16", "keep_positions": False} | options))
+            settings: dict[str, Any] = {"quantize": "F16", "keep_positions": False} | options
+            made = convert(source, out, name="tiny", **settings)
             return Path(getattr(made, which))
 
         return make

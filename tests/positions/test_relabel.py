@@ -293,9 +293,9 @@ def test_conversions_by_llama_cpp_s_converter(family: str, tmp_path: Path) -> No
     from families.checkpoints import FAMILIES
 
     FAMILIES[family].make(tmp_path / "ckpt")
-    source, settings = tmp_path / "ckpt", {"quantize": "F16", "name": "model"}
-    plain = qap.convert(source, tmp_path / "plain", **settings, keep_positions=False).model
-    made = qap.convert(source, tmp_path / "keep", **settings)
+    source, options = tmp_path / "ckpt", dict[str, Any](quantize="F16", name="model")
+    plain = qap.convert(source, tmp_path / "plain", **options, keep_positions=False).model
+    made = qap.convert(source, tmp_path / "keep", **options)
     new = made.model
     if family == "qwen2-vl":  # its image tokens keep their places as it is
         assert "qap.origin.architecture" not in gguf.GGUFReader(new).fields
