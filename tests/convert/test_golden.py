@@ -20,6 +20,7 @@ import qap_gguf as qap
 from clip_text.clip_checkpoint import CASES as CLIPS
 from clip_text.clip_checkpoint import make_clip
 from qap_gguf.convert import convert
+from qap_gguf.convert.relabel.api import DIGEST
 
 GOLDEN = Path(__file__).with_name("golden")
 _SHORT = 8  # members of a list that are shown
@@ -33,7 +34,10 @@ def listing(path: Path) -> str:
         if name.startswith("GGUF."):
             continue
         kind = ", ".join(t.name for t in field.types)
-        lines.append(f"{name} [{kind}] = {_shown(field.contents())}")
+        value = field.contents()
+        if name == DIGEST:  # of the weights too
+            value = f"{len(value)} digits"
+        lines.append(f"{name} [{kind}] = {_shown(value)}")
     for tensor in reader.tensors:
         shape = ", ".join(str(int(n)) for n in reversed(tensor.shape))
         lines.append(f"{tensor.name} ({shape}) {tensor.tensor_type.name}")
