@@ -26,7 +26,7 @@ def no_log(_level: int, _text: bytes, _data: object) -> None:
 
 
 def main() -> int:
-    """Ask once with all tokens and once with K, and print how many the prompt had."""
+    """Ask once with all of the picture's tokens and once with K."""
     files = qap.packaged_model()
     parser = argparse.ArgumentParser(description="llama-cpp-python's own handler, with pruning.")
     parser.add_argument("--image", type=Path, default=files.sample)
@@ -56,7 +56,8 @@ def main() -> int:
         qap.set_default(cfg)
         completion: Any = llm.create_chat_completion([{"role": "user", "content": parts}], temperature=0, max_tokens=24)
         words = " ".join(completion["choices"][0]["message"]["content"].split())
-        print(f"{completion['usage']['prompt_tokens']} tokens in the prompt: {words}")
+        # completion["usage"] counts positions: it does not fall where kept tokens stay at their places
+        print(f"{'all' if cfg is None else cfg.n_keep} tokens of the picture: {words}")
     llm.close()
     return 0
 

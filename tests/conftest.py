@@ -1,4 +1,7 @@
-"""Checkpoints for the conversion tests: tiny random LLaVAs made with transformers, and the trained tiny-llava."""
+"""Checkpoints for the conversion tests: tiny random LLaVAs made with transformers, and the trained tiny-llava.
+
+`plain_model` is the packaged language model before it was relabelled.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +59,16 @@ def tiny_llava() -> Path:
     if not (path / "config.json").is_file():
         pytest.skip(f"no tiny-llava checkpoint in {path}; set QAP_TINY_LLAVA")
     return path
+
+
+@pytest.fixture(scope="session")
+def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged language model as it was before it was relabelled: what stock libmtmd runs, one position a token."""
+    import qap_gguf as qap
+    from qap_gguf.convert.relabel import relabel
+
+    packaged = qap.packaged_model().model
+    return relabel(packaged, tmp_path_factory.mktemp("plain") / packaged.name, undo=True)
 
 
 def train_bpe(pre_tokenizer: Any, *, ignore_merges: bool = False, normalizer: Any = None) -> Any:

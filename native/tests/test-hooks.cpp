@@ -94,6 +94,7 @@ int main(int argc, char ** argv) {
         p.select     = any(rng, "select", 5);
         p.semantic   = any(rng, "semantic", 6);
         p.merge      = any(rng, "merge", 2);
+        p.positions  = i % 3; // auto, which is keep with a relabelled language model, compact, keep
         if (between(rng, 0, 1) != 0) {
             p.encoder_keep  = (double) between(rng, 1, 144) / 144.0;
             p.encoder_layer = between(rng, 0, 3);
@@ -127,7 +128,7 @@ int main(int argc, char ** argv) {
         CHECK(
             mtmd_helper_decode_image_chunk(
                 ctx, context, chunk, mtmd_get_output_embd(ctx), 0, 0, 64, &past, nullptr, nullptr) == 0);
-        CHECK(past == (llama_pos) n_keep);
+        CHECK(past == (p.positions == QAP_POSITIONS_COMPACT ? (llama_pos) n_keep : 144));
         loaded += damage(rng, chunk, n_dense);
         encoded++;
 

@@ -52,7 +52,7 @@ def test_convert_prints_the_two_paths(converted: list[dict[str, Any]], capsys: S
         {
             "src": Path("in"), "out": Path("out"), "quantize": "Q4_0", "mmproj_type": "f32", "name": "x",
             "prune": None, "vision_tower": None, "clip_text": None, "imatrix": None,
-            "keep_positions": False, "force": True, "progress": None,
+            "keep_positions": None, "force": True, "progress": None,
         }
     ]  # fmt: skip
 

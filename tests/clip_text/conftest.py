@@ -51,7 +51,12 @@ def clip(
     case = CASES[request.param]
     folder = make_clip(tmp_path_factory.mktemp("clip") / "ckpt", clip_texts, case)
     files = qap.convert(
-        plain_llava, tmp_path_factory.mktemp("gguf"), quantize="F32", mmproj_type="f32", clip_text=folder
+        plain_llava,
+        tmp_path_factory.mktemp("gguf"),
+        quantize="F32",
+        mmproj_type="f32",
+        clip_text=folder,
+        keep_positions=False,
     )
     hf = transformers.CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)

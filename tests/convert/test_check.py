@@ -12,7 +12,7 @@ import qap_gguf as qap
 from convert import gguf_files as files
 from convert.gguf_files import CLASS_TOKEN, LLAVA_KEYS, LLAVA_TENSORS, build, with_key
 from qap_gguf import _core
-from qap_gguf.convert.defects import _TABLE, find_defects
+from qap_gguf.convert.defects import _TABLE, RELABELLED, find_defects
 from qap_gguf.errors import ConvertError
 from qap_gguf.files.gguf import GgufInfo
 
@@ -33,9 +33,11 @@ def test_a_pair_that_fits(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (mmproj.semantics, mmproj.why_not_prunable, mmproj.error) == (("cls", "text", "attention"), None, None)
     assert mmproj.defaults == qap.PruneConfig(n_keep=18, alpha="dynamic")
-    assert (model.kind, model.family, model.width, model.error) == ("language model", "llama", 256, None)
+    assert (model.kind, model.family, model.width, model.error) == ("language model", "paddleocr", 256, None)
+    assert [warning.fixed for warning in model.warnings] == [True]
     (pair,) = report.pairs
-    assert (pair.fits, pair.reason, pair.positions, report.ok) == (True, None, ("compact",), True)
+    assert (pair.fits, pair.reason, pair.positions, report.ok) == (True, None, ("compact", "keep"), True)
+    assert not pair.relabel
     assert json.loads(json.dumps(report.to_dict()))["files"][0]["defaults"]["n_keep"] == 18
 
 
@@ -48,10 +50,11 @@ def test_widths_that_differ_do_not_fit(tmp_path: Path) -> None:
     assert not report.ok
 
 
-def test_positions_may_have_gaps_with_m_rope(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = _core.inspect_model
-    monkeypatch.setattr(_core, "inspect_model", lambda path: real(path) | {"mrope": True})
-    assert qap.check_files(PACKAGED.mmproj, PACKAGED.model).pairs[0].positions == ("compact", "keep")
+def test_positions_may_have_gaps_with_m_rope_only(plain_model: Path) -> None:
+    report = qap.check_files(PACKAGED.mmproj, plain_model)
+    (pair,) = report.pairs
+    assert (report.files[1].family, report.files[1].warnings) == ("llama", ())
+    assert (pair.positions, pair.relabel) == (("compact",), True)
 
 
 def test_signals_are_those_of_the_encoder(tmp_path: Path) -> None:
@@ -108,7 +111,7 @@ def test_warnings_of_other_families(header: GgufInfo, projector: str, words: str
 
 
 def test_what_is_said_to_be_mended_has_a_patch() -> None:
-    named = {defect.patch for _, defect in _TABLE if defect.patch is not None}
+    named = {defect.patch for defect in (RELABELLED, *(row for _, row in _TABLE)) if defect.patch is not None}
     assert named <= {path.name for path in UPSTREAM.glob("*.patch")}
 
 

@@ -109,7 +109,7 @@ def test_what_is_ours_is_added_and_code_never_runs(
     transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     assert mark.exists()
     mark.unlink()
-    result = convert(folder, tmp_path / "out", quantize="Q4_0", mmproj_type="f16", name="pix")
+    result = convert(folder, tmp_path / "out", quantize="Q4_0", name="pix", keep_positions=False)
     assert not mark.exists()
     assert (result.mmproj.name, result.model.name) == ("mmproj-f16.gguf", "pix-Q4_0.gguf")
     text = gguf.GGUFReader(result.model)

@@ -55,7 +55,7 @@ def test_wrong_usage_of_annotate(command: Command, words: list[str], message: st
     assert message in " ".join(error.split())
 
 
-def test_check_says_what_files_are(command: Command, tmp_path: Path) -> None:
+def test_check_says_what_files_are(command: Command, plain_model: Path, tmp_path: Path) -> None:
     files = qap.packaged_model()
     own = qap.annotate(files.mmproj, tmp_path / "own.gguf", qap.PruneConfig(n_keep=18))
     status, said, error = command("--check", own, files.model)
@@ -66,8 +66,14 @@ def test_check_says_what_files_are(command: Command, tmp_path: Path) -> None:
     assert "  pruning: semantic scores cls, text, attention" in lines
     assert any(line.startswith("  defaults: n_keep 18, alpha 0.7, error int4") for line in lines)
     assert any("its issue 25814" in line and line.endswith("qap_gguf fixes this") for line in lines)
-    cure = f"relabel with qap-gguf convert --keep-positions {files.model} OUT.gguf"
-    assert lines[-2:] == [f"{own} with {files.model}: fits", f"  positions: compact only; {cure}"]
+    assert lines[-2:] == [f"{own} with {files.model}: fits", "  positions: keep"]
+    (warning,) = [line for line in lines if "relabelled" in line]
+    assert warning.startswith("  warning: stock llama.cpp: all image tokens of a picture get one position")
+    assert warning.endswith("convert --keep-positions --undo gives the original. qap_gguf fixes this")
+    lines = command("--check", own, plain_model)[1].splitlines()
+    cure = f"relabel with qap-gguf convert --keep-positions {plain_model} OUT.gguf"
+    assert lines[-2:] == [f"{own} with {plain_model}: fits", f"  positions: compact only; {cure}"]
+    assert "relabelled" not in "\n".join(lines)
 
 
 def test_check_fails_where_files_do_not_fit(command: Command, tmp_path: Path) -> None:

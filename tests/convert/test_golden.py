@@ -20,6 +20,7 @@ import qap_gguf as qap
 from clip_text.clip_checkpoint import CASES as CLIPS
 from clip_text.clip_checkpoint import make_clip
 from qap_gguf.convert import convert
+from qap_gguf.convert.relabel.api import DIGEST
 
 GOLDEN = Path(__file__).with_name("golden")
 _SHORT = 8  # members of a list that are shown
@@ -33,7 +34,10 @@ def listing(path: Path) -> str:
         if name.startswith("GGUF."):
             continue
         kind = ", ".join(t.name for t in field.types)
-        lines.append(f"{name} [{kind}] = {_shown(field.contents())}")
+        value = field.contents()
+        if name == DIGEST:  # of the weights too
+            value = f"{len(value)} digits"
+        lines.append(f"{name} [{kind}] = {_shown(value)}")
     for tensor in reader.tensors:
         shape = ", ".join(str(int(n)) for n in reversed(tensor.shape))
         lines.append(f"{tensor.name} ({shape}) {tensor.tensor_type.name}")
@@ -58,7 +62,9 @@ def outputs(make_llava: Any, plain_llava: Path, texts: list[str]) -> dict[str, M
     def both(which: str, folder: Path | None = None, checkpoint: dict[str, Any] | None = None, **options: Any) -> Make:
         def make(out: Path) -> Path:
             source = folder or (make_llava(**checkpoint) if checkpoint else plain_llava)
-            return Path(getattr(convert(source, out, name="tiny", **({"quantize": "F16"} | options)), which))
+            settings: dict[str, Any] = {"quantize": "F16", "keep_positions": False} | options
+            made = convert(source, out, name="tiny", **settings)
+            return Path(getattr(made, which))
 
         return make
 
@@ -85,13 +91,14 @@ def outputs(make_llava: Any, plain_llava: Path, texts: list[str]) -> dict[str, M
         "model-tied-BF16": both("model", checkpoint={"top": {"tie_word_embeddings": True}}, quantize="BF16"),
         "model-mistral": both("model", checkpoint={"language": "Mistral", "text": {"sliding_window": None}}),
         "model-qwen2": both("model", checkpoint={"language": "Qwen2", "text": {"head_dim": 16}}),
+        "model-relabelled": both("model", keep_positions=None),
     }
 
 
 NAMES = [
     "mmproj-clip-f32", "mmproj-clip-f16", "mmproj-clip-bf16", "mmproj-clip-q8_0", "mmproj-siglip", "mmproj-last-layer",
     "mmproj-defaults", "mmproj-text-tower", "mmproj-annotated", "model-llama-F16", "model-llama-Q8_0",
-    "model-llama-Q4_K_M", "model-tied-BF16", "model-mistral", "model-qwen2",
+    "model-llama-Q4_K_M", "model-tied-BF16", "model-mistral", "model-qwen2", "model-relabelled",
 ]  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def reference_logits(folder: Path, ids: list[int]) -> Array:
 
 
 def check_logits(folder: Path, out: Path, ids: list[int], limit: float = 1e-5) -> None:
-    result = convert(folder, out, quantize="F32", mmproj_type="f32")
+    result = convert(folder, out, quantize="F32", mmproj_type="f32", keep_positions=False)
     want = reference_logits(folder, ids)
     error = nmse(logits(result.model, ids), want)
     print(f"logits NMSE {error:.1e}")
@@ -153,7 +153,7 @@ SHAPES = {  # PyTorch's order
 
 
 def test_golden_metadata(plain_llava: Path, tmp_path: Path) -> None:
-    result = convert(plain_llava, tmp_path, quantize="F16", name="tiny")
+    result = convert(plain_llava, tmp_path, quantize="F16", name="tiny", keep_positions=False)
     assert result.model == tmp_path / "tiny-F16.gguf"
     got = fields(result.model)
     tokens, types = got.pop("tokenizer.ggml.tokens"), got.pop("tokenizer.ggml.token_type")
@@ -204,7 +204,7 @@ def test_golden_metadata(plain_llava: Path, tmp_path: Path) -> None:
 def test_tensors_equal_the_checkpoint(make_llava: Any, tmp_path: Path, dtype: str, save: dict[str, Any]) -> None:
     folder = make_llava(dtype=dtype, save=save)
     assert (len(list(folder.glob("*.safetensors"))) > 1) == bool(save)
-    result = convert(folder, tmp_path, quantize="F32", name="t")
+    result = convert(folder, tmp_path, quantize="F32", name="t", keep_positions=False)
     source, got = Checkpoint(folder).tensors, tensors(result.model)
     names = {
         "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -287,7 +287,7 @@ def test_quantize_types_are_llama_cpps() -> None:
 
 def test_packaged_model_is_what_its_readme_says(tiny_llava: Path, tmp_path: Path) -> None:
     packaged = Path(__file__).resolve().parents[2] / "python" / "qap_gguf" / "models" / "tiny_llava"
-    result = convert(tiny_llava, tmp_path, quantize="Q4_0", name="tiny-llava")
+    result = convert(tiny_llava, tmp_path, quantize="Q4_0", name="tiny-llava", keep_positions=True)
     for path in (result.mmproj, result.model):
         assert path.read_bytes() == (packaged / path.name).read_bytes()
     assert not [key for key in fields(result.mmproj) if key.startswith("qap.")]

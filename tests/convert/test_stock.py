@@ -35,7 +35,8 @@ def test_a_stock_handler_answers(make_llava: Any, tmp_path: Path, name: str) -> 
     gcc = _amx.broken_by(_core, Path(str(llama_cpp.__file__)).parent / "lib")
     if gcc and "quantize" in options:
         pytest.skip(f"stock llama-cpp-python, compiled by GCC {gcc}, ends by a signal on this CPU (AMX)")
-    files = convert(make_llava(**checkpoint), tmp_path, **({"quantize": "F32"} | options))
+    settings: dict[str, Any] = {"quantize": "F32", "keep_positions": False} | options
+    files = convert(make_llava(**checkpoint), tmp_path, **settings)
     paths: dict[str, Any] = {"mmproj": files.mmproj, "model": files.model}
     (stock,) = run_probe("chat", settings=[{}], package=False, **paths)
     assert "error" not in stock, stock

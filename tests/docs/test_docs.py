@@ -73,10 +73,10 @@ def pieces_of(block: Block) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place(tmp_path: Path, plain_model: Path) -> Path:
     """A folder with what the documents speak of."""
     files = qap.packaged_model()
-    for name, target in (("mmproj-f16.gguf", files.mmproj), ("model-Q4_K_M.gguf", files.model)):
+    for name, target in (("mmproj-f16.gguf", files.mmproj), ("model-Q4_K_M.gguf", plain_model)):
         (tmp_path / name).symlink_to(target)
     for name in ("tools", "examples", "benchmarks", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,20 @@ def packaged_mmproj() -> Path:
 
 
 @pytest.fixture(scope="session")
-def stock_embeddings() -> dict[str, Any]:
+def plain_probe(plain_model: Path) -> Callable[..., Any]:
+    """run_probe() with the language model that stock libmtmd can run: one position a token, so compact when pruned."""
+    return partial(run_probe, model=plain_model)
+
+
+@pytest.fixture(scope="session")
+def stock_embeddings(plain_probe: Callable[..., Any]) -> dict[str, Any]:
     """Digests of what the stock libmtmd computes and saves; qap_gguf is not in that process."""
-    found: dict[str, Any] = run_probe("embed", package=False)
+    found: dict[str, Any] = plain_probe("embed", package=False)
     return found
 
 
 @pytest.fixture(scope="session")
-def dense_embeddings() -> dict[str, Any]:
+def dense_embeddings(plain_probe: Callable[..., Any]) -> dict[str, Any]:
     """The same from our libmtmd, without any pruning."""
-    found: dict[str, Any] = run_probe("embed")
+    found: dict[str, Any] = plain_probe("embed")
     return found

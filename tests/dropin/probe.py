@@ -190,14 +190,15 @@ def embed(
     override: Any = "unset",
     mmproj: str | None = None,
     picture: str | None = None,
+    model: str | None = None,
 ) -> dict[str, Any]:
     """Digests of an image's embeddings and of its saved chunk, without and with flash attention."""
     if package:
         import qap_gguf  # noqa: F401 - its import puts our libmtmd in place
-    default_mmproj, model, image = packaged()
+    default_mmproj, default_model, image = packaged()
     result: dict[str, Any] = {}
     for flash in (False, True):
-        mtmd = Mtmd(mmproj or default_mmproj, model, flash=flash)
+        mtmd = Mtmd(mmproj or default_mmproj, model or default_model, flash=flash)
         with pruning(default, override):
             (chunk,) = mtmd.tokenize(image)
         rows = mtmd.embeddings(chunk)

@@ -10,12 +10,12 @@ import numpy as np
 from dropin.probe import Mtmd, digest, packaged, pruning
 
 
-def fused_rows(configs: list[dict[str, Any]], flash: bool) -> list[dict[str, Any]]:
+def fused_rows(configs: list[dict[str, Any]], flash: bool, model: str | None = None) -> list[dict[str, Any]]:
     """Rows that libmtmd gives for a pruned chunk, beside those that VisionModel.prune keeps; same process."""
     import qap_gguf as qap
 
-    mmproj, model, image = packaged()
-    mtmd = Mtmd(mmproj, model, flash=flash)
+    mmproj, default, image = packaged()
+    mtmd = Mtmd(mmproj, model or default, flash=flash)
     plain = mtmd.embeddings(mtmd.tokenize(image)[0])
     results = []
     with qap.VisionModel(mmproj, mtmd.llama, flash_attn=flash, n_threads=1) as vlm:
@@ -39,12 +39,12 @@ def fused_rows(configs: list[dict[str, Any]], flash: bool) -> list[dict[str, Any
     return results
 
 
-def saved(package: bool = True) -> dict[str, Any]:
+def saved(model: str | None = None) -> dict[str, Any]:
     """A pruned chunk that was saved and loaded, copied, and made a placeholder."""
     import qap_gguf as qap
 
-    mmproj, model, image = packaged()
-    mtmd = Mtmd(mmproj, model, flash=True)
+    mmproj, default, image = packaged()
+    mtmd = Mtmd(mmproj, model or default, flash=True)
     lib = mtmd.lib
     with qap.use(qap.PruneConfig(n_keep=18)):
         (chunk,) = mtmd.tokenize(image)
@@ -79,12 +79,12 @@ def saved(package: bool = True) -> dict[str, Any]:
     return result
 
 
-def damaged_saves(seed: int) -> dict[str, Any]:
+def damaged_saves(seed: int, model: str | None = None) -> dict[str, Any]:
     """Loading the saved bytes of a pruned chunk cut short or changed; only our part is touched, not upstream's."""
     import qap_gguf as qap
 
-    mmproj, model, image = packaged()
-    mtmd = Mtmd(mmproj, model, flash=True)
+    mmproj, default, image = packaged()
+    mtmd = Mtmd(mmproj, model or default, flash=True)
     with qap.use(qap.PruneConfig(n_keep=18)):
         (chunk,) = mtmd.tokenize(image)
     mtmd.embeddings(chunk)
@@ -118,12 +118,12 @@ def damaged_saves(seed: int) -> dict[str, Any]:
     }
 
 
-def batches() -> dict[str, Any]:
+def batches(model: str | None = None) -> dict[str, Any]:
     """Pruned and dense images through mtmd_batch, which upstream's server uses, beside one encode at a time."""
     import qap_gguf as qap
 
-    mmproj, model, image = packaged()
-    mtmd = Mtmd(mmproj, model, flash=True)
+    mmproj, default, image = packaged()
+    mtmd = Mtmd(mmproj, model or default, flash=True)
     lib = mtmd.lib
     with qap.use(qap.PruneConfig(n_keep=18)):
         pruned = mtmd.tokenize(image, 2)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from dropin.children import run_probe
-
 N = 144
+Probe = Callable[..., Any]
 
 
 def counts(n: int, start: int = 7) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def counts(n: int, start: int = 7) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("flash", [False, True], ids=["no flash attention", "flash attention"])
-def test_rows_of_a_pruned_chunk_are_bit_equal_to_those_that_prune_keeps(flash: bool) -> None:
+def test_rows_of_a_pruned_chunk_are_bit_equal_to_those_that_prune_keeps(plain_probe: Probe, flash: bool) -> None:
     configs: list[dict[str, Any]] = [
         {"n_keep": 18},
         {"n_keep": N},
@@ -34,7 +34,7 @@ def test_rows_of_a_pruned_chunk_are_bit_equal_to_those_that_prune_keeps(flash: b
         {"n_keep": 20, "semantic": "attention", "outlier": "crest", "error": "q4_0"},
         {"n_keep": 20, "error": "q6_K", "outlier": "absmax"},
     ]
-    results = run_probe("fused_rows", configs=configs, flash=flash)
+    results = plain_probe("fused_rows", configs=configs, flash=flash)
     assert len(results) == len(configs)
     for config, result in zip(configs, results, strict=True):
         kept = result["kept"]
@@ -48,15 +48,15 @@ def test_rows_of_a_pruned_chunk_are_bit_equal_to_those_that_prune_keeps(flash: b
     assert results[0]["kept"] != results[4]["kept"] != results[6]["kept"]
 
 
-def test_keeping_all_tokens_is_bit_equal_to_no_pruning(dense_embeddings: dict[str, Any]) -> None:
-    full = run_probe("embed", default={"n_keep": N})
+def test_keeping_all_tokens_is_bit_equal_to_no_pruning(plain_probe: Probe, dense_embeddings: dict[str, Any]) -> None:
+    full = plain_probe("embed", default={"n_keep": N})
     assert full.pop("saved") != dense_embeddings["saved"]  # it has a plan; all else is equal
     assert full == {name: value for name, value in dense_embeddings.items() if name != "saved"}
     assert full["finite"]
 
 
-def test_a_saved_chunk_keeps_its_plan(stock_embeddings: dict[str, Any]) -> None:
-    found = run_probe("saved")
+def test_a_saved_chunk_keeps_its_plan(plain_probe: Probe, stock_embeddings: dict[str, Any]) -> None:
+    found = plain_probe("saved")
     for name in ("fresh", "loaded", "loaded after encode", "placeholder", "copy"):
         assert found[name] == counts(18), name
     assert found["dense"] == found["dense loaded"] == counts(N)
@@ -66,8 +66,8 @@ def test_a_saved_chunk_keeps_its_plan(stock_embeddings: dict[str, Any]) -> None:
     assert found["dense bytes"] == stock_embeddings["saved"]
 
 
-def test_damaged_saves_are_refused_and_end_no_process() -> None:
-    found = run_probe("damaged_saves", seed=3)
+def test_damaged_saves_are_refused_and_end_no_process(plain_probe: Probe) -> None:
+    found = plain_probe("damaged_saves", seed=3)
     assert found["whole"] == 18
     assert found["without our part"] == N  # upstream's bytes alone are a dense chunk
     assert found["cut"] == ["None"]
@@ -75,7 +75,7 @@ def test_damaged_saves_are_refused_and_end_no_process() -> None:
     assert 0 <= found["least"] <= found["most"] <= N
 
 
-def test_batches_of_images() -> None:
-    for name, found in run_probe("batches").items():
+def test_batches_of_images(plain_probe: Probe) -> None:
+    for name, found in plain_probe("batches").items():
         assert found["equal"] == [True, True], name
         assert found["left"] == 0, name

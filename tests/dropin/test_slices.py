@@ -82,7 +82,8 @@ def test_a_slice_of_which_nothing_is_kept_is_prefilled_by_doing_nothing(tiled: q
     empty, native = slices(tiled, PruneConfig(n_keep=4))[-1], tiled._encoder._native
     rows, llama = native.encode(empty, False), tiled.language_model
     assert rows.shape == (0, native.n_embd)
-    assert native.decode(int(llama._ctx.ctx), empty, rows, None, "auto", 7, 64) == 7
+    compact = native.decode(int(llama._ctx.ctx), empty, rows, None, "compact", 7, 64)
+    assert (compact, native.decode(int(llama._ctx.ctx), empty, rows, None, "keep", 7, 64)) == (7, 7 + N)
 
 
 def test_n_keep_above_all_slices_keeps_all(tiled: qap.VisionModel) -> None:

@@ -5,6 +5,7 @@ Each test runs in fresh interpreters (children.py). The packaged model gives 144
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from qap_gguf.config import PruneConfig
 from qap_gguf.runtime import amx as _amx
 
 N = 144
+Probe = Callable[..., Any]
 
 
 def assert_plain_error(result: dict[str, Any], *kinds: str) -> None:
@@ -28,8 +30,8 @@ def assert_plain_error(result: dict[str, Any], *kinds: str) -> None:
     assert "\n" not in result["text"]
 
 
-def test_a_default_saves_exactly_the_cells_of_the_dropped_tokens() -> None:
-    dense, cut, again, none, full, too_many, after, random = run_probe(
+def test_a_default_saves_exactly_the_cells_of_the_dropped_tokens(plain_probe: Probe) -> None:
+    dense, cut, again, none, full, too_many, after, random = plain_probe(
         "chat",
         settings=[
             {},
@@ -53,31 +55,46 @@ def test_a_default_saves_exactly_the_cells_of_the_dropped_tokens() -> None:
         assert result == dense
 
 
-def test_what_a_default_cannot_do_is_an_exception() -> None:
+def test_what_a_default_cannot_do_is_an_exception(plain_probe: Probe) -> None:
     """Gaps in 1-D positions, and signals that look at a prompt which is not whole yet."""
     refused = [{"positions": "keep"}, {"semantic": "text"}, {"semantic": "clip_text"}]
-    for result in run_probe("chat", settings=[{"default": {"n_keep": 18, **changes}} for changes in refused]):
+    for result in plain_probe("chat", settings=[{"default": {"n_keep": 18, **changes}} for changes in refused]):
         assert_plain_error(result, "ValueError")
 
 
-def test_dense_answers_are_those_of_the_library_without_the_encoder_fixes() -> None:
+def test_dense_answers_are_those_of_the_library_without_the_encoder_fixes(plain_probe: Probe) -> None:
     """With both switches on, the handler says what it says on the stock library, in as many cells."""
     if gcc := _amx.broken_by(_core, Path(str(llama_cpp.__file__)).parent / "lib"):
         pytest.skip(f"stock llama-cpp-python, compiled by GCC {gcc}, ends by a signal on this CPU (AMX)")
-    stock = run_probe("chat", settings=[{}], package=False)
-    ours = run_probe("chat", settings=[{}], env={"QAP_DISABLE": "1", "QAP_STOCK_ENCODER": "1"})
+    stock = plain_probe("chat", settings=[{}], package=False)
+    ours = plain_probe("chat", settings=[{}], env={"QAP_DISABLE": "1", "QAP_STOCK_ENCODER": "1"})
     assert ours == stock
 
 
-def test_every_image_of_a_prompt_is_pruned() -> None:
-    dense, cut = run_probe("chat", settings=[{}, {"default": {"n_keep": 18}}], n_images=2)
+def test_the_packaged_model_keeps_places_and_compact_is_what_the_plain_one_does(plain_probe: Probe) -> None:
+    """The text after a pruned picture stands where it would without pruning, or where the plain model has it."""
+    compact = {"n_keep": 18, "positions": "compact"}
+    settings = [{}, {"default": {"n_keep": 18}}, {"default": compact}]
+    dense, kept, cut = run_probe("chat", settings=settings)
+    plain, _, plain_cut = plain_probe("chat", settings=settings)
+    assert dense == plain
+    assert cut == plain_cut
+    assert cut["cells"][0] == dense["cells"][0] - (N - 18)
+    assert kept["cells"] == dense["cells"]  # positions, which are no longer cells
+    assert kept["text"]
+
+
+def test_every_image_of_a_prompt_is_pruned(plain_probe: Probe) -> None:
+    dense, cut = plain_probe("chat", settings=[{}, {"default": {"n_keep": 18}}], n_images=2)
     assert dense["cells"][0] - cut["cells"][0] == 2 * (N - 18)
 
 
-def test_keys_of_the_mmproj_prune_and_a_default_wins_over_them(tmp_path: Path, packaged_mmproj: Path) -> None:
+def test_keys_of_the_mmproj_prune_and_a_default_wins_over_them(
+    plain_probe: Probe, tmp_path: Path, packaged_mmproj: Path
+) -> None:
     keys: dict[str, Any] = {"qap.version": 1, "qap.keep_ratio": 0.1, "qap.alpha": 0.4, "qap.error": "int5"}
     keyed = rewrite(packaged_mmproj, tmp_path / "keyed.gguf", keys)
-    plain, default, ended, none, all_tokens = run_probe(
+    plain, default, ended, none, all_tokens = plain_probe(
         "chat",
         mmproj=keyed,
         settings=[
@@ -95,10 +112,12 @@ def test_keys_of_the_mmproj_prune_and_a_default_wins_over_them(tmp_path: Path, p
     assert all_tokens == none
 
 
-def test_metadata_of_a_config_prunes_as_the_config_does(tmp_path: Path, packaged_mmproj: Path) -> None:
+def test_metadata_of_a_config_prunes_as_the_config_does(
+    plain_probe: Probe, tmp_path: Path, packaged_mmproj: Path
+) -> None:
     config = PruneConfig(n_keep=25, alpha="dynamic", error="int3", group_size=64, outlier_weight=0.25, semantic="none")
     keyed = rewrite(packaged_mmproj, tmp_path / "keyed.gguf", config.to_metadata())
-    by_keys, by_default = run_probe("embed", mmproj=keyed), run_probe("embed", default=config.to_dict())
+    by_keys, by_default = plain_probe("embed", mmproj=keyed), plain_probe("embed", default=config.to_dict())
     saved = (by_keys.pop("saved"), by_default.pop("saved"))
     assert by_keys == by_default
     assert all(saved)
@@ -147,16 +166,18 @@ def test_bad_keys_are_an_exception_at_loading(tmp_path: Path, packaged_mmproj: P
         assert_plain_error(result, "ValueError")
 
 
-def test_keys_without_a_version_are_someone_elses(tmp_path: Path, packaged_mmproj: Path) -> None:
+def test_keys_without_a_version_are_someone_elses(plain_probe: Probe, tmp_path: Path, packaged_mmproj: Path) -> None:
     keyed = rewrite(packaged_mmproj, tmp_path / "keyed.gguf", {"qap.n_keep": 18})
-    (plain, dense) = run_probe("chat", mmproj=keyed, settings=[{}, {"override": None}])
+    (plain, dense) = plain_probe("chat", mmproj=keyed, settings=[{}, {"override": None}])
     assert plain == dense
 
 
 @pytest.mark.parametrize("switch", ["1", "yes"])
-def test_the_switch_turns_defaults_and_keys_off(tmp_path: Path, packaged_mmproj: Path, switch: str) -> None:
+def test_the_switch_turns_defaults_and_keys_off(
+    plain_probe: Probe, tmp_path: Path, packaged_mmproj: Path, switch: str
+) -> None:
     bad = rewrite(packaged_mmproj, tmp_path / "keyed.gguf", {"qap.version": 2, "qap.n_keep": 18})
-    found = run_probe("embed", mmproj=bad, default={"n_keep": 10}, env={"QAP_DISABLE": switch})
+    found = plain_probe("embed", mmproj=bad, default={"n_keep": 10}, env={"QAP_DISABLE": switch})
     assert found["shape"][0] == N
 
 

@@ -98,7 +98,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         out = hf.get_image_features(pixel_values=values[None])
         return np.asarray(getattr(out, "pooler_output", out)[0].numpy())
 
-    files = qap.convert(folder, tmp / "gguf", quantize="F32", mmproj_type="f32", name="model")
+    files = qap.convert(folder, tmp / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model")
     with qap.VisionModel(files.mmproj, files.model, n_ctx=256, n_threads=1, flash_attn=False) as vlm:
         yield Case(name, vlm, tower_of(name, hf, pixels), pixels, features)
 

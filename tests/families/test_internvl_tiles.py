@@ -33,7 +33,9 @@ Loaded = tuple[Any, qap.VisionModel]
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     folder: Path = tmp_path_factory.mktemp("internvl")
     hf = FAMILIES["internvl"].make(folder / "ckpt")
-    files = qap.convert(folder / "ckpt", folder / "gguf", quantize="F32", mmproj_type="f32", name="model")
+    files = qap.convert(
+        folder / "ckpt", folder / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
+    )
     llama = llama_cpp.Llama(str(files.model), n_ctx=64, verbose=False, n_threads=1)
     with qap.VisionModel(files.mmproj, llama, flash_attn=False, n_threads=1) as vlm:
         yield hf, vlm

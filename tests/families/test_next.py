@@ -108,7 +108,9 @@ class Case:
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     folder: Path = tmp_path_factory.mktemp(request.param)
     hf = llavanext(folder / "ckpt", **KINDS[request.param])
-    files = qap.convert(folder / "ckpt", folder / "gguf", quantize="F32", mmproj_type="f32", name="model")
+    files = qap.convert(
+        folder / "ckpt", folder / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
+    )
     llama = llama_cpp.Llama(
         str(files.model), n_ctx=1024, type_k=0, type_v=0, flash_attn=False, verbose=False, n_threads=2
     )
@@ -326,7 +328,9 @@ def test_number_of_rows_over_200_sizes(tmp_path: Path) -> None:
     """Tiles of 336 pixels, as published models have them: the processor's own count, which nothing is encoded for."""
     tower = {"image_size": 336, "patch_size": 14, "hidden_size": 16, "intermediate_size": 16}
     hf = llavanext(tmp_path / "ckpt", tower=tower)
-    files = qap.convert(tmp_path / "ckpt", tmp_path / "gguf", quantize="F32", mmproj_type="f32", name="model")
+    files = qap.convert(
+        tmp_path / "ckpt", tmp_path / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
+    )
     count = object.__new__(transformers.LlavaNextProcessor)
     count.image_processor, count.patch_size, count.num_additional_image_tokens = processor(hf), 14, 0
     rng = np.random.default_rng(4)

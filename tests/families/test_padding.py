@@ -188,7 +188,9 @@ def letterboxed(name: str, folder: Path) -> Iterator[qap.VisionModel]:
     from families.checkpoints import FAMILIES
 
     FAMILIES[name].make(folder / "ckpt")
-    made = qap.convert(folder / "ckpt", folder / "gguf", quantize="F32", mmproj_type="f32", name="model")
+    made = qap.convert(
+        folder / "ckpt", folder / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
+    )
     llama = llama_cpp.Llama(str(made.model), n_ctx=1024, verbose=False, n_threads=1)
     try:
         with qap.VisionModel(made.mmproj, llama, flash_attn=False, resize="pad", n_threads=1) as model:

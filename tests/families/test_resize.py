@@ -49,7 +49,9 @@ def smooth(width: int, height: int) -> npt.NDArray[np.uint8]:
 def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
     folder: Path = tmp_path_factory.mktemp(request.param)
     FAMILIES[request.param].make(folder / "ckpt")
-    made = qap.convert(folder / "ckpt", folder / "gguf", quantize="F32", mmproj_type="f32", name="model")
+    made = qap.convert(
+        folder / "ckpt", folder / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
+    )
     llama = llama_cpp.Llama(str(made.model), n_ctx=64, verbose=False, n_threads=1)
     yield request.param, (made, llama)
     llama.close()

@@ -99,7 +99,9 @@ def video(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     family = FAMILIES[request.param]
     folder = tmp_path_factory.mktemp(request.param) / "ckpt"
     hf = family.make(folder)
-    files = qap.convert(folder, folder.parent / "gguf", quantize="F32", mmproj_type="f32", name="model")
+    files = qap.convert(
+        folder, folder.parent / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
+    )
     width, height = family.image
     frames = np.random.default_rng(6).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     encoder = Frames(files.mmproj, files.model)

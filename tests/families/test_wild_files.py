@@ -42,7 +42,9 @@ def under_other_names(src: Path, dst: Path, old: str, new: str) -> None:
 def test_llama_4_with_its_second_norm_under_gemma_4s_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family = FAMILIES["llama-4"]
     hf = family.make(tmp_path / "ckpt")
-    files = qap.convert(tmp_path / "ckpt", tmp_path / "gguf", quantize="F32", mmproj_type="f32", name="model")
+    files = qap.convert(
+        tmp_path / "ckpt", tmp_path / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
+    )
     wild = tmp_path / "wild.gguf"
     under_other_names(files.mmproj, wild, ".ln2.", ".attn_post_norm.")
     pixels = np.random.default_rng(5).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -61,7 +63,9 @@ def test_llama_4_with_its_second_norm_under_gemma_4s_name(tmp_path: Path, monkey
 
 def test_no_nan_over_200_sizes(tmp_path: Path) -> None:
     FAMILIES["pixtral"].make(tmp_path / "ckpt")
-    files = qap.convert(tmp_path / "ckpt", tmp_path / "gguf", quantize="F32", mmproj_type="f32", name="model")
+    files = qap.convert(
+        tmp_path / "ckpt", tmp_path / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
+    )
     rng = np.random.default_rng(7)
     llama = llama_cpp.Llama(str(files.model), n_ctx=64, verbose=False, n_threads=1)
     with qap.VisionModel(files.mmproj, llama) as vlm:

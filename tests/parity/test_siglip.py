@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parity
 @pytest.mark.parametrize("flash", [False, True], ids=["no flash attention", "flash attention"])
 def test_features_and_received_attention(make_llava: Callable[..., Path], tmp_path: Path, flash: bool) -> None:
     folder = make_llava(siglip=True, top={"vision_feature_layer": -2})
-    files = qap.convert(folder, tmp_path, quantize="F32", mmproj_type="f32")
+    files = qap.convert(folder, tmp_path, quantize="F32", keep_positions=False, mmproj_type="f32")
     hf = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     pixels = np.random.default_rng(6).integers(0, 256, (28, 28, 3), dtype=np.uint8)
     mean, std = np.array([0.1, 0.2, 0.3], "f4"), np.array([0.4, 0.5, 0.6], "f4")  # of make_llava's processor

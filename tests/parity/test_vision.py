@@ -81,7 +81,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     else:
         make: Callable[..., Path] = request.getfixturevalue("make_llava")
         folder = make(vision=TOWER, top=CASES[request.param], text={"max_position_embeddings": 1024})
-    files = qap.convert(folder, tmp_path_factory.mktemp("gguf"), quantize="F32", mmproj_type="f32")
+    files = qap.convert(
+        folder, tmp_path_factory.mktemp("gguf"), quantize="F32", keep_positions=False, mmproj_type="f32"
+    )
     hf = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     size = hf.config.vision_config.image_size
     pixels = np.random.default_rng(5).integers(0, 256, (size, size, 3), dtype=np.uint8)

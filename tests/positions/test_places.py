@@ -110,7 +110,7 @@ def case(
 ) -> Iterator[Case]:
     folder = tmp_path_factory.mktemp("places")
     source, hf, (width, height) = checkpoint(request.param, make_llava, folder / "ckpt")
-    files = qap.convert(source, folder, quantize="F32", mmproj_type="f32", name="model")
+    files = qap.convert(source, folder, quantize="F32", keep_positions=False, mmproj_type="f32", name="model")
     new = relabel(files.model, folder / "new.gguf")
     pixels = np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
     settings: dict[str, Any] = {"n_ctx": 1024, "type_k": 0, "type_v": 0, "flash_attn": False, "verbose": False}

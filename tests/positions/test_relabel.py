@@ -187,18 +187,18 @@ def test_tensors_that_no_such_architecture_has_are_refused_with_the_reason(
         relabel(model, tmp_path / "new.gguf")
 
 
-def test_an_mmproj_a_relabelled_file_and_a_plain_one_to_undo(tmp_path: Path) -> None:
+def test_an_mmproj_a_relabelled_file_and_a_plain_one_to_undo(plain_model: Path, tmp_path: Path) -> None:
     files = qap.packaged_model()
     with pytest.raises(ModelFileError, match="expected a language model, got an mmproj"):
         relabel(files.mmproj, tmp_path / "new.gguf")
-    new = relabel(files.model, tmp_path / "new.gguf")
+    new = relabel(plain_model, tmp_path / "new.gguf")
     with pytest.raises(ConvertError, match="relabelled already"):
-        relabel(new, tmp_path / "twice.gguf")
+        relabel(files.model, tmp_path / "twice.gguf")
     with pytest.raises(ConvertError, match="nothing to undo"):
-        relabel(files.model, tmp_path / "old.gguf", undo=True)
+        relabel(plain_model, tmp_path / "old.gguf", undo=True)
     with pytest.raises(ConvertError, match="expected no file"):
-        relabel(files.model, new)
-    assert digest(relabel(new, new, undo=True, force=True)) == digest(files.model)
+        relabel(plain_model, new)
+    assert digest(relabel(new, new, undo=True, force=True)) == digest(plain_model)
 
 
 @pytest.mark.parametrize("end", [0, 3, 100, 20_000, -1])
@@ -274,8 +274,11 @@ def test_conversions_write_what_relabel_would(
 ) -> None:
     more: dict[str, Any] = {"head_dim": 16} if language == "Qwen2" else {}
     source = make_llava(text=more | {"rms_norm_eps": 1e-3}, language=language)
-    plain = qap.convert(source, tmp_path / "plain", quantize=kind, name="model").model
-    new = qap.convert(source, tmp_path / "keep", quantize=kind, name="model", keep_positions=True).model
+    first = qap.convert(source, tmp_path / "plain", quantize=kind, name="model", keep_positions=False)
+    made = qap.convert(source, tmp_path / "keep", quantize=kind, name="model")
+    plain, new = first.model, made.model
+    assert not first.notes
+    assert [note.partition(",")[0] for note in made.notes] == [f"model-{kind}.gguf is relabelled"]
     assert digest(new) == digest(relabel(plain, tmp_path / "new.gguf"))
     want, got = logits(plain, IDS), logits(new, IDS)
     print(f"\n{language} {kind}: NMSE {nmse(got, want):.1e}")
@@ -290,18 +293,42 @@ def test_conversions_by_llama_cpp_s_converter(family: str, tmp_path: Path) -> No
     from families.checkpoints import FAMILIES
 
     FAMILIES[family].make(tmp_path / "ckpt")
-    plain = qap.convert(tmp_path / "ckpt", tmp_path / "plain", quantize="F16", name="model").model
-    new = qap.convert(tmp_path / "ckpt", tmp_path / "keep", quantize="F16", name="model", keep_positions=True).model
+    source, options = tmp_path / "ckpt", dict[str, Any](quantize="F16", name="model")
+    plain = qap.convert(source, tmp_path / "plain", **options, keep_positions=False).model
+    made = qap.convert(source, tmp_path / "keep", **options)
+    new = made.model
     if family == "qwen2-vl":  # its image tokens keep their places as it is
         assert "qap.origin.architecture" not in gguf.GGUFReader(new).fields
+        assert not made.notes
         return
+    assert ["is relabelled" in note for note in made.notes] == [True]
     want, got = logits(plain, IDS), logits(new, IDS)
     assert nmse(got, want) <= ROUNDED_LIMIT["F16"]
     again = relabel(plain, tmp_path / "new.gguf")
     assert digest(relabel(again, tmp_path / "old.gguf", undo=True)) == digest(plain)
 
 
-def test_the_packaged_model_is_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_a_checkpoint_that_cannot_be_relabelled(kind: str, make_llava: Callable[..., Path], tmp_path: Path) -> None:
+    """Is converted as before, with a note; asked for, it is an error, and nothing is written."""
+    scaling = {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    source = make_llava(text={"rope_theta": 500.0, "rope_scaling": scaling})
+    made = qap.convert(source, tmp_path / "a", quantize=kind, name="m")
+    (note,) = made.notes
+    assert note.startswith("kept image tokens will be renumbered")
+    assert note.endswith(": Llama 3's factors of its rotary frequencies, which no M-RoPE architecture applies")
+    plain = qap.convert(source, tmp_path / "b", quantize=kind, name="m", keep_positions=False)
+    assert digest(plain.model) == digest(made.model)
+    with pytest.raises(ConvertError, match=rf"got Llama 3's factors .*\({tmp_path}/c/m-{kind}\.gguf\)") as caught:
+        qap.convert(source, tmp_path / "c", quantize=kind, name="m", keep_positions=True)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_packaged_model_is_the_same(plain_model: Path) -> None:
     model = qap.packaged_model().model
-    got, want = logits(relabel(model, tmp_path / "new.gguf"), IDS), logits(model, IDS)
+    got, want = logits(model, IDS), logits(plain_model, IDS)
     assert nmse(got, want) <= QUANTIZED_LIMIT

@@ -87,7 +87,7 @@ def test_a_conversation(caching: qap.VisionModel, fresh: FreshProcesses) -> None
 
 
 def test_what_is_reused(reusing: qap.VisionModel) -> None:
-    """Positions taken over: none, the text in front of the image, the image too."""
+    """Cells taken over: none, the text in front of the image, the image too."""
     reusing.forget()
     n_encodes = reusing.n_encodes
 

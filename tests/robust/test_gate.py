@@ -50,8 +50,8 @@ def changed(file: Gguf, keys: Mapping[str, tuple[int, bytes] | None], tensors: S
 
 
 @pytest.fixture(scope="module")
-def files(packaged: qap.PackagedModel) -> dict[str, Gguf]:
-    return {"mmproj": Gguf(packaged.mmproj.read_bytes()), "model": Gguf(packaged.model.read_bytes())}
+def files(packaged: qap.PackagedModel, plain_model: Path) -> dict[str, Gguf]:
+    return {"mmproj": Gguf(packaged.mmproj.read_bytes()), "model": Gguf(plain_model.read_bytes())}
 
 
 @pytest.fixture

@@ -39,8 +39,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(packaged: qap.PackagedModel) -> Gguf:
-    return strangers.short_model(Gguf(packaged.model.read_bytes()))
+def model(plain_model: Path) -> Gguf:
+    return strangers.short_model(Gguf(plain_model.read_bytes()))
 
 
 def u32(value: int) -> tuple[int, bytes]:

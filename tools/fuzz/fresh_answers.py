@@ -162,21 +162,21 @@ def main() -> int:
         answer_lines()
         return 0
     rng, started = random.Random(args.seed), time.perf_counter()
-    asked = differ = reused = positions = 0
+    asked = differ = reused = cells = 0
     with tempfile.TemporaryDirectory() as folder, FreshProcesses() as fresh:
         cache = qap.EmbeddingCache(ROOM, folder)
         with qap.VisionModel(n_ctx=N_CTX, n_threads=1, cache=cache) as vlm:
             for number in range(args.n):
                 for what in some_sequence(rng):
                     text, digest, stats = answer(vlm, what)
-                    asked, reused, positions = asked + 1, reused + stats.n_reused, positions + stats.n_kv
+                    asked, reused, cells = asked + 1, reused + stats.n_reused, cells + stats.n_kv
                     if (text, digest) != fresh.answer(what):
                         differ += 1
                         print(f"sequence {number}: {what}: {text!r}, {fresh.answer(what)}", file=sys.stderr)
             stored = cache.stats
             print(
                 f"{args.n} sequences, {asked} questions, {fresh.n_processes} fresh processes: {differ} answers differ; "
-                f"{reused} of {positions} positions reused, {vlm.n_encodes} encodes, {stored.hits} images from memory, "
+                f"{reused} of {cells} cells reused, {vlm.n_encodes} encodes, {stored.hits} images from memory, "
                 f"{stored.store_hits} from the folder"
             )
     print(f"fresh_answers: {time.perf_counter() - started:.0f} s", file=sys.stderr)

@@ -262,6 +262,12 @@ def drop_key(rng: random.Random, file: Gguf) -> bytes:
     return write(keys, file.tensors)
 
 
+def _own(file: Gguf, name: str) -> str:
+    """The name of a llama's key as a language model of another architecture has it."""
+    arch = next((key.value[8:].decode() for key in file.keys if key.name == b"general.architecture"), "clip")
+    return name if arch == "clip" else name.replace("llama.", f"{arch}.", 1)
+
+
 def add_key(rng: random.Random, file: Gguf) -> bytes:
     """A key that the loaders ask for and the file did without."""
     names = (
@@ -273,7 +279,7 @@ def add_key(rng: random.Random, file: Gguf) -> bytes:
         "llama.attention.clamp_kqv", "llama.pooling_type", "llama.attention.causal", "clip.vision.feature_layer",
     )  # fmt: skip
     kind = rng.choice((4, 4, 4, 5, 6, 7, 2, STRING, ARRAY))
-    name = rng.choice(names).encode()
+    name = _own(file, rng.choice(names)).encode()
     if kind == ARRAY:
         item, n = rng.choice((4, 5, 6)), rng.choice((0, 1, 2, 5))
         value = struct.pack("<IQ", item, n) + b"".join(_number(rng, item) for _ in range(n))

@@ -131,9 +131,11 @@ def outcomes(
 ) -> Iterator[tuple[Case, str, str]]:
     """(case, what became of it, what it said) of each number; `jobs` children at a time."""
     import qap_gguf as qap  # in the parent: the children inherit it and start at once
+    from qap_gguf.convert.relabel import relabel
 
     files = qap.packaged_model()
-    good = {"mmproj": files.mmproj, "model": files.model}
+    # as a llama: what most files are, and the stock handler's
+    good = {"mmproj": files.mmproj, "model": relabel(files.model, folder / "plain.gguf", undo=True)}
     whole = {name: path.read_bytes() for name, path in good.items()}
     apart = {name: Gguf(data) for name, data in (whole | {name: tiny_mmproj(name) for name in PROJECTORS}).items()}
     running: dict[int, tuple[Case, Path, Path]] = {}

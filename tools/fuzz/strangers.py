@@ -4,11 +4,11 @@
     python tools/fuzz/strangers.py --n 2000     # counts on stdout; exit 1 if a process was lost
     python tools/fuzz/strangers.py --only 17    # one file again, with what was said
 
-A file is the packaged language model with a short vocabulary, or a tiny mmproj, under the name of another architecture
-or projector, with a few keys that such models have, and one damage of gguf_mutations.py. It is judged as `check_files`
-and the commands do it: gate, trial, then, in a process of its own, the loading and a question about a picture. It ends
-by: gate (a rule of ours), trial (the child was ended; the parent says so in a line), words (llama.cpp's own error),
-ran, or lost (a signal in the process that the trial was to protect).
+A file is the packaged language model, as a llama and with a short vocabulary, or a tiny mmproj, under the name of
+another architecture or projector, with a few keys that such models have, and one damage of gguf_mutations.py. It is
+judged as `check_files` and the commands do it: gate, trial, then, in a process of its own, the loading and a question
+about a picture. It ends by: gate (a rule of ours), trial (the child was ended; the parent says so in a line), words
+(llama.cpp's own error), ran, or lost (a signal in the process that the trial was to protect).
 """
 
 from __future__ import annotations
@@ -154,13 +154,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     import qap_gguf as qap  # in the parent: the children inherit it and start at once
+    from qap_gguf.convert.relabel import relabel
 
-    model = short_model(Gguf(qap.packaged_model().model.read_bytes()))
     mmprojs = [Gguf(tiny_mmproj(name)) for name in PROJECTORS]
     everything = names()
     counts: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["QAP_CACHE"] = folder
+        plain = relabel(qap.packaged_model().model, Path(folder) / "plain.gguf", undo=True)
+        model = short_model(Gguf(plain.read_bytes()))
         for number in args.only or range(args.n):
             kind, name = everything[number % len(everything)]
             rng = random.Random(f"{args.seed}/{number}")

@@ -72,9 +72,9 @@ def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, .
 @click.option("--annotate", is_flag=True, help="Copy an mmproj file with other pruning defaults; see above.")
 @click.option("--check", is_flag=True, help="Say what GGUF files are, and whether they fit together; see above.")
 @click.option(
-    "--keep-positions",
-    is_flag=True,
-    help="Make a language model whose kept image tokens can stay at their own positions; see above.",
+    "--keep-positions/--no-keep-positions",
+    default=None,
+    help="Whether kept image tokens can stay at their own positions; see above. [default: where that can be]",
 )
 @click.option("--undo", is_flag=True, help="With --keep-positions and a GGUF file: the file that it was made from.")
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
@@ -90,7 +90,7 @@ def convert(
     imatrix: Path | None,
     annotate: bool,
     check: bool,
-    keep_positions: bool,
+    keep_positions: bool | None,
     undo: bool,
     force: bool,
     as_json: bool,
@@ -106,8 +106,10 @@ def convert(
     With --annotate the arguments are an mmproj file and the file OUT to write: a copy, byte for byte, but with the
     defaults that the file has, changed by the prune options given, or with none for --dense.
 
-    With --keep-positions the language model is written so that kept image tokens can stay at their own positions. DIR
-    may then also be a GGUF file, of any quantization, and OUT the file to write; --undo gives the original back.
+    The language model is written so that kept image tokens can stay at their own positions, where that can be.
+    --keep-positions makes it an error where it cannot. Stock llama.cpp misplaces the images of such a file and says
+    nothing; --no-keep-positions writes one for both. With --keep-positions DIR may also be a GGUF file, of any
+    quantization, and OUT the file to write; --undo gives the original back.
 
     With --check the arguments are GGUF files: what each is, whether every mmproj fits every language model, which
     pruning the images support, what defaults a file carries, and where stock llama.cpp runs an encoder otherwise than

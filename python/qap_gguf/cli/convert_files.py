@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from qap_gguf.cli.common import make_config, over_file_defaults, print_json, prune_given
+from qap_gguf.cli.common import make_config, note, over_file_defaults, print_json, prune_given
 from qap_gguf.cli.progress import progress_bar, stops_cleanly
 from qap_gguf.config import PruneConfig
 
@@ -52,7 +52,7 @@ def annotate_file(source: Path, out: Path, prune: Mapping[str, Any], *, force: b
 
 def relabel_file(source: Path, out: Path, *, undo: bool, force: bool, as_json: bool) -> None:
     """Copy a language model so that image tokens can keep their places, or undo that."""
-    from qap_gguf.convert.relabel import relabel
+    from qap_gguf.convert.relabel import STOCK, relabel
     from qap_gguf.files.gguf import check_language
     from qap_gguf.files.trial import check_trial
 
@@ -63,6 +63,8 @@ def relabel_file(source: Path, out: Path, *, undo: bool, force: bool, as_json: b
     if as_json:
         print_json({"model": written, "undo": undo})
     else:
+        if not undo:
+            note(f"{written.name} is relabelled, {STOCK}; --undo gives the original back")
         click.echo(written)
 
 

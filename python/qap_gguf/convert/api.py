@@ -56,7 +56,7 @@ def convert(
     vision_tower: str | Path | None = None,
     clip_text: str | Path | None = None,
     imatrix: str | Path | None = None,
-    keep_positions: bool = False,
+    keep_positions: bool | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> ConvertResult:
@@ -78,7 +78,9 @@ def convert(
     clip_text: the folder or hub id of the CLIPModel that the vision tower comes from (config.json of model_type clip,
         *.safetensors, tokenizer); its text tower goes into the mmproj file, for PruneConfig(semantic="clip_text").
     imatrix: a file of llama-imatrix for this model (GGUF, or the older format), passed on to the quantizer.
-    keep_positions: write a language model whose kept image tokens can stay at their own positions; see relabel().
+    keep_positions: write a language model whose kept image tokens can stay at their own positions, see relabel(): None
+        does so where it can be done, True else raises ConvertError, False never does. Stock llama.cpp misplaces the
+        images of such a file, and says nothing; `notes` say which it is.
     force: replace files that are there. progress: called as progress(done, total, what), in tensors, or in thousandths
         of four stages for other families than LLaVA.
 
@@ -115,8 +117,7 @@ def convert(
                 if given is not None:
                     raise ConvertError(f"{key}: expected a LLaVA, got another model; leave it out")
             files = FamilyFiles(result.mmproj, result.model, big, kind, label, keep_positions)
-            convert_family(source, config, files, prune, importance, folder, progress)
-            return result
+            return replace(result, notes=convert_family(source, config, files, prune, importance, folder, progress))
         with _understanding("config.json and the image processor's config"):
             llava = open_llava(source, config, None if vision_tower is None else fetch(vision_tower))
             spec = parse(llava.config)
@@ -141,7 +142,7 @@ def convert(
             vocab = tokenizer.load(source, spec.text)
 
         count = _Counter(progress, len(vision) + len(text) * (1 if kind in FLOAT_TYPES else 2))
-        _require_space(folder.folder, kind, vision, text)
+        _require_space(folder.folder, kind, vision, text, copies=1 if keep_positions is False else 2)
         encoder, model = folder.temp(result.mmproj), folder.temp(result.model)
         write_gguf(encoder, "clip", keys, vision, count.step)
         ftype = QUANTIZE_TYPES[kind if kind in FLOAT_TYPES else "F16"]
@@ -150,8 +151,10 @@ def convert(
             plain, model = model, folder.temp(result.model)
             quantize_file(plain, model, kind, count.quantized, importance)
             plain.unlink()
-        if keep_positions:
-            model = keep_places(model, folder.temp(result.model))
+        if keep_positions is not False:
+            temp = folder.temp(result.model)
+            model, said = keep_places(model, temp, result.model, must=keep_positions is True)
+            result = replace(result, notes=(*result.notes, *said))
         count.finish()
         _check_made(encoder, model)
         folder.commit((model, result.model), (encoder, result.mmproj))
@@ -168,10 +171,15 @@ def check_supported(folder: Path) -> None:
             parse(config)
 
 
-def _require_space(folder: Path, kind: str, vision: list[TensorPlan], text: list[TensorPlan]) -> None:
-    """The float files take what their tensors take; the quantized one, beside its float file, at least that much."""
+def _require_space(folder: Path, kind: str, vision: list[TensorPlan], text: list[TensorPlan], copies: int) -> None:
+    """The float files take what their tensors take; the quantized one, beside its float file, at least that much.
+
+    copies: of the language model that is left in the end, which are there at once. Copies of a quantized one take no
+    more than the float file that is gone by then.
+    """
     quantized = 0 if kind in FLOAT_TYPES else least_bytes(kind, sum(math.prod(plan.shape) for plan in text))
-    require_space(folder, sum(plan.nbytes for plan in vision + text) + quantized)
+    more = sum(plan.nbytes for plan in text) * (copies - 1) if kind in FLOAT_TYPES else 0
+    require_space(folder, sum(plan.nbytes for plan in vision + text) + quantized + more)
 
 
 def _check_made(encoder: Path, model: Path) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 from qap_gguf import _core
 from qap_gguf.config import PruneConfig
-from qap_gguf.convert.defects import Defect, find_defects
+from qap_gguf.convert.defects import RELABELLED, Defect, find_defects
 from qap_gguf.convert.mmproj_header import mmproj_facts
+from qap_gguf.convert.relabel.api import ORIGIN
 from qap_gguf.convert.relabel.rules import RULES
 from qap_gguf.errors import ConfigError, ConvertError, ModelFileError
 from qap_gguf.files.gguf import GgufInfo, check_language, check_mmproj, read_gguf
@@ -43,7 +44,7 @@ class FileReport:
         semantics: semantic scores that an mmproj can give; empty where its images cannot be pruned.
         why_not_prunable: None, or one line that says why images cannot be pruned; mmproj only.
         defaults: the pruning defaults that the file carries, None without.
-        warnings: where stock llama.cpp departs from the trained encoder.
+        warnings: where stock llama.cpp departs from the trained model.
         error: what keeps the file from being used, None where nothing does.
     """
 
@@ -156,6 +157,8 @@ def _read(path: Path) -> tuple[FileReport, GgufInfo | None]:
             )  # fmt: skip
             check_mmproj(path, memory=False)
         else:
+            if ORIGIN in info.metadata:
+                report = dataclasses.replace(report, warnings=(RELABELLED,))
             check_language(path, memory=False)
     except ModelFileError as err:
         return dataclasses.replace(report, error=str(err)), info

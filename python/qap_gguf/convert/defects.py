@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from qap_gguf import _core
 from qap_gguf.files.gguf import GgufInfo
 
-__all__ = ["Defect", "find_defects"]
+__all__ = ["RELABELLED", "Defect", "find_defects"]
 
 _CLASS = "v.class_embd"
 _GRID = "clip.vision.image_grid_pinpoints"
@@ -83,6 +83,12 @@ def _layers_by_count(info: GgufInfo, projector: str) -> bool:
     return _llava(info, projector) and "clip.vision.feature_layer" not in info.metadata
 
 
+#: what hits a relabelled language model: qap.origin.architecture is ours (native/src/positions.cpp)
+RELABELLED = Defect(
+    "all image tokens of a picture get one position with a relabelled language model, and answers are wrong without a "
+    "word; convert --keep-positions --undo gives the original",
+    patch="001-hooks.patch",
+)
 _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
     (
         _with_class(_llava),

@@ -14,7 +14,7 @@ class PackagedModel:
 
     Attributes:
         mmproj: vision encoder and projector, f16.
-        model: language model, Q4_0.
+        model: language model, Q4_0; relabelled, so that kept image tokens stay at their own positions.
         sample: a picture of 192 x 192 pixels that the model can be asked about.
     """
 

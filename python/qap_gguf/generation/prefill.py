@@ -99,7 +99,7 @@ def fill(
         n_batch: tokens of a batch.
 
     Returns:
-        Positions that were in the cache already.
+        Cells of the prompt that were in use already: fewer than positions where kept image tokens leave gaps.
 
     Raises:
         NativeError: libllama refuses a batch; the cache is empty then.
@@ -112,6 +112,7 @@ def fill(
         same, n_same = [], 0
     language.record.steps[:] = same
     language.record.surplus = same[-1].surplus if same else 0
+    n_cells = n_same + language.record.surplus
     language.fit()
     try:
         for step in steps[len(same) :]:
@@ -129,4 +130,4 @@ def fill(
     except BaseException:
         language.reset()  # a step may be half in the cache
         raise
-    return n_same
+    return n_cells

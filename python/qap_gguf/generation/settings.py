@@ -66,7 +66,7 @@ class GenerationStats:
         n_image_tokens: tokens of all images before pruning.
         n_image_kept: tokens of all images that the language model saw.
         n_prompt_tokens: text tokens of the prompt.
-        n_reused: positions of the prompt that were in the KV cache already.
+        n_reused: cells of the prompt that were in the KV cache already.
         n_generated: tokens of the answer.
         n_cached: images that an earlier answer, or another process, has encoded.
         n_kv: cells of the KV cache in use after the answer.

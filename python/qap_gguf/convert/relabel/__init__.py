@@ -7,6 +7,6 @@ native/src/positions.cpp.
 
 from __future__ import annotations
 
-from qap_gguf.convert.relabel.api import relabel
+from qap_gguf.convert.relabel.api import STOCK, relabel
 
-__all__ = ["relabel"]
+__all__ = ["STOCK", "relabel"]

@@ -20,10 +20,12 @@ from qap_gguf.convert.relabel.rules import MROPE, RULES, Change, change_of, head
 from qap_gguf.errors import ConvertError, ModelFileError
 from qap_gguf.files.gguf import GgufInfo, check_language, read_gguf
 
-__all__ = ["DIGEST", "ORIGIN", "keep_places", "relabel"]
+__all__ = ["DIGEST", "ORIGIN", "STOCK", "keep_places", "relabel"]
 
 #: keys of a relabelled file: what it was, and the SHA-256 of the file that it was made from
 ORIGIN, DIGEST = "qap.origin.architecture", "qap.origin.sha256"
+#: what a relabelled file means to other programs
+STOCK = "so that kept image tokens stay at their places: stock llama.cpp misplaces the images of such a file, silently"
 _NO_DIGEST, _SECTIONS = "0" * 64, "rope.dimension_sections"
 _MORE = 4096  # bytes of our keys, more than enough
 _STEP = 4 << 20  # bytes that are copied at once
@@ -50,13 +52,13 @@ def relabel(
     ConvertError if it cannot be relabelled, with the reason, or `out` cannot be written; then `out` is as it was.
 
     Example:
-        >>> import hashlib, tempfile
+        >>> import tempfile
         >>> import qap_gguf as qap
         >>> model = qap.packaged_model().model
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     new = relabel(model, f"{folder}/new.gguf")
-        ...     old = relabel(new, f"{folder}/old.gguf", undo=True)
-        ...     old.read_bytes() == model.read_bytes()
+        ...     plain = relabel(model, f"{folder}/plain.gguf", undo=True)  # the packaged model is relabelled
+        ...     again = relabel(plain, f"{folder}/again.gguf")
+        ...     again.read_bytes() == model.read_bytes()
         True
     """
     source, target = Path(src), Path(out)
@@ -75,22 +77,34 @@ def relabel(
     return target
 
 
-def keep_places(source: Path, target: Path) -> Path:
+def keep_places(source: Path, target: Path, final: Path, *, must: bool) -> tuple[Path, tuple[str, ...]]:
     """Relabels a file that a conversion has just made under a temporary name, to another one, and removes it.
 
-    Returns `target`, or `source` where its image tokens can keep their places as it is. Raises ConvertError if it
-    cannot be relabelled.
+    final: its name in the end, for notes. must: a model that cannot be relabelled is an error; else it stays as it is,
+    and a note says why.
+
+    Returns `target`, or `source` where that stays (its image tokens can keep their places as it is, or never), and what
+    whoever converts ought to know. Raises ConvertError if it must be relabelled and cannot be, or cannot be written.
     """
     info = read_gguf(source)
     if info.metadata.get("general.architecture") in MROPE:
-        return source
+        return source, ()
     layout = read_layout(source)
+    try:
+        copy = _Copy(info, layout, undo=False)
+    except ConvertError as err:
+        if must:
+            raise ConvertError(str(err).replace(str(source), str(final))) from err
+        reason = str(err).partition("; ")[0].partition(", got ")[2].removesuffix(f" ({source})")
+        return source, (
+            f"kept image tokens will be renumbered, because the language model cannot be relabelled: {reason}",
+        )
     require_space(target.parent, layout.size + _MORE)
     with writing(target.parent), source.open("rb") as old, target.open("w+b") as file:
-        _Copy(info, layout, undo=False).write(old, file, None)
+        copy.write(old, file, None)
     _check_loads(target, source)
     source.unlink()
-    return target
+    return target, (f"{final.name} is relabelled, {STOCK}; --no-keep-positions makes one for both",)
 
 
 def _check_loads(new: Path, source: Path) -> None:

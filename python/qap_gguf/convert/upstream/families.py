@@ -45,7 +45,7 @@ class FamilyFiles:
     mmproj_type: str
     kind: str
     label: str
-    keep_positions: bool = False
+    keep_positions: bool | None = None
 
 
 def is_llava(config: dict[str, Any]) -> bool:
@@ -77,9 +77,10 @@ def check_family(config: dict[str, Any]) -> str:
 def convert_family(
     src: Path, config: dict[str, Any], files: FamilyFiles, prune: PruneConfig | None, importance: Imatrix | None,
     folder: OutputFolder, progress: Progress | None,
-) -> None:  # fmt: skip
+) -> tuple[str, ...]:  # fmt: skip
     """Makes both files in `folder` and gives them their final names. `config`: the parsed config.json of `src`.
 
+    Returns notes about choices that were not the caller's.
     Raises ConvertError for an architecture that the converter does not know, and for what it refuses.
     """
     name = check_family(config)
@@ -93,7 +94,8 @@ def convert_family(
         n_weights += math.prod(ref.shape)
     plain = files.kind if files.kind in FLOAT_TYPES else _FLOAT_NAMES.get(kinds.most_common(1)[0][0], "bf16")
     quantized = 0 if files.kind in FLOAT_TYPES else least_bytes(files.kind, n_weights)
-    require_space(folder.folder, n_weights * (4 if plain.upper() == "F32" else 2) + quantized)
+    copies = 2 if files.kind in FLOAT_TYPES and files.keep_positions is not False else 1
+    require_space(folder.folder, n_weights * (4 if plain.upper() == "F32" else 2) * copies + quantized)
     stages = _Stages(progress, 3 if files.kind in FLOAT_TYPES else 4)
     for i, ref in enumerate(checkpoint.tensors.values(), 1):
         ref.read()  # raises on NaN
@@ -116,8 +118,10 @@ def convert_family(
             importance.check(_widths(whole))
         quantize_file(whole, model, files.kind, stages.quantized, importance)
         whole.unlink()
-    if files.keep_positions:
-        model = keep_places(model, folder.temp(files.model))
+    notes: tuple[str, ...] = ()
+    if files.keep_positions is not False:
+        temp = folder.temp(files.model)
+        model, notes = keep_places(model, temp, files.model, must=files.keep_positions is True)
     if prune is not None:
         bare, encoder = encoder, folder.temp(files.mmproj)
         try:
@@ -126,6 +130,7 @@ def convert_family(
             raise type(err)(str(err).replace(str(bare), str(files.mmproj))) from err
     stages.finish()
     folder.commit((model, files.model), (encoder, files.mmproj))
+    return notes
 
 
 def _widths(model: Path) -> dict[str, int]:
