@@ -6,7 +6,7 @@
     python tools/fuzz/coverage_guided.py --seeds FOLDER      # only write the seeds
 
 The harnesses are native/tests/fuzz/fuzz-*.cpp and tools/fuzz/guards.py; each starts from seeds that are made here and
-from what earlier runs found (native/tests/fuzz/corpus, where --keep stores the smallest set with the same coverage).
+from what earlier runs found (native/tests/fuzz/corpus/*.zip, where --keep stores the smallest set with the same coverage).
 Exit 1 for a find; its input lies in build/fuzz/finds. Needs clang with libFuzzer (Debian: apt-get install clang) for
 the C++, `pip install atheris` for Python; what is missing is named and left out.
 """
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import zipfile
 from pathlib import Path
 
 from gguf_mutations import KINDS, Gguf
@@ -105,13 +106,22 @@ def command_of(name: str, place: Path) -> list[str]:
     return [sys.executable, str(ROOT / "tools" / "fuzz" / "guards.py"), name]
 
 
+def store(folder: Path, archive: Path) -> None:
+    """Pack a folder's files; the same files give the same bytes."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
+        for file in sorted(folder.iterdir()):
+            out.writestr(zipfile.ZipInfo(file.name), file.read_bytes(), zipfile.ZIP_DEFLATED)
+
+
 def run(name: str, place: Path, seconds: int, keep: bool) -> tuple[bool, str]:
     """Whether nothing was found, and a line about it."""
     grown, finds = place / "grown" / name, place / "finds"
     finds.mkdir(parents=True, exist_ok=True)
     write_seeds(name, grown)
-    for file in sorted((CORPUS / name).glob("*")):
-        shutil.copy(file, grown / file.name)
+    if (CORPUS / f"{name}.zip").is_file():
+        with zipfile.ZipFile(CORPUS / f"{name}.zip") as kept:
+            kept.extractall(grown)
     command = command_of(name, place)
     words = [f"-max_total_time={seconds}", f"-max_len={MAX_BYTES[name]}", "-rss_limit_mb=2048", "-timeout=10"]
     words += [f"-artifact_prefix={finds}/{name}-", "-print_final_stats=1", str(grown)]
@@ -120,12 +130,12 @@ def run(name: str, place: Path, seconds: int, keep: bool) -> tuple[bool, str]:
     if done.returncode != 0:
         return False, f"FOUND something:\n{said[-3000:]}"
     if keep:
-        smallest = CORPUS / name
+        smallest = place / "smallest" / name
         shutil.rmtree(smallest, ignore_errors=True)
         smallest.mkdir(parents=True)
-        subprocess.run(
-            [*command, "-merge=1", "-max_len=4096", str(smallest), str(grown)], capture_output=True, check=False
-        )
+        merge = [*command, "-merge=1", "-max_len=4096", str(smallest), str(grown)]
+        subprocess.run(merge, capture_output=True, check=False)
+        store(smallest, CORPUS / f"{name}.zip")
     runs = re.findall(r"number_of_executed_units: (\d+)|Done (\d+)", said)
     edges = re.findall(r"cov: (\d+)", said)
     count = next((a or b for a, b in runs), "?")
