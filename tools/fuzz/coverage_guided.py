@@ -6,7 +6,7 @@
     python tools/fuzz/coverage_guided.py --seeds FOLDER      # only write the seeds
 
 The harnesses are native/tests/fuzz/fuzz-*.cpp and tools/fuzz/guards.py; each starts from seeds that are made here and
-from what earlier runs found (native/tests/fuzz/corpus/*.zip, where --keep stores the smallest set with the same coverage).
+from what earlier runs found (native/tests/fuzz/corpus/*.zip, where --keep stores the smallest set with that coverage).
 Exit 1 for a find; its input lies in build/fuzz/finds. Needs clang with libFuzzer (Debian: apt-get install clang) for
 the C++, `pip install atheris` for Python; what is missing is named and left out.
 """
@@ -130,11 +130,13 @@ def run(name: str, place: Path, seconds: int, keep: bool) -> tuple[bool, str]:
     if done.returncode != 0:
         return False, f"FOUND something:\n{said[-3000:]}"
     if keep:
-        smallest = place / "smallest" / name
-        shutil.rmtree(smallest, ignore_errors=True)
-        smallest.mkdir(parents=True)
-        merge = [*command, "-merge=1", "-max_len=4096", str(smallest), str(grown)]
-        subprocess.run(merge, capture_output=True, check=False)
+        smallest = grown
+        if name in NATIVE:  # Atheris cannot merge: it would have to start itself again
+            smallest = place / "smallest" / name
+            shutil.rmtree(smallest, ignore_errors=True)
+            smallest.mkdir(parents=True)
+            merge = [*command, "-merge=1", "-max_len=4096", str(smallest), str(grown)]
+            subprocess.run(merge, capture_output=True, check=False)
         store(smallest, CORPUS / f"{name}.zip")
     runs = re.findall(r"number_of_executed_units: (\d+)|Done (\d+)", said)
     edges = re.findall(r"cov: (\d+)", said)
