@@ -63,7 +63,7 @@ def blocks_of(path: Path) -> list[Block]:
 
 
 def commands_of(text: str) -> list[str]:
-    """The commands of a shell block that are ours or Python's, or make a folder for them, with the lines that continue."""
+    """The commands of a shell block that are ours or Python's, or make what they need; continued lines are one."""
     lines = text.replace("\\\n", " ").splitlines()
     return [line for line in lines if line.startswith(("qap-gguf", "python ", "mkdir ", "cp "))]
 

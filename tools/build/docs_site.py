@@ -14,11 +14,12 @@ import logging
 import posixpath
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TOUR: Final = "examples/tour.ipynb"
@@ -47,11 +48,13 @@ API: Final = {
         "NativeError", "PinError", "UnsupportedError",
     ),
 }  # fmt: skip
-_HELP_WIDTH: Final = 100
+HELP_WIDTH: Final = 96
 #: Splits into text, a fenced block, its marker, text, ...
 _FENCE: Final = re.compile(r"(^(```+|~~~+).*?^\2[ ]*$)", re.MULTILINE | re.DOTALL)
 _LINK: Final = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<to>[^)\s]+)\)")
-_ROLE: Final = re.compile(r":(?:func|class|meth|mod|attr|data):(<code>)")
+_FETCHED: Final = re.compile(
+    r'<(?:script|img|iframe|link rel="(?:stylesheet|preconnect)")[^>]*(?:src|href)="?https?:[^>]*>'
+)
 _log = logging.getLogger("mkdocs.hooks.docs_site")
 
 
@@ -90,16 +93,17 @@ def linked(markdown: str, source: str, page: str) -> str:
 def command_line() -> str:
     """What each command's ``--help`` prints."""
     import click
+
     from qap_gguf.cli.main import cli
 
-    def help_of(command: click.Command, name: str) -> str:
-        context = click.Context(command, info_name=name, terminal_width=_HELP_WIDTH, max_content_width=_HELP_WIDTH)
-        return f"```text\n{command.get_help(context)}\n```\n"
-
-    parts = ["# Command line\n\nWhat `qap-gguf --help` and each command's `--help` print.\n", help_of(cli, "qap-gguf")]
+    width: dict[str, Any] = {"terminal_width": HELP_WIDTH, "max_content_width": HELP_WIDTH}
+    whole = click.Context(cli, info_name="qap-gguf", **{**cli.context_settings, **width})
+    parts = ["# Command line\n\nWhat `qap-gguf --help` and each command's `--help` print."]
+    parts.append(f"```text\n{cli.get_help(whole)}\n```")
     for name, command in cli.commands.items():
-        parts.append(f"## qap-gguf {name}\n\n{help_of(command, f'qap-gguf {name}')}")
-    return "\n".join(parts)
+        context = click.Context(command, info_name=name, parent=whole, **{**command.context_settings, **width})
+        parts.append(f"## qap-gguf {name}\n\n```text\n{command.get_help(context)}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def python_api() -> str:
@@ -142,6 +146,8 @@ def notebook(cells: list[dict[str, Any]], folder: str) -> tuple[str, dict[str, b
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that do not stand in docs/."""
+    from mkdocs.structure.files import File
+
     generated: dict[str, str | bytes] = {"cli.md": command_line(), "api.md": python_api(), "examples.md": examples()}
     for page, source in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
@@ -163,6 +169,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return linked(markdown, source, uri) if (ROOT / source).is_file() else markdown
 
 
-def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Docstrings say ``:func:`` and the like before a name; a page does not need the word."""
-    return _ROLE.sub(r"\1", html)
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """A reader's browser fetches nothing from elsewhere."""
+    for found in _FETCHED.findall(output):
+        _log.warning("%s would fetch something: %s", page.file.src_uri, found)
+    return output

@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 TOUR = Path(__file__).resolve().parents[2] / "examples" / "tour.ipynb"
-COLOURS = 48
+COLOURS = 128
 MAX_BYTES = 300_000
 
 
@@ -47,8 +47,11 @@ def slim(notebook: Any) -> None:
     """Keep what a reader sees: one form of each output, and no times of execution."""
     for cell in notebook.cells:
         cell.metadata = {}
+        printed = [output for output in cell.get("outputs", []) if output.output_type == "stream"]
+        if printed:  # they come in as many pieces as the kernel happened to send
+            printed[0].text = "".join(output.text for output in printed)
+            cell.outputs = [output for output in cell.outputs if output not in printed[1:]]
         for output in cell.get("outputs", []):
-            output.pop("metadata", None)
             if output.output_type in ("display_data", "execute_result"):
                 output.metadata = {}
                 if "image/png" in output.data:
@@ -62,15 +65,14 @@ def slim(notebook: Any) -> None:
 
 
 def shown(notebook: Any) -> list[list[str]]:
-    """For each cell, what it shows: texts, and a word for each picture."""
+    """For each cell, what it shows: what it printed, then its value, or a word for a picture."""
     cells: list[list[str]] = []
     for cell in notebook.cells:
-        words: list[str] = []
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            text = "a picture" if "image/png" in data else str(output.get("text", data.get("text/plain", "")))
-            words.append(text.strip())
-        cells.append(words)
+        outputs = cell.get("outputs", [])
+        printed = "".join(output.text for output in outputs if output.output_type == "stream")
+        values = [output.data for output in outputs if output.output_type in ("display_data", "execute_result")]
+        words = ["a picture" if "image/png" in data else str(data["text/plain"]) for data in values]
+        cells.append([word.strip() for word in (printed, *words) if word.strip()])
     return cells
 
 

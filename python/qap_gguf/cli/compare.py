@@ -160,7 +160,10 @@ def compare(
 
     if png is not None:
         panels = [
-            (row["kept"], f"{row['n_kept']} of {row['n_tokens']}: {row['answer']}\nfirst word after {row['first_s']:.2f} s")
+            (
+                row["kept"],
+                f"{row['n_kept']} of {row['n_tokens']}: {row['answer']}\nfirst word after {row['first_s']:.2f} s",
+            )
             for row in found[0]
         ]
         drawn = sheet(pixels, image, panels, title=questions[0])
