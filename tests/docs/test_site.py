@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_the_command_page_is_what_help_prints() -> None:
 
 def test_a_notebook_becomes_a_page() -> None:
     png = b"\x89PNG"
-    cells = [
+    cells: list[dict[str, Any]] = [
         {"cell_type": "markdown", "source": ["# A\n", "b"]},
         {
             "cell_type": "code",
@@ -122,7 +123,7 @@ def test_what_a_browser_would_fetch_is_a_warning(caplog: pytest.LogCaptureFixtur
         '<link rel="stylesheet" href="https://example.org/a">',
     ):
         caplog.clear()
-        assert docs_site.on_post_page(text, page, None) == text  # type: ignore[arg-type]
+        assert docs_site.on_post_page(text, page, None) == text
         assert ("would fetch" in caplog.text) == (text != fine)
 
 

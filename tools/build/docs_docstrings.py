@@ -20,7 +20,7 @@ def as_markdown(text: str) -> str:
     return _HEADING.sub(r"\1Examples:", _ROLE.sub(r"`\1`", text))
 
 
-class Docstrings(griffe.Extension):
+class Docstrings(griffe.Extension):  # type: ignore[misc]
     """Rewrites each docstring before it is parsed."""
 
     def on_instance(self, *, obj: griffe.Object, **_kwargs: Any) -> None:
