@@ -36,7 +36,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find native python tools/build/
 NATIVE  := $(shell find native \( -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.inc' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help check venv install extras programs demo test bench lint sanitize fuzz format clean
+.PHONY: help check venv install extras programs demo test bench lint docs sanitize fuzz format clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -135,6 +135,16 @@ lint: $(S)-dev $(S)-strict ## ruff, mypy, clang-format, warnings as errors, hous
 	$(CC) -std=c99 -pedantic -Wall -Wextra -Werror -fsyntax-only -x c native/include/qap.h
 	$(PY) tools/build/check_tree.py
 	$(PY) tools/build/fetch_upstream.py --verify
+
+$(S)-docs: $(S)-needs
+	$(PY) tools/build/requirements.py docs > $(VENV)/docs.txt
+	$(PIP) install --quiet -r $(VENV)/docs.txt
+	@touch $@
+
+# Warnings are errors: links and anchors to nothing, docstrings that griffe cannot read, pages that the menu leaves out.
+docs: $(S)-install $(S)-docs ## the documentation as a site, build/site/index.html; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "make: build/site/index.html"
 
 # Its own build folders; needs the installed ggml, not our package.
 sanitize: $(S)-needs ## our C++ under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer

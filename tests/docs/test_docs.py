@@ -24,7 +24,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 import qap_gguf as qap
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"(?:^<!-- not run: ([^\n]+?) -->\n\s*)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Why a block may not run; anything else is to be fixed.
 _REASONS = re.compile(r"\b(hub|network|GPU|minutes|hours?|torch|checkpoint)\b")
@@ -63,9 +63,9 @@ def blocks_of(path: Path) -> list[Block]:
 
 
 def commands_of(text: str) -> list[str]:
-    """The commands of a shell block that are ours or Python's, with the lines that continue them."""
+    """The commands of a shell block that are ours or Python's, or make what they need; continued lines are one."""
     lines = text.replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith(("qap-gguf", "python "))]
+    return [line for line in lines if line.startswith(("qap-gguf", "python ", "mkdir ", "cp "))]
 
 
 def pieces_of(block: Block) -> list[tuple[str, str]]:
@@ -104,7 +104,7 @@ def with_port(language: str, text: str, port: int) -> str:
     return text.partition("  #")[0].replace(start, f"{start} --port {port}", 1) if text.startswith(start) else text
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.name))
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_commands_and_snippets(path: Path, place: Path) -> None:
     blocks = blocks_of(path)
     port = free_port()

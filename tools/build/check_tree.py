@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LINES = 400
 FOLDERS = ("native", "python", "tools", "tests", ".github", ".ci", "benchmarks", "examples")
-TOP = ("CMakeLists.txt", "Makefile", "pyproject.toml")
+TOP = ("CMakeLists.txt", "Dockerfile", "Makefile", "mkdocs.yml", "pyproject.toml")
 SUFFIXES = {".py", ".pyi", ".cpp", ".c", ".h", ".inc", ".cmake", ".txt", ".toml", ".yml", ".yaml", ".sh", ""}
 #: Rooms from top to bottom, those of a line on a level; CONTRIBUTING.md says what is in them.
 ROOMS = (

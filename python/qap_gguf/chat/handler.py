@@ -296,7 +296,9 @@ class ChatHandler:
         """The same messages with each image encoded: a call with them waits for no disk, network or decoder.
 
         Args:
-            llama, messages, prune: see the call itself.
+            llama: see the call itself.
+            messages: the same.
+            prune: the same.
             for_template: `functions`, `function_call`, `tools`, `tool_choice` and what else the chat template reads: a
                 prompt that cannot fit is refused before its images are encoded.
 

@@ -159,7 +159,13 @@ def compare(
                         report(sum(map(len, found)), len(questions) * (1 + len(configs)))
 
     if png is not None:
-        panels = [(row["kept"], f"K = {row['n_kept']}: {row['answer']}") for row in found[0]]
+        panels = [
+            (
+                row["kept"],
+                f"{row['n_kept']} of {row['n_tokens']}: {row['answer']}\nfirst word after {row['first_s']:.2f} s",
+            )
+            for row in found[0]
+        ]
         drawn = sheet(pixels, image, panels, title=questions[0])
         write_file(png, force, lambda file: drawn.save(file, "PNG"))
         note(f"wrote {png}")

@@ -15,7 +15,8 @@ from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.images import Pixels
 from qap_gguf.vision.overlay import dim_dropped, letterbox
 
-_SIDE, _ACROSS, _MARGIN, _WORDS, _TITLE = 300, 5, 16, 64, 52
+_SIDE, _ACROSS, _MARGIN, _WORDS, _TITLE = 300, 5, 16, 54, 52
+_FAINT = "#6b6b6b"
 
 
 def sheet(
@@ -30,7 +31,8 @@ def sheet(
     Args:
         pixels: what was encoded, uint8 (height, width, 3).
         image: its embedding.
-        rows: numbers of the kept tokens (None: all of them), and the words under the picture.
+        rows: numbers of the kept tokens (None: all of them), and the words under the picture. What follows a line break
+            stands on the second line, fainter.
         title: of the whole.
 
     Returns:
@@ -49,7 +51,7 @@ def sheet(
         ...     image = vlm.encode(pixels)
         ...     kept = vlm.prune(image, qap.PruneConfig(n_keep=36)).indices
         >>> sheet(pixels, image, [(None, "all"), (kept, "K = 36")]).size
-        (648, 432)
+        (648, 422)
     """
     require_matplotlib()
     if not rows:
@@ -86,10 +88,13 @@ def sheet(
             aspect="auto",
             interpolation="nearest",
         )
-        lines = textwrap.wrap(" ".join(words.split()), 34)
-        lines = [*lines[:1], textwrap.shorten(" ".join(lines[1:]), 34)] if len(lines) > 2 else lines
-        figure.text(
-            left / page[0], 1 - (top + height + 8) / page[1], "\n".join(lines), fontsize=15, va="top", parse_math=False
-        )
+        first, _, second = words.partition("\n")
+        lines = textwrap.wrap(" ".join(first.split()), 34)
+        room = 1 if second else 2
+        if len(lines) > room:
+            lines = [*lines[: room - 1], textwrap.shorten(" ".join(lines[room - 1 :]), 34, placeholder=" ...")]
+        for line, (text, colour) in enumerate([*((text, "black") for text in lines), (second, _FAINT)]):
+            at = (left / page[0], 1 - (top + height + 8 + 22 * line) / page[1])
+            figure.text(*at, text, fontsize=15, color=colour, va="top", parse_math=False)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
