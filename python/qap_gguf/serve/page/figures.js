@@ -5,6 +5,7 @@
 // An encoder's time goes into the time to the first token on both sides or on neither.
 
 const seconds = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : ms < 1000 ? `${ms.toFixed(0)} ms` : `${(ms / 1000).toFixed(2)} s`);
+const MIN_TOKENS = 8; // a rate of fewer says nothing
 const count = (n) => n.toLocaleString("en");
 
 export const isCached = (told) => told.prune.n_cached >= told.prune.images.length;
@@ -22,7 +23,7 @@ function measure(told, other, first, otherFirst) {
     encode: counted ? encode : null,
     prefill,
     first: prefill + (counted ? encode : 0),
-    rate: told.timings.predicted_n > 1 ? told.timings.predicted_per_second : null,
+    rate: told.timings.predicted_n >= MIN_TOKENS ? told.timings.predicted_per_second : null,
   };
 }
 
@@ -34,6 +35,7 @@ const ROWS = [
   ["First token after", "first", seconds],
   ["Answer, tokens a second", "rate", (rate) => rate.toFixed(1)],
 ];
+const BARS = ["tokens", "cells", "encode", "prefill", "first"]; // shorter is better
 
 function why(dense, pruned, first) {
   const [now, then] = [seconds(dense.prune.encode_ms), seconds(pruned.prune.encode_ms)];
@@ -58,7 +60,9 @@ export function tell(table, fine, runs, first, others) {
   };
   const body = table.tBodies[0];
   body.replaceChildren();
-  for (const [name, key, form] of ROWS) {
+  const fromCache = isCached(dense) && isCached(pruned) && (first.dense === null || first.pruned === null);
+  for (const [title, key, form] of ROWS) {
+    const name = key === "encode" && fromCache ? "Image, from the cache" : title;
     const line = body.insertRow();
     line.append(Object.assign(document.createElement("th"), { scope: "row", textContent: name }));
     const most = Math.max(found.dense[key] ?? 0, found.pruned[key] ?? 0);
@@ -67,9 +71,11 @@ export function tell(table, fine, runs, first, others) {
       const cell = line.insertCell();
       cell.className = side;
       cell.append(Object.assign(document.createElement("span"), { textContent: value === null ? "–" : form(value) }));
-      const bar = document.createElement("i");
-      bar.style.width = `${most > 0 ? (100 * (value ?? 0)) / most : 0}%`;
-      cell.append(bar);
+      if (BARS.includes(key)) {
+        const bar = document.createElement("i");
+        bar.style.width = `${most > 0 ? (100 * (value ?? 0)) / most : 0}%`;
+        cell.append(bar);
+      }
     }
   }
   table.hidden = fine.hidden = false;

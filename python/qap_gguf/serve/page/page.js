@@ -4,7 +4,7 @@ import { draw, drawable, find, gradient, range } from "./picture.js";
 import { answer, call, othersNow, setKey, takePicture, Told } from "./server.js";
 
 const MAX_TOKENS = 256;
-const SAMPLE_QUESTION = "What is in the picture?";
+const SAMPLE_QUESTION = "What is in row 2, column 4?";
 const SETTLED_MS = 300; // K has not moved for so long
 const part = (id) => document.getElementById(id);
 
@@ -61,7 +61,10 @@ function redraw() {
   part("overlay").setAttribute("aria-label", words);
   const limits = view in SCORES || view === "total" ? range(state.rows, view) : null;
   part("scale").hidden = !limits;
-  if (limits) [part("low").textContent, part("high").textContent] = limits.map(number);
+  if (limits) {
+    part("low").textContent = Math.abs(limits[0]) < limits[1] / 1000 ? "0" : number(limits[0]);
+    part("high").textContent = number(limits[1]);
+  }
 }
 
 function showUnder(event) {

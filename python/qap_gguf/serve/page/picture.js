@@ -32,14 +32,14 @@ function boxes(rows) {
 // Are there grids to draw on?
 export const drawable = (rows) => rows.length > 0 && rows.every((row) => row.grid && row.indices);
 
-// The lowest and the highest value of a score, over all rows, padding left out; null where there is none.
+// The lowest and the highest value of a score, over all rows, padding left out; null without scores.
 export function range(rows, score) {
+  if (!rows.length || !rows.every((row) => row.scores)) return null;
   let [low, high] = [Infinity, -Infinity];
   for (const row of rows) {
-    if (!row.scores) return null;
     const padding = new Set(row.padding);
-    row.scores[score].forEach((value, i) => {
-      if (!padding.has(i)) [low, high] = [Math.min(low, value), Math.max(high, value)];
+    row.scores[score].forEach((value, token) => {
+      if (!padding.has(token)) [low, high] = [Math.min(low, value), Math.max(high, value)];
     });
   }
   return low <= high ? [low, high] : null;
