@@ -15,7 +15,10 @@ from serve.conftest import SAMPLE, Served, serving
 QUESTION = "What is in row 2, column 4?"
 #: The RGBA in the middle of each of the canvas' 12 x 12 patches, as texts.
 MIDDLES = """(() => {
-  const canvas = document.getElementById("overlay"), pen = canvas.getContext("2d"), n = 12, found = [];
+  const canvas = document.getElementById("overlay"), n = 12, found = [];
+  const copy = new OffscreenCanvas(canvas.width, canvas.height);
+  const pen = copy.getContext("2d", { willReadFrequently: true });
+  pen.drawImage(canvas, 0, 0);
   const middle = (i, side) => Math.floor(((i + 0.5) / n) * side);
   for (let i = 0; i < n * n; i++) {
     const [x, y] = [middle(i % n, canvas.width), middle(Math.floor(i / n), canvas.height)];
@@ -94,7 +97,7 @@ def test_a_picture_is_asked_and_k_is_moved(server: Served, tab: Tab) -> None:
     tab.wait("document.getElementById('pruned-title').textContent === '69 tokens kept'")
     tab.wait(DONE)
     assert marked(tab) == 69
-    assert text(tab, "#k-told") == "69 of 144 tokens · 48 %"
+    assert text(tab, "#k-told") == "69 of 144 tokens · 48\u00a0%"
     assert text(tab, "#dense .text") == "boat"  # not asked again
 
     for view in ("error", "outlier", "semantic", "total"):
@@ -134,6 +137,22 @@ def test_on_a_phone_nothing_is_cut_off(server: Served, tab: Tab) -> None:
     assert all(height == 0 or height >= 36 for height in tab.run(heights))
     assert tab.run("getComputedStyle(document.querySelector('.camera')).display") != "none"
     assert tab.run("getComputedStyle(document.body).backgroundColor") == "rgb(15, 17, 21)"
+
+
+def test_a_letterboxed_picture_is_shown_as_the_model_saw_it(server: Served, tab: Tab, tmp_path: Path) -> None:
+    wide = tmp_path / "wide.png"
+    Image.effect_noise((400, 200), 90).save(wide)
+    tab.go(server.url + "/qap")
+    tab.wait("document.getElementById('model').textContent")
+    tab.give_file("#file", wide)
+    shape = "(({ width, height }) => width / height)(document.getElementById('stage').getBoundingClientRect())"
+    tab.wait("!document.getElementById('stage').hidden")
+    assert tab.run(shape) == pytest.approx(2, rel=0.02)
+    click(tab, "#go")
+    tab.wait(DONE)
+    assert tab.run(shape) == pytest.approx(1, rel=0.02)
+    assert marked(tab) == 72  # all that is no padding
+    assert text(tab, "#k-told") == "72 of 72 tokens · 100\u00a0%"
 
 
 def test_limits_and_errors_are_told(server: Served, tab: Tab, tmp_path: Path) -> None:

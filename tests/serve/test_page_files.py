@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from qap_gguf.config import PruneConfig
 from qap_gguf.serve import page
 from qap_gguf.serve.settings import ServeSettings
 from serve.conftest import URI, Served, ask, serving
+from serve.test_requests import picture
 
 TEXTS = [path for path, kind in page.FILES.values() if kind.startswith("text/")]
 
@@ -83,10 +85,21 @@ def test_scores_are_told_where_asked_for(server: Served) -> None:
     assert row == {"n_tokens": 144, "n_kept": 144}
 
 
-def test_an_answer_tells_whether_its_picture_came_from_the_cache() -> None:
-    with serving("--n-keep", "72", "--ctx", "512") as fresh:
+def test_an_answer_tells_whether_its_picture_came_from_the_cache(server: Served) -> None:
+    """An encode without pruning notes no attention, so that the first pruned answer encodes once more."""
+    url = picture(311, 200)
 
-        def n_cached(**fields: object) -> int:
-            return int(fresh.post(ask(URI, **fields, cache_prompt=False))[1]["prune"]["n_cached"])
+    def told(**fields: object) -> dict[str, Any]:
+        answer = server.post(ask(url, **fields, cache_prompt=False))[1]
+        return dict(answer["prune"])
 
-        assert [n_cached(prune=None), n_cached(), n_cached(), n_cached(prune=None)] == [0, 0, 1, 1]
+    asked: list[dict[str, Any]] = [{"prune": None}, {}, {"prune": {"n_keep": 9}}, {"prune": None}]
+    assert [told(**fields)["n_cached"] for fields in asked] == [0, 0, 1, 1]
+
+
+def test_padding_is_told(server: Served) -> None:
+    """The packaged model letterboxes: of a picture twice as wide as high, the outer lines are padding."""
+    wanted = {"n_keep": 20, "scores": True}
+    (row,) = server.post(ask(picture(400, 200), prune=wanted, cache_prompt=False))[1]["prune"]["images"]
+    assert row["padding"] == [*range(36), *range(108, 144)]
+    assert not any(row["scores"]["error"][token] for token in row["padding"])

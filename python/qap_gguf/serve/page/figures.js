@@ -33,7 +33,7 @@ const ROWS = [
   ["Image encoder", "encode", seconds],
   ["Prefill", "prefill", seconds],
   ["First token after", "first", seconds],
-  ["Answer, tokens a second", "rate", (rate) => rate.toFixed(1)],
+  ["Tokens a second", "rate", (rate) => rate.toFixed(1)],
 ];
 const BARS = ["tokens", "cells", "encode", "prefill", "first"]; // shorter is better
 
@@ -92,7 +92,7 @@ export function verdict(found, same) {
     times >= 1.05 ? `First token ${times.toFixed(times < 10 ? 1 : 0)} times sooner`
     : times > 0.95 ? "First token about as soon"
     : `First token ${(1 / times).toFixed(1)} times later`;
-  const memory = saved > 0 ? `${Math.round(100 * saved)} % less KV cache` : "the same KV cache";
+  const memory = saved > 0 ? `${Math.round(100 * saved)}\u00a0% less KV cache` : "the same KV cache";
   return `${speed}, ${memory}. ${same ? "Both answers are the same." : "The answers differ."}`;
 }
 

@@ -84,7 +84,7 @@ function showUnder(event) {
 
 function showK() {
   const { n_keep: k, keep_ratio: ratio } = state.asked;
-  const percent = (value) => `${value < 10 ? +value.toFixed(1) : Math.round(value)} %`;
+  const percent = (value) => `${value < 10 ? +value.toFixed(1) : Math.round(value)}\u00a0%`;
   const words =
     state.n !== null ? `${k} of ${state.n} tokens · ${percent((100 * k) / state.n)}`
     : k !== undefined ? `${k} tokens`
