@@ -90,6 +90,7 @@ def test_a_picture_is_asked_and_k_is_moved(server: Served, tab: Tab) -> None:
     assert n_dense - n_pruned == 72
     for name in ("Image encoder", "Prefill", "First token after"):
         assert all(told.endswith("s") for told in found[name]), found
+    assert len(set(found["Image encoder"])) == 1  # one encode, counted on both sides
 
     tab.run("document.getElementById('k').focus()")
     for _ in range(3):

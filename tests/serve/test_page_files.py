@@ -89,7 +89,7 @@ def test_an_answer_tells_whether_its_picture_came_from_the_cache(server: Served)
     """An encode without pruning notes no attention, so that the first pruned answer encodes once more."""
     url = picture(311, 200)
 
-    def told(**fields: object) -> dict[str, Any]:
+    def told(**fields: Any) -> dict[str, Any]:
         answer = server.post(ask(url, **fields, cache_prompt=False))[1]
         return dict(answer["prune"])
 

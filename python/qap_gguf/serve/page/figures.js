@@ -1,8 +1,8 @@
 // figures.js: what two answers took, side by side, from what the server told of each.
 //
-// What is compared is what was measured. The first time that a picture comes, both answers encode it: for all tokens
-// llama-server notes no attention, so that the pruned answer encodes once more. Later both take it from the server's cache.
-// An encoder's time goes into the time to the first token on both sides or on neither.
+// The kept tokens are asked first: their encode also notes the attention, so that all others take the picture from the
+// server's cache, and what a first request costs besides is not laid at the other's door. An encode that was saved is
+// counted on its side too, as measured when the picture came first: the times to the first token differ by the prefill.
 
 const seconds = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : ms < 1000 ? `${ms.toFixed(0)} ms` : `${(ms / 1000).toFixed(2)} s`);
 const MIN_TOKENS = 8; // a rate of fewer says nothing
@@ -11,18 +11,16 @@ const count = (n) => n.toLocaleString("en");
 export const isCached = (told) => told.prune.n_cached >= told.prune.images.length;
 export const total = (rows, name) => rows.reduce((sum, row) => sum + row[name], 0);
 
-// first: the encoder's time on a side when the server had not seen the picture, or null.
-function measure(told, other, first, otherFirst) {
+// encoded: the encoder's time when the server last encoded this picture for this page, or null.
+function measure(told, encoded) {
+  const encode = isCached(told) ? (encoded ?? told.prune.encode_ms) : told.prune.encode_ms;
   const prefill = Math.max(0, told.timings.prompt_ms - told.prune.encode_ms);
-  const known = first !== null && otherFirst !== null;
-  const counted = known || (isCached(told) && isCached(other));
-  const encode = known ? first : told.prune.encode_ms;
   return {
     tokens: total(told.prune.images, "n_kept"),
     cells: told.usage.prompt_tokens,
-    encode: counted ? encode : null,
+    encode,
     prefill,
-    first: prefill + (counted ? encode : 0),
+    first: encode + prefill,
     rate: told.timings.predicted_n >= MIN_TOKENS ? told.timings.predicted_per_second : null,
   };
 }
@@ -37,30 +35,23 @@ const ROWS = [
 ];
 const BARS = ["tokens", "cells", "encode", "prefill", "first"]; // shorter is better
 
-function why(dense, pruned, first) {
-  const [now, then] = [seconds(dense.prune.encode_ms), seconds(pruned.prune.encode_ms)];
-  const scores = "The encoder's time on the right includes scores and selection.";
-  if (first.dense !== null && first.pruned !== null) {
-    if (!isCached(dense) && !isCached(pruned)) return `Each answer encoded the picture itself. ${scores}`;
-    const fresh = isCached(dense) ? `all ${now}, kept ${then}` : `kept ${then}`;
-    return `Image encoder: as measured when the picture came first; now from the server's cache (${fresh}). ${scores}`;
+function why(dense, pruned, encoded) {
+  if (!isCached(dense)) return "Each answer encoded the picture itself, on the right with scores and selection.";
+  if (!isCached(pruned)) {
+    return "The picture was encoded once, scores and selection included; that time stands on both sides.";
   }
-  if (isCached(dense) && isCached(pruned)) {
-    return "The server had encoded this picture before: both took it from its cache. On the right with scores and selection.";
-  }
-  return "The server had encoded this picture before, for one of the answers: the encoder is not counted.";
+  const now = `${seconds(pruned.prune.encode_ms)} with scores and selection`;
+  if (encoded === null) return `The server had encoded this picture before: it came from the cache (on the right ${now}).`;
+  return `The encoder's time is that of when the picture came first. Now it came from the server's cache (on the right ${now}).`;
 }
 
-// Fill the table; returns {dense, pruned} as numbers.
-export function tell(table, fine, runs, first, others) {
+// Fill the table; returns {dense, pruned} as numbers. encoded: as for measure(); others: requests of others meanwhile.
+export function tell(table, fine, runs, encoded, others) {
   const [dense, pruned] = [runs.dense.told, runs.pruned.told];
-  const found = {
-    dense: measure(dense, pruned, first.dense, first.pruned),
-    pruned: measure(pruned, dense, first.pruned, first.dense),
-  };
+  const found = { dense: measure(dense, encoded), pruned: measure(pruned, encoded) };
   const body = table.tBodies[0];
   body.replaceChildren();
-  const fromCache = isCached(dense) && isCached(pruned) && (first.dense === null || first.pruned === null);
+  const fromCache = encoded === null && isCached(dense) && isCached(pruned);
   for (const [title, key, form] of ROWS) {
     const name = key === "encode" && fromCache ? "Image, from the cache" : title;
     const line = body.insertRow();
@@ -80,7 +71,7 @@ export function tell(table, fine, runs, first, others) {
   }
   table.hidden = fine.hidden = false;
   const shared = others > 0 ? ` ${others} other request${others > 1 ? "s" : ""} shared the machine meanwhile.` : "";
-  fine.textContent = `One answer after the other, times by the server. ${why(dense, pruned, first)}${shared}`;
+  fine.textContent = `One answer after the other, times by the server. ${why(dense, pruned, encoded)}${shared}`;
   return found;
 }
 

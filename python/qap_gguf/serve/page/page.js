@@ -15,7 +15,7 @@ const state = {
   n: null, // tokens of the picture that can be kept, once an answer told
   rows: [], // of the last pruned answer
   runs: {}, // dense, pruned: {told, text, question}
-  first: { dense: null, pruned: null }, // the encoder's time when the picture was new to the server
+  encoded: null, // ms of the encoder when it last encoded this picture for us
   running: null, // AbortController
 };
 
@@ -123,7 +123,7 @@ async function usePicture(file) {
     const picture = await takePicture(file, state.settings);
     stop();
     if (part("picture").src) URL.revokeObjectURL(part("picture").src);
-    Object.assign(state, { picture, rows: [], runs: {}, first: { dense: null, pruned: null } });
+    Object.assign(state, { picture, rows: [], runs: {}, encoded: null });
     setN(null);
     part("picture").src = URL.createObjectURL(picture.blob);
     part("note").textContent = picture.note;
@@ -180,7 +180,7 @@ async function run(side, question, signal) {
     });
     if (!text.textContent) text.textContent = "(no words)";
     state.runs[side] = { told, text: text.textContent, question };
-    if (!isCached(told)) state.first[side] = told.prune.encode_ms;
+    if (!isCached(told)) state.encoded = told.prune.encode_ms;
     return told;
   } finally {
     clearInterval(clock);
@@ -219,7 +219,7 @@ async function ask(sides, question) {
     }
     const { dense, pruned } = state.runs;
     if (dense?.question === pruned?.question) {
-      const found = tell(part("figures"), part("fine"), state.runs, state.first, others);
+      const found = tell(part("figures"), part("fine"), state.runs, state.encoded, others);
       part("verdict").textContent = verdict(found, dense.text.trim() === pruned.text.trim());
       part("verdict").hidden = false;
       for (const side of ["dense", "pruned"]) part(side).querySelector(".first").textContent = `first token after ${seconds(found[side].first)}`;
@@ -246,7 +246,7 @@ function submit(event) {
     return;
   }
   const question = part("question").value.trim() || part("question").placeholder;
-  if (state.picture) ask(["dense", "pruned"], question);
+  if (state.picture) ask(["pruned", "dense"], question);
   else showError(new Told("Choose a picture first"));
 }
 
