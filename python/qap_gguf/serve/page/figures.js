@@ -36,13 +36,13 @@ const ROWS = [
 const BARS = ["tokens", "cells", "encode", "prefill", "first"]; // shorter is better
 
 function why(dense, pruned, encoded) {
-  if (!isCached(dense)) return "Each answer encoded the picture itself, on the right with scores and selection.";
+  if (!isCached(dense)) return "Each answer encoded the picture itself, the one from the kept tokens with scores and selection.";
   if (!isCached(pruned)) {
     return "The picture was encoded once, scores and selection included; that time stands on both sides.";
   }
-  const now = `${seconds(pruned.prune.encode_ms)} with scores and selection`;
-  if (encoded === null) return `The server had encoded this picture before: it came from the cache (on the right ${now}).`;
-  return `The encoder's time is that of when the picture came first. Now it came from the server's cache (on the right ${now}).`;
+  const now = `kept: ${seconds(pruned.prune.encode_ms)} with scores and selection`;
+  if (encoded === null) return `The server had encoded this picture before: it came from the cache (${now}).`;
+  return `The encoder's time is that of when the picture came first. Now it came from the server's cache (${now}).`;
 }
 
 // Fill the table; returns {dense, pruned} as numbers. encoded: as for measure(); others: requests of others meanwhile.
