@@ -23,6 +23,7 @@ from qap_gguf.serve.answers import Relay, too_slow
 from qap_gguf.serve.fields import parse
 from qap_gguf.serve.guard import Guard
 from qap_gguf.serve.metrics import Metrics
+from qap_gguf.serve.page import page_routes
 from qap_gguf.serve.problems import RefusedError, problem, respond
 from qap_gguf.serve.requests import Prepared, Preparer
 from qap_gguf.serve.settings import ServeSettings
@@ -102,6 +103,7 @@ class Application:
             Route("/extras/detokenize", self.detokenize, methods=["POST"]),
             Route("/health", self.health),
             Route("/metrics", self.text_of_metrics),
+            *page_routes(settings, self.preparer.config),
         ]
         if settings.routes:
             routes.append(Route("/{path:path}", self.pass_on, methods=["GET", "POST", "DELETE", "PUT"]))

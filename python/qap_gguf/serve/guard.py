@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import anyio
 
 from qap_gguf.serve.metrics import Metrics
+from qap_gguf.serve.page import FILES
 from qap_gguf.serve.problems import RefusedError, problem
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _BODY_SECONDS = 60.0
-_OPEN = ("/health",)
+#: What needs no key; the page's files are the same for everyone, and hold nothing of this server.
+_OPEN = ("/health", *FILES)
 
 
 class Guard:

@@ -303,7 +303,7 @@ class Preparer:
             raise ConfigError(
                 f'prune: expected an object such as {{"n_keep": 64}}, got {str(asked)[:80]!r}; see docs/serve.md'
             )
-        told = {"indices": asked["indices"]} if isinstance(asked.get("indices"), bool) else {}
+        told = {name: asked[name] for name in ("indices", "scores") if isinstance(asked.get(name), bool)}
         config = self.config.replace(**{name: value for name, value in asked.items() if name not in told})
         check_semantic(config)
         return {"prune": {name: value for name, value in config.to_dict().items() if value is not None} | told}
