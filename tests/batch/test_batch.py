@@ -102,8 +102,8 @@ def test_rows_that_cannot_be_answered(model: BatchModel, tmp_path: Path) -> None
     for why, words in zip(
         whys,
         [
-            "image:", "none at 'none.png'", "n_keep: expected", "looks at the prompt", "temperature: expected", "n_ctx",
-            "n_ctx", "expected known keys", "URLs are not fetched", "lone surrogate", "grammar",
+            "image:", "none at 'none.png'", "n_keep must be an integer", "looks at the prompt", "temperature: expected",
+            "n_ctx", "n_ctx", "expected known keys", "URLs are not fetched", "lone surrogate", "grammar",
         ],
         strict=False,
     ):  # fmt: skip

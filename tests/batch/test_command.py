@@ -1,4 +1,4 @@
-"""`qap-gguf batch` in processes of its own: killed in every way and gone on with, tables in and out, its last line."""
+"""`qap-gguf batch`: killed in every way and gone on with, tables in and out, what it says last."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 import qap_gguf as qap
 from batch.conftest import QUESTION, make_pictures
+from qap_gguf.cli import main
 
 pytestmark = pytest.mark.usefixtures("program")
 #: A run of 200 pictures takes a minute or two: QAP_BATCH_PICTURES=200 makes it.
@@ -32,11 +34,20 @@ def start(*words: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def run(*words: str | Path, code: int = 0) -> tuple[dict[str, Any], str]:
-    """The summary and the notes of a run."""
-    out, err = start(*words, "--json").communicate(timeout=600)
-    assert "Traceback" not in err
-    return json.loads(out) if out else {}, err
+Run = Callable[..., tuple[dict[str, Any], str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """run(words, code=0): the summary and the notes of a run in this process."""
+
+    def call(*words: str | Path, code: int = 0) -> tuple[dict[str, Any], str]:
+        small = () if code == 2 else ("--threads", "1", "--ctx", "512")
+        assert main(["batch", *map(str, (*words, *small, "--json"))]) == code
+        said = capsys.readouterr()
+        return json.loads(said.out) if said.out else {}, said.err
+
+    return call
 
 
 def rows_of(path: Path) -> dict[str, dict[str, Any]]:
@@ -58,7 +69,7 @@ def wait_for(process: subprocess.Popen[str], path: Path, n: int) -> None:
         time.sleep(0.005)
 
 
-def test_killed_three_times(tmp_path: Path) -> None:
+def test_killed_three_times(run: Run, tmp_path: Path) -> None:
     """Politely, without mercy, and by Ctrl-C: every picture has one row, and the same as without."""
     make_pictures(tmp_path / "pictures", N, DAMAGED)
     words = (tmp_path / "pictures", "-p", QUESTION, "--parallel", "2")
@@ -82,7 +93,8 @@ def test_killed_three_times(tmp_path: Path) -> None:
                 file.write(b'{"id": "torn')
         else:
             assert process.returncode == 130
-            assert noted.splitlines()[-1] == f"stopped; {n} rows are in {out}: run the same command again to go on"
+            told_last = [line for line in noted.splitlines() if line][-1]
+            assert told_last == f"stopped; {n} rows are in {out}: run the same command again to go on"
     assert n < N
     told, noted = run(*words, "-o", out)
     assert f"{n} of {N} rows are known" in noted
@@ -93,14 +105,12 @@ def test_killed_three_times(tmp_path: Path) -> None:
     assert (told["known"], out.read_bytes()) == (N, before)
 
 
-def test_other_settings_and_a_new_beginning(tmp_path: Path) -> None:
+def test_other_settings_and_a_new_beginning(run: Run, tmp_path: Path) -> None:
     shutil.copy(SAMPLE, tmp_path / "a.png")
     words = (tmp_path / "*.png", "-o", tmp_path / "out.jsonl")
     run(*words, "-p", QUESTION)
     before = (tmp_path / "out.jsonl").read_bytes()
-    process = start(*words, "-p", "How many objects are there?", "--n-keep", "72")
-    _, noted = process.communicate(timeout=60)
-    assert process.returncode == 1
+    _, noted = run(*words, "-p", "How many objects are there?", "--n-keep", "72", code=1)
     assert len(noted.splitlines()) == 1
     assert "rows of a run with another prompt, prune; choose another file, or say --restart" in noted
     assert (tmp_path / "out.jsonl").read_bytes() == before
@@ -108,7 +118,7 @@ def test_other_settings_and_a_new_beginning(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "out.jsonl")[str(tmp_path / "a.png")]["answer"] == "four"
 
 
-def test_a_table_to_a_table(tmp_path: Path) -> None:
+def test_a_table_to_a_table(run: Run, tmp_path: Path) -> None:
     shutil.copy(SAMPLE, tmp_path / "a.png")
     table = tmp_path / "rows.csv"
     table.write_text(
@@ -129,7 +139,7 @@ def test_a_table_to_a_table(tmp_path: Path) -> None:
     assert (told["known"], told["errors"], told["rows"]) == (2, 0, 3)
 
 
-def test_openais_file(tmp_path: Path) -> None:
+def test_openais_file(run: Run, tmp_path: Path) -> None:
     content = [
         {"type": "image_url", "image_url": {"url": SAMPLE.resolve().as_uri()}},
         {"type": "text", "text": QUESTION},
@@ -144,12 +154,11 @@ def test_openais_file(tmp_path: Path) -> None:
     rows = {row["custom_id"]: row for row in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())}
     assert rows["r1"]["response"]["body"]["choices"][0]["message"]["content"] == "house"
     assert rows["r2"]["response"]["status_code"] == 400
-    process = start(tmp_path / "in.jsonl", "-o", tmp_path / "new.jsonl", "-p", "What?")
-    assert "have their own messages" in process.communicate(timeout=60)[1]
-    assert process.returncode == 2
+    _, noted = run(tmp_path / "in.jsonl", "-o", tmp_path / "new.jsonl", "-p", "What?", code=2)
+    assert "have their own messages" in noted
 
 
-def test_a_schema(tmp_path: Path) -> None:
+def test_a_schema(run: Run, tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text('{"type": "object", "properties": {"n": {"enum": [4]}}, "required": ["n"]}')
     run(SAMPLE, "-o", tmp_path / "out.jsonl", "-p", QUESTION, "--schema", tmp_path / "schema.json")
     (row,) = rows_of(tmp_path / "out.jsonl").values()
@@ -167,9 +176,10 @@ def test_a_schema(tmp_path: Path) -> None:
         ((SAMPLE, "-p", "?"), 2, "Missing option"),
     ],
 )
-def test_wrong_words(tmp_path: Path, words: tuple[str | Path, ...], code: int, why: str) -> None:
-    command = [sys.executable, "-m", "qap_gguf", "batch", *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == code
-    assert why in " ".join(done.stderr.split())
+def test_wrong_words(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str | Path, ...], code: int, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, noted = run(*words, code=code)
+    assert why in " ".join(noted.split())
     assert not list(tmp_path.iterdir())

@@ -133,7 +133,7 @@ def test_a_request_that_ends_it_takes_no_other_with_it(fake: tuple[FakeChild, En
 
 def test_one_that_always_ends(fake: tuple[FakeChild, Engine]) -> None:
     _, engine = fake
-    for _ in range(3):
+    for _ in range(4):
         with pytest.raises(LostError, match="ended 3 times"):
             engine.ask("/", {"name": "poison"})
     with pytest.raises(NativeError, match="12 times without an answer between"):
