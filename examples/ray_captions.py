@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--address", help="of a cluster; none starts Ray on this machine")
     args = parser.parse_args()
 
-    ray.init(address=args.address, log_to_driver=False)
+    ray.init(address=args.address, log_to_driver=False, ignore_reinit_error=True)
     settings: dict[str, Any] = {
         "model": args.model,
         "mmproj": args.mmproj,
@@ -61,8 +61,7 @@ def main() -> int:
         compute=ray.data.ActorPoolStrategy(size=args.actors),
     )
     answers.write_parquet(args.out, ray_remote_args={"num_cpus": 0.1})
-    rows = ray.data.read_parquet(args.out, columns=["error"], ray_remote_args={"num_cpus": 0.1}).to_pandas()
-    print(f"{len(rows)} rows, {(rows['error'] != '').sum()} of them with an error, in {args.out}")
+    print(f"rows with the columns path, answer, error and others are in {args.out}")
     return 0
 
 

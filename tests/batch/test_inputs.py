@@ -54,8 +54,16 @@ def test_json_lines(tmp_path: Path) -> None:
     assert ids(found) == ["x", "2", "3", "4"]
     assert [row.error is not None for row in found.read()] == [False, True, True, False]
     assert next(found.read()).values == {"image": "a.png", "id": "x"}
-    path.write_text(json.dumps({"custom_id": "c", "body": {}, "method": "POST"}) + "\n")
-    assert find_input([path]).is_openai
+    openai = json.dumps({"custom_id": "c", "body": {}, "method": "POST"})
+    path.write_text(f"{openai}\nnonsense\n{{}}\n")
+    found = find_input([path])
+    assert found.is_openai
+    rows = [read_row(row, number, Defaults("?")) for number, row in enumerate(found.read(), start=1)]
+    assert [row.error is None for row in rows] == [True, False, False]
+    assert rows[0].body == {"stream": False}
+    path.write_text(f'{{"image": "a.png"}}\n{openai}\n')
+    others = [read_row(row, 1, Defaults("?")) for row in find_input([path]).read()]
+    assert [row.error is None for row in others] == [True, False]  # the first line decides: the output has one form
 
 
 def test_csv(tmp_path: Path) -> None:

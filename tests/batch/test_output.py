@@ -112,7 +112,7 @@ def test_rows_with_an_error_again(tmp_path: Path, suffix: str) -> None:
 
 def test_openais_rows(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    results = [BatchResult("a", is_openai=True, response={}), BatchResult("b", error="no", status=400, is_openai=True)]
+    results = [BatchResult("a", response={}), BatchResult("b", error="no", status=400)]
     assert write(path, results, is_openai=True).n_errors == 1
     with Output(path, SETTINGS, is_openai=True, retry_errors=True) as output:
         assert output.known == {"a"}

@@ -56,6 +56,7 @@ def test_settings_of_the_pruning(given: dict[str, Any], prune: Any) -> None:
         ({"image": "a", "prune": 3, "n_keep": 3}, "prune: expected an object beside n_keep"),
         ({"image": "a", "id": 1.5}, "id: expected a text or a whole number in row 7"),
         (Given({}, error="line 3: expected a JSON object"), "line 3"),
+        (Given({"image": "a.png"}, is_openai=True), "row 7: expected custom_id and body"),
     ],
 )
 def test_a_row_that_cannot_be_asked(given: Any, why: str) -> None:
@@ -89,7 +90,7 @@ def openai(**change: Any) -> dict[str, Any]:
 
 def test_rows_of_openai() -> None:
     row = read_row(openai(), 1, ALL)
-    assert (row.id, row.is_openai, row.error) == ("r-1", True, None)
+    assert (row.id, row.error) == ("r-1", None)
     assert row.body["stream"] is False
     assert "n" not in row.body
     assert "max_tokens" not in row.body
@@ -98,9 +99,9 @@ def test_rows_of_openai() -> None:
 
 
 def test_results_in_openais_form() -> None:
-    row = Row("r-1", is_openai=True)
+    row = Row("r-1")
     whole = {"choices": [{"message": {"content": "Yes"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}
-    found = json.loads(answered(row, 200, json.dumps(whole).encode()).to_line())
+    found = json.loads(answered(row, 200, json.dumps(whole).encode()).to_line(is_openai=True))
     assert (found["custom_id"], found["error"], found["response"]["status_code"]) == ("r-1", None, 200)
     assert found["response"]["body"] == whole
     found = failed(row, "messages: expected\na list").to_openai()

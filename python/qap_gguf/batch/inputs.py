@@ -143,9 +143,10 @@ def _json_lines(path: Path) -> Input:
             except (ValueError, RecursionError):
                 values = None
             if not isinstance(values, dict):
-                yield Given({}, error=f"line {number}: expected a JSON object, got {line.strip()[:40]!r}; correct it")
+                why = f"line {number}: expected a JSON object, got {line.strip()[:40]!r}; correct it"
+                yield Given({}, error=why, is_openai=openai)
             else:
-                yield Given(values if is_openai(values) else _used(values), path.parent)
+                yield Given(values if openai else _used(values), path.parent, is_openai=openai)
 
     total, openai, unused = 0, False, ()
     for line in _lines(path):

@@ -158,7 +158,7 @@ class Output:
         Raises:
             DataError: the file cannot be written.
         """
-        self._file.append(result.to_record() if self._is_csv else result.to_line())
+        self._file.append(result.to_record() if self._is_csv else result.to_line(self._is_openai))
         self.known.add(result.id)
         self.n_errors += result.error is not None
 

@@ -24,6 +24,7 @@ from qap_gguf.serve.requests import Prepared, Preparer
 #: Requests beyond the slots, so that a slot that is free has its next one there, tokenized.
 AHEAD: Final = 2
 _DECODERS: Final = 2
+_FETCHERS: Final = 16  # where pictures may come from the web, which is waited for
 _MOST_PIXELS: Final = 200_000_000
 _TICK_S: Final = 0.1
 
@@ -90,7 +91,8 @@ class Run:
         self._engine, self._preparer, self._defaults, self._known = engine, preparer, defaults, known
         self._rows, self._reading = enumerate(rows, start=1), threading.Lock()
         self._ids: set[str] = set()
-        self._n_decoders, self._n_askers = _DECODERS, n_parallel + AHEAD
+        self._n_decoders = _FETCHERS if preparer.settings.sources.allow_urls else _DECODERS
+        self._n_askers = n_parallel + AHEAD
         self._stop = threading.Event()
         self._pixels = _Pixels(_MOST_PIXELS, self._stop)
         self._requests: queue.Queue[_Request | _End] = queue.Queue(_DECODERS)
@@ -104,8 +106,8 @@ class Run:
             QapError: the engine cannot be started any more.
             Exception: whatever reading the rows raises.
         """
-        threads = [threading.Thread(target=self._decode, name="qap-decode", daemon=True) for _ in range(_DECODERS)]
-        threads += [threading.Thread(target=self._ask, name="qap-ask", daemon=True) for _ in range(self._n_askers)]
+        work = [self._decode] * self._n_decoders + [self._ask] * self._n_askers
+        threads = [threading.Thread(target=target, name="qap-batch", daemon=True) for target in work]
         for thread in threads:
             thread.start()
         left = len(threads)

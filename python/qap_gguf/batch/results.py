@@ -35,6 +35,7 @@ class BatchResult:
         decode_s: seconds for the answer. Others are made at the same time, so these do not add up to wall-clock time.
         error: one line; None where there is an answer.
         response: the whole answer as OpenAI's chat completions have it, with `timings` and `prune`; None with an error.
+        status: HTTP's: 200, 4xx where the row is to blame for its error, 5xx where it is not.
 
     Example:
         >>> BatchResult("a.png", "a.png", "a dog", "stop", 60, 3, 144, 36).to_dict()["kept"]
@@ -55,7 +56,6 @@ class BatchResult:
     error: str | None = None
     response: Mapping[str, Any] | None = field(default=None, repr=False)
     status: int = field(default=200, repr=False)
-    is_openai: bool = field(default=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields as plain values: with an error only id, image and error, else all but error and response."""
@@ -73,9 +73,9 @@ class BatchResult:
         error = None if body is not None else {"code": _NO_CODE, "message": self.error}
         return {"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": self.id, "response": reply, "error": error}
 
-    def to_line(self) -> bytes:
-        """A line of JSON; of OpenAI's form where the row had it."""
-        values = self.to_openai() if self.is_openai else self.to_dict()
+    def to_line(self, is_openai: bool = False) -> bytes:
+        """A line of JSON, of OpenAI's form if that is asked for."""
+        values = self.to_openai() if is_openai else self.to_dict()
         return json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
     def to_record(self) -> bytes:
@@ -101,7 +101,7 @@ def csv_record(cells: list[Any]) -> bytes:
 def failed(row: Row, why: str, status: int = 400) -> BatchResult:
     """The result of a row without an answer; `status` is HTTP's, 500 and up where the row is not to blame."""
     text = " ".join(why.encode("utf-8", "replace").decode().split())[:2000]
-    return BatchResult(row.id, row.name, error=text, status=status, is_openai=row.is_openai)
+    return BatchResult(row.id, row.name, error=text, status=status)
 
 
 def answered(row: Row, status: int, data: bytes) -> BatchResult:
@@ -127,5 +127,4 @@ def answered(row: Row, status: int, data: bytes) -> BatchResult:
         prefill_s=round(max(0.0, float(timings.get("prompt_ms", 0.0)) - encode) / 1000, 4),
         decode_s=round(float(timings.get("predicted_ms", 0.0)) / 1000, 4),
         response=body,
-        is_openai=row.is_openai,
     )

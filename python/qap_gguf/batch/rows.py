@@ -65,7 +65,6 @@ class Row:
         body: of its request; pictures of ours are not in it yet.
         images: what stands for its pictures; () where they are in the body.
         path: the route.
-        is_openai: its result has OpenAI's form.
         error: why it cannot be asked; None where it can.
     """
 
@@ -74,7 +73,6 @@ class Row:
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)
     images: tuple[ImageSource, ...] = field(default=(), repr=False)
     path: str = CHAT_PATH
-    is_openai: bool = False
     error: str | None = None
 
 
@@ -86,11 +84,13 @@ class Given:
         values: by name; a mapping, or a picture alone.
         folder: relative paths of pictures are from here; None is the current one.
         error: why there are no values.
+        is_openai: it stands in one of OpenAI's batch files.
     """
 
     values: Any
     folder: Path | None = None
     error: str | None = None
+    is_openai: bool = False
 
 
 def plain(value: Any) -> Any:
@@ -143,8 +143,9 @@ def read_row(given: Any, number: int, defaults: Defaults) -> Row:
     """
     folder = None
     if isinstance(given, Given):
-        if given.error is not None:
-            return Row(str(number), error=given.error)
+        if given.error is not None or (given.is_openai and not is_openai(given.values)):
+            why = given.error or f"row {number}: expected custom_id and body, as in the first one; correct it"
+            return Row(str(number), error=why)
         folder, given = given.folder, given.values
     if not isinstance(given, Mapping):
         given = {"image": given, "id": os.fspath(given) if isinstance(given, (str, os.PathLike)) else None}
@@ -224,9 +225,9 @@ def _whole(value: Any) -> Any:
 def _openai_row(given: Mapping[str, Any], number: int) -> Row:
     row_id, body, path = given["custom_id"], given["body"], given.get("url", CHAT_PATH)
     try:
-        row = Row(_id(row_id, number), path=str(path), is_openai=True)
+        row = Row(_id(row_id, number), path=str(path))
     except ConfigError as err:
-        return Row(str(number), is_openai=True, error=str(err))
+        return Row(str(number), error=str(err))
     if given.get("method", "POST") != "POST" or path not in PATHS:
         asked = f"{str(given.get('method', 'POST'))[:20]} {str(path)[:80]}"
         return dataclasses.replace(row, error=f"url: expected POST {' or '.join(PATHS)}, got {asked}; correct it")

@@ -6,6 +6,7 @@ Rows go to the file of --out, one by one; a summary to stdout with --json, else 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -179,7 +180,7 @@ def batch(
         "model": fingerprint(model), "mmproj": fingerprint(mmproj), "prompt": prompt, "system": system,
         "prune": None if config is None else config.to_dict(), "max_tokens": max_tokens, "temperature": temperature,
         "seed": seed, "stop": stop, "schema": response_format, "ctx": ctx, "kv": kv, "chat_format": chat_format,
-        "resize": default_resize(),
+        "resize": default_resize(), "max_image_tokens": os.environ.get("QAP_MAX_IMAGE_TOKENS"),
     }  # fmt: skip
     with (
         stops_cleanly(),
@@ -201,8 +202,9 @@ def batch(
                 ) as asked:  # fmt: skip
                     summary = _ask(asked, found.read(), found.total, output)
         except BaseException as err:
-            warn(f"stopped; {len(output.known)} rows are in {out}: run the same command again to go on")
-            raise err
+            if isinstance(err, KeyboardInterrupt) or len(output.known) > n_known:
+                warn(f"stopped; {len(output.known)} rows are in {out}: run the same command again to go on")
+            raise
         seconds = time.monotonic() - started
         n_new = len(output.known) - n_known
         told = {
