@@ -105,9 +105,9 @@ class VisionPredictor:
 
 
 def _cpus() -> int | None:
-    """CPUs that Ray gives this actor, None outside of Ray."""
+    """CPUs that Ray gives this actor, None where it gives none or this is no actor."""
     ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    if ray is None or not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
         return None
     given = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
     return max(1, int(given)) if given else None
