@@ -105,6 +105,19 @@ def test_killed_three_times(run: Run, tmp_path: Path) -> None:
     assert (told["known"], out.read_bytes()) == (N, before)
 
 
+def test_a_folder_that_changes(run: Run, tmp_path: Path) -> None:
+    """As many pictures as before, but another one among them."""
+    for name in ("a.png", "b.png"):
+        shutil.copy(SAMPLE, tmp_path / name)
+    words = (tmp_path, "-o", tmp_path / "out.jsonl", "-p", QUESTION)
+    run(*words)
+    (tmp_path / "a.png").rename(tmp_path / "c.png")
+    told, noted = run(*words)
+    assert "1 of 2 rows are known" in noted
+    assert (told["known"], told["rows"]) == (1, 3)
+    assert set(rows_of(tmp_path / "out.jsonl")) == {"a.png", "b.png", "c.png"}
+
+
 def test_other_settings_and_a_new_beginning(run: Run, tmp_path: Path) -> None:
     shutil.copy(SAMPLE, tmp_path / "a.png")
     words = (tmp_path / "*.png", "-o", tmp_path / "out.jsonl")

@@ -11,12 +11,12 @@ import glob
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from qap_gguf.batch.rows import KEYS, Given, from_text, is_openai
+from qap_gguf.batch.rows import KEYS, Defaults, Given, from_text, is_openai, read_row
 from qap_gguf.errors import DataError, UnsupportedError
 from qap_gguf.files.regular import open_regular
 
@@ -73,6 +73,11 @@ def find_input(words: Sequence[str | os.PathLike[str]]) -> Input:
     if not rows:
         raise DataError(f"{', '.join(map(str, words))[:200]}: expected pictures, found none; check the place")
     return Input(lambda: iter(rows), len(rows))
+
+
+def n_unknown(found: Input, known: Container[str]) -> int:
+    """Rows whose id is not among those that are known."""
+    return sum(read_row(row, number, Defaults()).id not in known for number, row in enumerate(found.read(), start=1))
 
 
 def _pictures(word: str | os.PathLike[str]) -> Iterator[Given]:

@@ -162,6 +162,10 @@ class Output:
         self.known.add(result.id)
         self.n_errors += result.error is not None
 
+    def count(self) -> int:
+        """Rows that are in the file, read from it: after an interruption in the middle of :meth:`add` too."""
+        return sum(1 for _ in self._records()) - self._is_csv
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

@@ -36,6 +36,7 @@ from qap_gguf.errors import ConfigError
 
 if TYPE_CHECKING:
     from qap_gguf.batch.api import BatchModel
+    from qap_gguf.batch.inputs import Input
     from qap_gguf.batch.output import Output
 
 
@@ -155,7 +156,7 @@ def batch(
 
     import qap_gguf as qap
     from qap_gguf.batch.api import BatchModel
-    from qap_gguf.batch.inputs import find_input
+    from qap_gguf.batch.inputs import find_input, n_unknown
     from qap_gguf.batch.output import Output, check_form
     from qap_gguf.files.gguf import read_gguf
     from qap_gguf.files.journal import fingerprint
@@ -186,29 +187,30 @@ def batch(
         stops_cleanly(),
         Output(out, settings, is_openai=found.is_openai, restart=not resume, retry_errors=retry_errors) as output,
     ):
-        n_known = len(output.known)
-        if n_known:
-            note(f"{n_known} of {found.total} rows are known from {out}")
+        n_before = len(output.known)
+        n_left = found.total if not n_before else n_unknown(found, output.known)
+        if n_before:
+            note(f"{found.total - n_left} of {found.total} rows are known from {out}")
         try:
             started = time.monotonic()
             summary: Mapping[str, Any] = {}
-            if n_known < found.total:
+            if n_left:
                 with BatchModel(
                     model, mmproj, prompt=prompt, system=system, prune=config, parallel=parallel, n_ctx=ctx,
                     n_threads=threads, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop,
                     response_format=response_format, device=device, model_device=model_device, kv=kv,
                     chat_format=chat_format, allow_urls=allow_urls, cache_mb=cache_mb, tries=tries, verbose=is_debug(),
-                    n_rows=found.total - n_known,
+                    n_rows=n_left,
                 ) as asked:  # fmt: skip
-                    summary = _ask(asked, found.read(), found.total, output)
+                    summary = _ask(asked, found, n_left, output)
         except BaseException as err:
-            if isinstance(err, KeyboardInterrupt) or len(output.known) > n_known:
-                warn(f"stopped; {len(output.known)} rows are in {out}: run the same command again to go on")
+            if isinstance(err, KeyboardInterrupt) or len(output.known) > n_before:
+                warn(f"stopped; {output.count()} rows are in {out}: run the same command again to go on")
             raise
         seconds = time.monotonic() - started
-        n_new = len(output.known) - n_known
+        n_new = len(output.known) - n_before
         told = {
-            "out": out, "rows": len(output.known), "known": n_known, "errors": output.n_errors,
+            "out": out, "rows": len(output.known), "known": found.total - n_left, "errors": output.n_errors,
             "seconds": round(seconds, 3), "rows_per_minute": round(60 * n_new / seconds, 1) if n_new else 0.0,
             **summary,
         }  # fmt: skip
@@ -220,18 +222,18 @@ def batch(
         print_json(told)
 
 
-def _ask(asked: BatchModel, rows: Any, total: int, output: Output) -> Mapping[str, Any]:
-    """Ask all rows that are not known, and write their results; gives what the summary says of them."""
+def _ask(asked: BatchModel, found: Input, n_left: int, output: Output) -> Mapping[str, Any]:
+    """Ask the rows that are not known, and write their results; gives what the summary says of them."""
     if asked.numbers:
         note(
             f"{asked.n_parallel} answers side by side: {asked.numbers['cell'] / 1024:.0f} KiB x "
             f"{asked.numbers['n_ctx']} cells each, {asked.numbers['free'] / 1e9:.1f} GB free"
         )
-    longest = 0
-    with counter_bar("rows", start=len(output.known), rate=True) as report:
-        for result in asked.run(rows, known=frozenset(output.known)):
+    longest, done = 0, found.total - n_left
+    with counter_bar("rows", start=done, rate=True) as report:
+        for done, result in enumerate(asked.run(found.read(), known=frozenset(output.known)), start=done + 1):
             output.add(result)
             longest = max(longest, result.prompt_tokens + result.tokens)
             if report is not None:
-                report(len(output.known), total)
+                report(done, found.total)
     return {"parallel": asked.n_parallel, "longest": longest, "restarts": asked.engine.n_restarts}
