@@ -229,9 +229,10 @@ def _ask(asked: BatchModel, found: Input, n_left: int, output: Output) -> Mappin
             f"{asked.n_parallel} answers side by side: {asked.numbers['cell'] / 1024:.0f} KiB x "
             f"{asked.numbers['n_ctx']} cells each, {asked.numbers['free'] / 1e9:.1f} GB free"
         )
-    longest, done = 0, found.total - n_left
-    with counter_bar("rows", start=done, rate=True) as report:
-        for done, result in enumerate(asked.run(found.read(), known=frozenset(output.known)), start=done + 1):
+    longest, before = 0, found.total - n_left
+    results = asked.run(found.read(), known=frozenset(output.known))
+    with counter_bar("rows", start=before, rate=True) as report:
+        for done, result in enumerate(results, start=before + 1):
             output.add(result)
             longest = max(longest, result.prompt_tokens + result.tokens)
             if report is not None:
