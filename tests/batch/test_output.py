@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-def test_a_file_that_was_cut_anywhere_goes_on(tmp_path: Path, suffix: str) -> None:
+def test_a_file_that_was_cut_anywhere_goes_on(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a killed process or a loss of power leaves it: within a letter, between quotation marks, in the first line."""
+    monkeypatch.setattr("os.fsync", lambda _: None)  # it takes its time, and there are hundreds of cuts
     path = tmp_path / f"out{suffix}"
     write(path, RESULTS)
     whole = path.read_bytes()
@@ -47,6 +49,26 @@ def test_a_file_that_was_cut_anywhere_goes_on(tmp_path: Path, suffix: str) -> No
         path.write_bytes(whole[:cut])
         write(path, RESULTS)
         assert path.read_bytes() == whole, cut
+
+
+def test_rows_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row is synced after it is written, the settings before the first one."""
+    real, synced = os.fsync, []
+
+    def sync(number: int) -> None:
+        real(number)
+        synced.append(Path(f"/proc/self/fd/{number}").resolve().name)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("no /proc here")
+    monkeypatch.setattr("os.fsync", sync)
+    path = tmp_path / "out.jsonl"
+    with Output(path, SETTINGS) as output:
+        before = synced.count("out.jsonl")
+        assert any(name.startswith(".out.jsonl.settings.json") for name in synced)
+        for number, result in enumerate(RESULTS, start=1):
+            output.add(result)
+            assert synced.count("out.jsonl") == before + number
 
 
 def test_a_last_line_of_nothing(tmp_path: Path) -> None:

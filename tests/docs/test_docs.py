@@ -121,8 +121,6 @@ def test_commands_and_snippets(path: Path, place: Path) -> None:
     print(f"{path.name}: {len(pieces)} commands and snippets run, {skipped} not run")
     if not pieces:
         return
-    if any("ray" in text for _, text in pieces):
-        pytest.importorskip("ray", reason="needs the extra ray")
     if any("qap-gguf batch" in text for _, text in pieces):
         from serve.conftest import find_program_or_skip
 
