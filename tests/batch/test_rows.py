@@ -94,7 +94,13 @@ def test_rows_of_openai() -> None:
     assert row.body["stream"] is False
     assert "n" not in row.body
     assert "max_tokens" not in row.body
-    for change in ({"method": "GET"}, {"url": "/v1/embeddings"}, {"body": []}, {"custom_id": {}}):
+    changes: tuple[dict[str, Any], ...] = (
+        {"method": "GET"},
+        {"url": "/v1/embeddings"},
+        {"body": []},
+        {"custom_id": {}},
+    )
+    for change in changes:
         assert read_row(openai(**change), 1, ALL).error
 
 

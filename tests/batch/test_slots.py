@@ -21,7 +21,7 @@ def test_a_cell_is_as_large_as_llama_cpp_has_it(kv: str | None) -> None:
     llama = open_llama(files.model, n_ctx=256, n_threads=1, verbose=False, **settings)
     sizes = []
     for n in (64, 128):
-        llama.reset()
+        llama.n_tokens = 0
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llama.ctx), True)
         llama.eval(list(range(5, 5 + n)))
         sizes.append(kv_bytes(llama))

@@ -153,7 +153,8 @@ def _json_lines(path: Path) -> Input:
             else:
                 yield Given(values if openai else _used(values), path.parent, is_openai=openai)
 
-    total, openai, unused = 0, False, ()
+    total, openai = 0, False
+    unused: tuple[str, ...] = ()
     for line in _lines(path):
         total += bool(line.strip())
         if total == 1 and not openai and line.strip():

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -40,9 +40,11 @@ if TYPE_CHECKING:
     from qap_gguf.batch.output import Output
 
 
-def _parallel(_ctx: click.Context, _param: click.Parameter, value: str) -> int | str:
-    if value == "auto" or (value.isascii() and value.isdecimal() and 1 <= int(value[:6]) <= 64):
-        return value if value == "auto" else int(value)
+def _parallel(_ctx: click.Context, _param: click.Parameter, value: str) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if value.isascii() and value.isdecimal() and 1 <= int(value[:6]) <= 64:
+        return int(value)
     raise click.BadParameter(f"expected auto or a number from 1 to 64, got {value!r}")
 
 
@@ -120,7 +122,7 @@ def batch(
     temperature: float,
     stop: tuple[str, ...],
     schema: Path | None,
-    parallel: int | str,
+    parallel: int | Literal["auto"],
     allow_urls: bool,
     resume: bool,
     retry_errors: bool,
