@@ -41,7 +41,7 @@ def cell_bytes(model: str | os.PathLike[str], kv: str | None = None) -> int:
     Example:
         >>> import qap_gguf as qap
         >>> cell_bytes(qap.packaged_model().model), cell_bytes(qap.packaged_model().model, "q8_0")
-        (3072, 1632)
+        (4096, 2176)
     """
     info = read_gguf(model).metadata
     arch = str(info.get("general.architecture"))
