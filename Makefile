@@ -6,6 +6,7 @@
 #   TORCH='torch==2.13.0'  what parity tests install; empty: leave torch out, those tests skip with a reason.
 #                       On Linux x86-64 a plain index gives a CUDA build of some GB: put a CPU wheel at hand
 #                       (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL), or say TORCH=
+#   RAY='ray[data]==2.60.*'  what the tests on a cluster install (75 MB, 500 MB installed); empty: leave it out, they skip
 #   PYTEST_ARGS='-x -k score'  more words for pytest
 #   QAP_UPSTREAM_DIR, QAP_UPSTREAM_SDIST, QAP_CACHE  see tools/build/fetch_upstream.py
 
@@ -20,6 +21,7 @@ ifeq ($(origin CC),default)
 CC          := cc
 endif
 TORCH       ?= torch==2.13.0
+RAY         ?= ray[data]==2.60.*
 PYTEST_ARGS ?=
 PROMPT      := What is in row 2, column 4?
 
@@ -116,7 +118,12 @@ $(S)-torch: $(S)-test
 	@if [ -z '$(TORCH)' ] || $(PIP) install '$(TORCH)'; then touch $@; \
 	  else echo "make: no '$(TORCH)' to be had here; the tests that need it will skip" >&2; fi
 
-test: $(S)-install $(S)-test $(S)-torch ## run all tests
+# As with torch: there is no wheel of ray for every system, and its test skips then. RAY= leaves it out.
+$(S)-ray: $(S)-test
+	@if [ -z '$(RAY)' ] || $(PIP) install --quiet '$(RAY)' aiohttp; then touch $@; \
+	  else echo "make: no '$(RAY)' to be had here; its tests will skip" >&2; fi
+
+test: $(S)-install $(S)-test $(S)-torch $(S)-ray ## run all tests
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
 bench: $(S)-install ## time scores and selection against a CLIP-L/336-shaped encoder (about 5 minutes)

@@ -24,6 +24,7 @@ except _PinError as _err:
     _sys.exit(f"qap-gguf: error: {_err}")  # at a prompt: one line, not a traceback
 
 from qap_gguf import reference
+from qap_gguf.batch import BatchResult, batch
 from qap_gguf.chat import ChatHandler, SourceRules
 from qap_gguf.config import PruneConfig
 from qap_gguf.convert import CheckReport, ConvertResult, annotate, check_files, convert
@@ -56,6 +57,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrayError",
+    "BatchResult",
     "CacheStats",
     "ChatHandler",
     "CheckReport",
@@ -80,6 +82,7 @@ __all__ = [
     "UnsupportedError",
     "VisionModel",
     "annotate",
+    "batch",
     "check_files",
     "convert",
     "get_default",

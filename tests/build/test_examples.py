@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_type=ImportError)
 
-import qap_gguf as qap
 
 ONE = ("--threads", "1")
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -29,57 +26,11 @@ def run(name: str, *words: str | Path, code: int = 0) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-def test_all_are_tested_here() -> None:
+def test_all_are_tested() -> None:
+    """Here, and in tests/batch/test_ray.py, which has a cluster."""
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
-        "call_server.py", "caption_folder.py", "plain_llama_cpp_python.py", "ten_questions.py",
+        "call_server.py", "plain_llama_cpp_python.py", "ray_captions.py", "ten_questions.py",
     }  # fmt: skip
-
-
-def folder_of_pictures(folder: Path) -> Path:
-    (folder / "deep" / "er").mkdir(parents=True)
-    for name in ("a.png", "d.png", "deep/e.png", "deep/er/f.PNG"):
-        shutil.copy(qap.packaged_model().sample, folder / name)
-    (folder / "b.png").write_bytes(b"no picture")
-    (folder / "c.txt").write_text("text")
-    (folder / "g.png").mkdir()
-    return folder
-
-
-NAMES = ["a.png", "d.png", "deep/e.png", "deep/er/f.PNG"]
-
-
-def test_caption_folder(tmp_path: Path) -> None:
-    """All pictures, in folders too; a damaged one stops nothing."""
-    folder = folder_of_pictures(tmp_path / "pictures")
-    out, err = run("caption_folder.py", folder, *ONE, "--n-keep", "144", code=1)
-    assert out == "".join(f"{name}\tfour\n" for name in NAMES)
-    assert err.startswith("b.png: image: ")
-    assert err.count("\n") == 1
-
-
-def test_caption_folder_goes_on(tmp_path: Path) -> None:
-    """What has a line is passed over, a line that was cut off is made again, and more tokens than there are is all."""
-    folder, captions = folder_of_pictures(tmp_path / "pictures"), tmp_path / "captions.tsv"
-    captions.write_text("a.png\tknown\ndeep/e.png\tknown\nd.png\tfo")
-    out, _ = run("caption_folder.py", folder, *ONE, "--n-keep", "999", "--out", captions, code=1)
-    assert out == ""
-    lines = captions.read_text().splitlines()
-    assert lines == ["a.png\tknown", "deep/e.png\tknown", "d.png\tfour", "deep/er/f.PNG\tfour"]
-
-
-def test_caption_folder_that_is_ended(tmp_path: Path) -> None:
-    """Lines are in the file at once, though it is no terminal: a signal loses none."""
-    folder = folder_of_pictures(tmp_path / "pictures")
-    for number in range(200):
-        (folder / f"h{number:03}.png").symlink_to(folder / "a.png")
-    with (tmp_path / "out").open("wb") as file:
-        child = subprocess.Popen([sys.executable, EXAMPLES / "caption_folder.py", folder, *ONE], stdout=file)
-        while not (tmp_path / "out").read_bytes().count(b"\n") >= 2:
-            assert child.poll() is None
-            time.sleep(0.01)
-        child.terminate()
-        child.wait(30)
-    assert (tmp_path / "out").read_text().startswith("a.png\t")
 
 
 def test_ten_questions() -> None:

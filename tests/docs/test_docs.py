@@ -85,6 +85,11 @@ def place(tmp_path: Path, plain_model: Path) -> Path:
         for name in ("photo.jpg", "cat.jpg"):
             image.convert("RGB").save(tmp_path / name, quality=95)
     rows = [("What is in row 1, column 2?", "house"), ("How many objects are there?", "four")]
+    (tmp_path / "photos").mkdir()
+    shutil.copy(files.sample, tmp_path / "photos" / "a.png")
+    (tmp_path / "rows.jsonl").write_text('{"image": "photo.png", "prompt": "What is in row 1, column 2?"}\n')
+    asked = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    (tmp_path / "openai-batch.jsonl").write_text(json.dumps({"custom_id": "1", "body": asked}) + "\n")
     questions = [json.dumps({"image": "photo.png", "question": q, "answer": a}) + "\n" for q, a in rows]
     (tmp_path / "questions.jsonl").write_text("".join(questions))
     return tmp_path
@@ -116,6 +121,10 @@ def test_commands_and_snippets(path: Path, place: Path) -> None:
     print(f"{path.name}: {len(pieces)} commands and snippets run, {skipped} not run")
     if not pieces:
         return
+    if any("qap-gguf batch" in text for _, text in pieces):
+        from serve.conftest import find_program_or_skip
+
+        find_program_or_skip()
     if any("serve" in text for _, text in pieces):
         pytest.importorskip("uvicorn", reason="needs the extra serve")
         pytest.importorskip("openai", reason="needs the openai client")

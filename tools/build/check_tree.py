@@ -27,8 +27,8 @@ SUFFIXES = {
 }  # fmt: skip
 #: Rooms from top to bottom, those of a line on a level; CONTRIBUTING.md says what is in them.
 ROOMS = (
-    ("__main__",), ("cli",), ("serve",), ("eval", "bench", "load_trial"), ("chat",), ("model",), ("image_side",),
-    ("generation", "convert", "plotting"), ("pruning",), ("vision",), ("language",), ("files",),
+    ("__main__",), ("cli",), ("ray",), ("batch",), ("serve",), ("eval", "bench", "load_trial"), ("chat",), ("model",),
+    ("image_side",), ("generation", "convert", "plotting"), ("pruning",), ("vision",), ("language",), ("files",),
     ("defaults",), ("runtime", "config", "arguments", "reference"), ("errors",), ("_core",),
 )  # fmt: skip
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

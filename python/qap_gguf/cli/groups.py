@@ -18,7 +18,7 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "Advanced": (
         "alpha", "error", "group_size", "outlier", "outlier_weight", "semantic", "positions", "merge", "encoder_layer",
         "seed", "resize", "text_tokens", "decode", "logprobs", "cors", "max_body_mb", "max_megapixels", "max_image_mb",
-        "max_images", "max_requests", "max_seconds", "routes", "cache_mb", "cache_folder",
+        "max_images", "tries", "max_requests", "max_seconds", "routes", "cache_mb", "cache_folder",
     ),
 }  # fmt: skip
 

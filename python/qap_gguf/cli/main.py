@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import click
 
 from qap_gguf import _core
+from qap_gguf.cli.batch import batch
 from qap_gguf.cli.bench import bench
 from qap_gguf.cli.common import State, one_line
 from qap_gguf.cli.compare import compare
@@ -61,7 +62,7 @@ def cli() -> None:
     """
 
 
-for _command in (run, compare, score, convert, eval_command, bench, serve, info):
+for _command in (run, batch, compare, score, convert, eval_command, bench, serve, info):
     cli.add_command(_command)
 
 

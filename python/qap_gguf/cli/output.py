@@ -19,17 +19,29 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def counter_bar(what: str) -> Iterator[Callable[..., None] | None]:
-    """Yield a function (done, total, ...) that moves a bar on stderr, or None where stderr is no terminal."""
+def counter_bar(what: str, *, start: int = 0, rate: bool = False) -> Iterator[Callable[..., None] | None]:
+    """Yield a function (done, total, ...) that moves a bar on stderr, or None where stderr is no terminal.
+
+    Args:
+        what: is counted.
+        start: were done before.
+        rate: say how many there are a minute.
+    """
     if not on_terminal():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+    from rich.text import Text
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{60 * task.speed:.3g}/min")
+
+    columns = [TextColumn(what), BarColumn(), MofNCompleteColumn(), *([Rate()] if rate else []), Remaining()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=None)
+        task = progress.add_task(what, total=None, completed=start)
 
         def report(done: int, total: int, *_: object) -> None:
             progress.update(task, completed=done, total=total)

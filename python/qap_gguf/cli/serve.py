@@ -189,18 +189,15 @@ def serve(
         raise ConfigError(f"serve: expected starlette and uvicorn ({err}); run pip install starlette uvicorn") from err
 
     import qap_gguf as qap
-    from qap_gguf.arguments import n_threads_default
     from qap_gguf.files.gguf import read_gguf
-    from qap_gguf.files.trial import admit
     from qap_gguf.generation.chat_formats import named_format
-    from qap_gguf.serve.child import Child, find_program, prune_environment
+    from qap_gguf.serve.child import find_program
     from qap_gguf.serve.metrics import Metrics
-    from qap_gguf.serve.options import check_further, model_options, server_options, template_options
-    from qap_gguf.serve.requests import Preparer, check_semantic
+    from qap_gguf.serve.opening import ModelSettings, opened
+    from qap_gguf.serve.options import check_further
     from qap_gguf.serve.settings import ServeSettings, web_rules
     from qap_gguf.serve.upstream import Upstream
     from qap_gguf.serve.watch import watcher
-    from qap_gguf.vision.resize import default_resize
 
     find_program()
     check_further(further)
@@ -226,59 +223,53 @@ def serve(
         routes=routes,
     )
     model = keeping(model, prune)
-    admit(mmproj, model, ctx * parallel, check="child")
     if config is not None:
         usual = qap.get_default() or qap.PruneConfig.from_metadata(read_gguf(mmproj).metadata)
         config = over_file_defaults(usual, config, prune)
     else:
         config = qap.PruneConfig(keep_ratio=1.0)  # --dense, whatever the mmproj file says
-    check_semantic(config)
     given = prune.get("seed")
-    words = model_options(
+    wanted = ModelSettings(
         model,
         mmproj,
-        n_ctx=ctx,
+        config,
         n_parallel=parallel,
-        threads=threads or n_threads_default(),
+        threads=threads,
         device=device,
-        model_device=device if model_device is None else model_device,
+        model_device=model_device,
         kv=kv,
         seed=None if given is None else sampler_seed(given),
+        cache_mb=cache_mb,
+        chat_format=None if chat_format is None else named_format(chat_format),
+        further=further,
+        verbose=is_debug(),
     )
-    env = prune_environment(config) | {"QAP_IMAGE_CACHE_MB": str(cache_mb), "QAP_RESIZE": default_resize()}
-    form = None if chat_format is None else named_format(chat_format)
     why: list[str] = []
-    with (
-        _listen(host, port) as sock,
-        contextlib.closing(Preparer(model, mmproj, config, settings, form)) as preparer,
-        template_options(preparer.form) as template,
-    ):
-        words += [*server_options(settings.model_name, max_requests), *template, *further]
-        with contextlib.closing(Child(words, env, verbose=is_debug())) as child:
-            child.start()
-            if not _is_loopback(sock) and api_key is None:
-                warn("anyone who reaches this machine can use the server: there is no --api-key")
+    with _listen(host, port) as sock, opened(wanted, settings) as (preparer, child):
+        child.start()
+        if not _is_loopback(sock) and api_key is None:
+            warn("anyone who reaches this machine can use the server: there is no --api-key")
 
-            def ended(reason: str) -> None:
-                why.append(reason)
-                server.should_exit = True
+        def ended(reason: str) -> None:
+            why.append(reason)
+            server.should_exit = True
 
-            upstream, metrics = Upstream(child.port, child.key), Metrics()
-            app = Application(upstream, preparer, settings, metrics, watcher(child, ended))
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    app.asgi(),
-                    log_level="info" if is_debug() else "warning",
-                    http=waiting_room(),
-                    timeout_graceful_shutdown=5,
-                )
+        upstream, metrics = Upstream(child.port, child.key), Metrics()
+        app = Application(upstream, preparer, settings, metrics, watcher(child, ended))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app.asgi(),
+                log_level="info" if is_debug() else "warning",
+                http=waiting_room(),
+                timeout_graceful_shutdown=5,
             )
-            sock.listen(128)
-            if as_json:
-                print_json({"url": _address(sock), "model": model, "mmproj": mmproj, "config": config.to_dict()})
-            else:
-                click.echo(f"qap-gguf serves {settings.model_name} at {_address(sock)}/v1")
-            with _ended_by_sigterm():
-                server.run(sockets=[sock])
+        )
+        sock.listen(128)
+        if as_json:
+            print_json({"url": _address(sock), "model": model, "mmproj": mmproj, "config": config.to_dict()})
+        else:
+            click.echo(f"qap-gguf serves {settings.model_name} at {_address(sock)}/v1")
+        with _ended_by_sigterm():
+            server.run(sockets=[sock])
     if why:
         raise ModelFileError(f"serve: expected llama-server to go on, {why[0]}; start it again")

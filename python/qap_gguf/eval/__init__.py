@@ -10,12 +10,13 @@ from __future__ import annotations
 from qap_gguf.eval.data import Question, load_questions
 from qap_gguf.eval.grid import evaluate_grid
 from qap_gguf.eval.interaction import Interaction, interactions
-from qap_gguf.eval.journal import Journal, fingerprint
+from qap_gguf.eval.journal import Journal
 from qap_gguf.eval.methods import METHODS, Budget, Variant, variants
 from qap_gguf.eval.report import Evaluation, markdown
 from qap_gguf.eval.runner import Outcome, Setup, evaluate
 from qap_gguf.eval.scoring import SCORINGS, is_right, normalise
 from qap_gguf.eval.stats import Accuracy, Summary, YesNo, summarise
+from qap_gguf.files.journal import fingerprint
 
 __all__ = [
     "METHODS",

@@ -1,12 +1,11 @@
 """What an evaluation remembers on disk: answers, so that it can go on where it was stopped, and encoded pictures.
 
-The journal is JSON lines: a header with what answers depend on, then one line for each answer, written at once. A last
-line that was cut off by a crash is not an answer and is taken away; any other line that cannot be read is an error.
+The journal is JSON lines (``files/journal.py``): a header with what answers depend on, then one line for each answer,
+written at once. A line that cannot be read is an error, but for a last one that was cut off.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -18,31 +17,11 @@ from qap_gguf.errors import DataError
 from qap_gguf.eval.data import Question
 from qap_gguf.eval.methods import Variant
 from qap_gguf.eval.runner import Outcome, Setup
-from qap_gguf.files.atomic import replacing
-from qap_gguf.files.regular import open_regular, read_regular
+from qap_gguf.files.journal import RecordFile
 
 VERSION: Final = 1
-_SLICE: Final = 1 << 20
 
 Key = tuple[str, str, str, int]
-
-
-def fingerprint(path: Path) -> str:
-    """What tells one file from another: its size and a hash of its first, middle and last megabyte.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        size = path.stat().st_size
-        with open_regular(path) as file:
-            for at in (0, size // 2, max(0, size - _SLICE)):
-                file.seek(at)
-                digest.update(file.read(_SLICE))
-    except OSError as err:
-        raise DataError(f"expected a readable file, cannot open {path} ({err.strerror}); check the path") from err
-    return f"{size}-{digest.hexdigest()[:16]}"
 
 
 class Journal:
@@ -68,43 +47,36 @@ class Journal:
         self._models = {} if models is None else dict(models)
         self._header = json.loads(json.dumps({"version": VERSION, **header}))
         self._known: dict[Key, dict[str, Any]] = {}
-        try:
-            raw = read_regular(path).split(b"\n") if path.exists() else []
-            lines = [line.decode() for line in raw[:-1]]
-            lines += [line.decode(errors="replace") for line in raw[-1:]]  # it may end within a letter
-            whole = self._read(lines, force) if lines else []
-            self.n_known = len(self._known)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not whole or lines[-1]:  # new, another run's, or with a torn line: written anew, whole or not
-                with replacing(path) as temporary:
-                    temporary.write_text("".join(f"{line}\n" for line in whole or [json.dumps(self._header)]), "utf-8")
-            # no buffer: what could not be written on a full disk must not be tried again by close()
-            self._file = path.open("ab", buffering=0)
-        except (OSError, UnicodeDecodeError) as err:
-            raise DataError(f"{path}: expected a journal to read and write, got {err}; choose another folder") from err
+        self._force, self._is_ours = force, False
+        self._file = RecordFile(path, self._read)
+        if not self._is_ours:  # new, or another run's
+            self._known.clear()
+            self._file.clear()
+            self._file.append(json.dumps(self._header).encode() + b"\n")
+        self.n_known = len(self._known)
 
-    def _read(self, lines: list[str], force: bool) -> list[str]:
-        """The whole lines of this run's journal; [] for that of another run where `force` allows it."""
+    def _read(self, record: bytes, number: int) -> bool:
+        """Take a record of the file: the header, or an answer."""
         try:
-            found = json.loads(lines[0])
+            row = json.loads(record)
         except ValueError:
-            found = None
-        if found != self._header:
-            if force:
-                return []
-            theirs = found if isinstance(found, dict) else {}
-            differs = [key for key, mine in self._header.items() if theirs.get(key) != mine]
-            raise DataError(
-                f"{self.path} belongs to a run with another {', '.join(differs) or 'header'}; choose another folder, "
-                "or say --force to begin anew"
-            )
-        for number, line in enumerate(lines[1:-1], start=2):
+            row = None
+        if number == 1:
+            self._is_ours = row == self._header
+            if not (self._is_ours or self._force):
+                theirs = row if isinstance(row, dict) else {}
+                differs = [key for key, mine in self._header.items() if theirs.get(key) != mine]
+                raise DataError(
+                    f"{self.path} belongs to a run with another {', '.join(differs) or 'header'}; choose another "
+                    "folder, or say --force to begin anew"
+                )
+            return True
+        if self._is_ours:
             try:
-                row = json.loads(line)
                 self._known[row["model"], row["kv"], row["variant"], row["number"]] = row
-            except (ValueError, KeyError, TypeError) as err:
+            except (KeyError, TypeError) as err:
                 raise DataError(f"{self.path}, line {number}: no answer; delete the line, or say --force") from err
-        return lines[:-1]
+        return True
 
     def _model(self, setup: Setup) -> str:
         return f"{setup.model} {self._models[setup.model]}" if setup.model in self._models else setup.model
@@ -127,12 +99,7 @@ class Journal:
             "number": number, "said": outcome.said, "n_kept": outcome.n_kept,
             "prefill_s": [float(f"{second:.4g}") for second in outcome.prefill_s],
         }  # fmt: skip
-        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-        try:
-            while line:  # a disk that fills up takes a part first
-                line = line[self._file.write(line) :]
-        except OSError as err:
-            raise DataError(f"{self.path}: cannot write ({err.strerror}); free some space and run again") from err
+        self._file.append(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file."""

@@ -169,6 +169,12 @@ class Child:
         told = [line for line in self._lines if " E " in line or "error" in line.lower()] or list(self._lines)
         return f"{ended}: {' '.join(told[-1].split())[:300]}" if told else ended
 
+    def terminate(self) -> None:
+        """Ask it to end, from any thread; :attr:`status` tells when it has."""
+        process = self._process
+        if process is not None:
+            process.terminate()
+
     def close(self) -> None:
         """End it, by force if it does not end in time."""
         process, self._process = self._process, None

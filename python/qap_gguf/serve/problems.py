@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
-
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+from typing import TYPE_CHECKING, Any
 
 from qap_gguf.errors import ArrayError, ConfigError, ImageError, ModelFileError, QapError, UnsupportedError
+
+if TYPE_CHECKING:  # `batch` has these errors too, and no server
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse
 
 log = logging.getLogger("qap_gguf.serve")
 
@@ -56,8 +56,6 @@ def describe(err: Exception) -> tuple[int, dict[str, dict[str, str | None]]]:
         code = "context_length_exceeded" if "n_ctx" in message else None
     elif isinstance(err, UnicodeEncodeError):
         status, message = 400, "expected Unicode text, got a lone surrogate; take it out"
-    elif isinstance(err, HTTPException):
-        status, message = err.status_code, str(err.detail)
     elif isinstance(err, QapError):
         message = str(err)
     if status >= 500 and not isinstance(err, RefusedError):
@@ -100,6 +98,11 @@ async def respond(_request: Request, err: Exception) -> JSONResponse:
 
 def problem(err: Exception) -> JSONResponse:
     """The response for an exception."""
+    from starlette.exceptions import HTTPException
+    from starlette.responses import JSONResponse
+
+    if isinstance(err, HTTPException):
+        err = RefusedError(err.status_code, str(err.detail))
     status, body = describe(err)
     return JSONResponse(body, status_code=status, headers={"Retry-After": "1"} if status == 503 else None)
 

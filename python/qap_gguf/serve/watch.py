@@ -9,11 +9,8 @@ no answer to it means that the loop stands still.
 from __future__ import annotations
 
 import logging
-import math
-import os
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -21,25 +18,13 @@ import anyio.to_thread
 
 from qap_gguf.errors import ModelFileError
 from qap_gguf.serve.child import Child
+from qap_gguf.serve.health import EVERY_S, PROBE_EVERY_S, most_memory, seconds_to_stall
 from qap_gguf.serve.problems import RefusedError
 
 if TYPE_CHECKING:
     from qap_gguf.serve.app import Application
 
 log = logging.getLogger("qap_gguf.serve")
-
-_EVERY_S = 0.25
-_PART_OF_FREE = 0.75
-_PROBE_EVERY_S = 5.0
-
-
-def free_memory() -> float:
-    """Bytes that this machine has for more; without end where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return float(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))
-    except (OSError, StopIteration):
-        return math.inf
 
 
 def watcher(
@@ -50,9 +35,9 @@ def watcher(
     Args:
         child: llama-server, running.
         ended: told in one line why there is no llama-server any more.
-        stalled_seconds: how long its loop may stand still; None is 30, or QAP_SERVE_STALLED_SECONDS.
+        stalled_seconds: see :func:`seconds_to_stall`.
     """
-    seconds = float(os.environ.get("QAP_SERVE_STALLED_SECONDS") or 30) if stalled_seconds is None else stalled_seconds
+    seconds = seconds_to_stall(stalled_seconds)
 
     async def responds(app: Application) -> bool:
         with anyio.move_on_after(seconds):
@@ -65,16 +50,16 @@ def watcher(
         return False
 
     async def watch(app: Application) -> None:
-        probed, most = time.monotonic(), child.anonymous() + _PART_OF_FREE * free_memory()
+        probed, most = time.monotonic(), most_memory(child)
         while True:
-            await anyio.sleep(_EVERY_S)
+            await anyio.sleep(EVERY_S)
             why = None
             if child.status is not None:
                 ended(f"llama-server ended ({child.last_words()})")
                 return
             if child.anonymous() > most:
                 why = f"took {child.anonymous() / 2**30:.1f} GiB of memory"
-            elif app.n_now and time.monotonic() - probed >= min(_PROBE_EVERY_S, seconds):
+            elif app.n_now and time.monotonic() - probed >= min(PROBE_EVERY_S, seconds):
                 why = None if await responds(app) else f"stood still for {seconds:g} seconds"
                 probed = time.monotonic()
             if why is not None:
