@@ -23,7 +23,8 @@ MAX_LINES = 400
 FOLDERS = ("native", "python", "tools", "tests", ".github", ".ci", "benchmarks", "examples")
 TOP = ("CMakeLists.txt", "Dockerfile", "Makefile", "mkdocs.yml", "pyproject.toml")
 SUFFIXES = {
-    ".py", ".pyi", ".cpp", ".c", ".h", ".inc", ".cmake", ".txt", ".toml", ".yml", ".yaml", ".sh", ".html", ".css", ".js", "",
+    ".py", ".pyi", ".cpp", ".c", ".h", ".inc", ".cmake", ".txt", ".toml", ".yml", ".yaml", ".sh",
+    ".html", ".css", ".js", "",
 }  # fmt: skip
 #: Rooms from top to bottom, those of a line on a level; CONTRIBUTING.md says what is in them.
 ROOMS = (
