@@ -77,13 +77,15 @@ def test_with_fewer_tokens_than_slices_some_get_none(tiled: qap.VisionModel) -> 
     assert [report["indices"].size for chunk in chunks if (report := chunk.report())] == [1, 1, 1, 1, 0]
 
 
-def test_a_slice_of_which_nothing_is_kept_is_prefilled_by_doing_nothing(tiled: qap.VisionModel) -> None:
+@pytest.mark.parametrize(("positions", "n_pos"), [("compact", 0), ("keep", N)])
+def test_a_slice_of_which_nothing_is_kept_is_prefilled_by_doing_nothing(
+    tiled: qap.VisionModel, positions: str, n_pos: int
+) -> None:
     """Upstream's helper, which stock handlers call, asserts on a chunk without tokens."""
-    empty, native = slices(tiled, PruneConfig(n_keep=4))[-1], tiled._encoder._native
+    empty, native = slices(tiled, PruneConfig(n_keep=4, positions=positions))[-1], tiled._encoder._native
     rows, llama = native.encode(empty, False), tiled.language_model
     assert rows.shape == (0, native.n_embd)
-    compact = native.decode(int(llama._ctx.ctx), empty, rows, None, "compact", 7, 64)
-    assert (compact, native.decode(int(llama._ctx.ctx), empty, rows, None, "keep", 7, 64)) == (7, 7 + N)
+    assert native.decode(int(llama._ctx.ctx), empty, rows, None, "auto", 7, 64) == 7 + n_pos
 
 
 def test_n_keep_above_all_slices_keeps_all(tiled: qap.VisionModel) -> None:
