@@ -186,9 +186,10 @@ def run_way(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_a_process(job: dict[str, Any]) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, __file__, "--job", json.dumps(job)], stdout=subprocess.PIPE, text=True, check=True
-    )
+    command = [sys.executable, __file__, "--job", json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"batch_throughput: {job['way']} failed\n{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

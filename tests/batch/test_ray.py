@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import secrets
 import signal
 import sys
 import time
@@ -39,7 +40,8 @@ def cluster() -> Iterator[Any]:
     import ray.data
     from ray.cluster_utils import Cluster
 
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    # no word to anybody, and a token of this run's own in place of one in the home folder
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     found = Cluster(initialize_head=True, head_node_args=small)
     try:
