@@ -38,6 +38,7 @@ API: Final = {
     "Pruning": (
         "PruneConfig", "set_default", "get_default", "use", "PrunedImage", "Scores", "score", "select", "plot",
     ),
+    "Many pictures": ("batch", "BatchResult"),
     "Pictures": ("ImageEmbedding", "EmbeddingCache", "CacheStats", "set_image_cache", "set_resize"),
     "Files": (
         "convert", "ConvertResult", "annotate", "check_files", "CheckReport", "packaged_model", "PackagedModel",
