@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import resource
 import time
+from pathlib import Path
+from typing import Any
 
+import jinja2
+import llama_cpp
 import pytest
 
 pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_type=ImportError)
 
+import qap_gguf as qap
+from dropin.gguf_copy import rewrite
 from qap_gguf.errors import ModelFileError
 from qap_gguf.generation.chat_formats import ChatFormat
 from qap_gguf.generation.chat_template import ChatTemplate
 from qap_gguf.generation.messages import read_messages
+from qap_gguf.language.opener import open_llama
 
 LOOP = "{% for a in range(9999) %}"
 BOMBS = {
@@ -59,3 +66,32 @@ def test_long_conversations_are_no_bombs() -> None:
     template = ChatTemplate(0, ChatFormat("{% for m in messages %}{{ m.role + ': ' + m.content | trim }}{% endfor %}"))
     messages = [{"role": "user", "content": "word " * 40}] * 4000
     assert template.render(read_messages(messages)).text.count("word") == 160_000
+
+
+def test_a_bomb_in_a_file_is_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama-cpp-python compiles the template of a file that it opens, and Jinja2 computes constants as it compiles."""
+
+    def compiled(*_words: object, **_settings: object) -> None:
+        raise AssertionError("Jinja2 was asked")
+
+    monkeypatch.setattr(jinja2.Environment, "from_string", compiled)
+    files = qap.packaged_model()
+    path = rewrite(files.model, tmp_path / "bomb.gguf", {"tokenizer.chat_template": BOMBS["a long text"]})
+    with (
+        qap.VisionModel(files.mmproj, path, n_threads=1, n_ctx=64) as vlm,
+        pytest.raises(ModelFileError, match="more steps, memory"),
+    ):
+        vlm.generate(["hi"], max_tokens=1)
+
+
+def test_the_own_chat_of_a_llama_is_the_same(tmp_path: Path) -> None:
+    source = "{% for m in messages %}{{ m.role + ' says: ' + m.content }}{% endfor %}"
+    path = rewrite(qap.packaged_model().model, tmp_path / "own.gguf", {"tokenizer.chat_template": source})
+    settings: dict[str, Any] = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
+    found = []
+    for llama in (open_llama(path, **settings), llama_cpp.Llama(str(path), **settings)):
+        answer: Any = llama.create_chat_completion([{"role": "user", "content": "boat"}], max_tokens=4, temperature=0)
+        found.append((llama.chat_format, answer["usage"], answer["choices"]))
+        llama.close()
+    assert found[0] == found[1]
+    assert llama_cpp.llama_chat_format.Jinja2ChatFormatter.__name__ == "Jinja2ChatFormatter"

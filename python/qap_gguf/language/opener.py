@@ -17,6 +17,7 @@ from qap_gguf.arguments import n_threads_default
 from qap_gguf.errors import ConfigError, ModelFileError
 from qap_gguf.files.gguf import read_gguf
 from qap_gguf.files.trial import admit
+from qap_gguf.language.deferred_template import deferred
 from qap_gguf.language.interrupts import held_back
 from qap_gguf.language.kv_types import kv_settings
 from qap_gguf.runtime.devices import language_settings
@@ -38,9 +39,9 @@ def open_llama(path: str | os.PathLike[str], *, seed: int = 0, **settings: Any) 
         ModelFileError: llama.cpp refuses the file.
     """
     try:
-        with held_back():
+        with held_back(), deferred():
             llama = llama_cpp.Llama(model_path=str(Path(path)), seed=seed, **settings)
-    except Exception as err:  # llama-cpp-python reads metadata too: a chat template that is none, text that is no UTF-8
+    except Exception as err:  # llama-cpp-python reads metadata too: text that is no UTF-8
         raise ModelFileError(
             f"expected a language model that llama.cpp can load, got {path} ({' '.join(str(err).split())}); "
             "set verbose=True to see its log"
