@@ -26,7 +26,7 @@ except _PinError as _err:
 from qap_gguf import reference
 from qap_gguf.chat import ChatHandler, SourceRules
 from qap_gguf.config import PruneConfig
-from qap_gguf.convert import CheckReport, ConvertResult, annotate, check_files, convert
+from qap_gguf.convert import CheckReport, ConvertResult, Requantized, annotate, check_files, convert, requantize
 from qap_gguf.defaults import get_default, set_default, set_image_cache, use
 from qap_gguf.errors import (
     ArrayError,
@@ -75,6 +75,7 @@ __all__ = [
     "PruneConfig",
     "PrunedImage",
     "QapError",
+    "Requantized",
     "Scores",
     "SourceRules",
     "UnsupportedError",
@@ -87,6 +88,7 @@ __all__ = [
     "packaged_model",
     "plot",
     "reference",
+    "requantize",
     "score",
     "select",
     "set_default",
