@@ -19,7 +19,7 @@ from qap_gguf.errors import ConvertError, ModelFileError
 from qap_gguf.files.gguf import read_gguf
 
 # NMSE of the packaged tower's tokens against those of f32
-LIMITS = {"f16": 1e-5, "bf16": 1e-3, "q8_0": 1e-2, "q4_0": 0.5, "iq4_nl": 0.5}
+LIMITS = {"f16": 1e-5, "bf16": 1e-3, "q8_0": 1e-2, "q4_0": 5e-2, "iq4_nl": 5e-2}
 
 
 @pytest.fixture(scope="module")
