@@ -33,7 +33,7 @@ def fitting_size(size: tuple[int, int], n_keep: int, count: Callable[[tuple[int,
 
     Example:
         >>> fitting_size((640, 320), 50, lambda size: size[0] * size[1] // 32**2)
-        (322, 161)
+        (323, 161)
     """
 
     def scaled(scale: float) -> tuple[int, int]:
