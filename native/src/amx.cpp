@@ -100,7 +100,7 @@ bool qap_avoid_amx(void) {
 
 // CMakeLists.txt asks ggml's library for its compiler; where nobody did, nothing is known of it.
 #ifndef QAP_AMX_BROKEN
-#    define QAP_AMX_BROKEN 1
+#define QAP_AMX_BROKEN 1
 #endif
 
 #if QAP_AMX_BROKEN
