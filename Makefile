@@ -33,8 +33,8 @@ S       := $(VENV)/.stamp
 BUILD   := build/make
 
 # What an install depends on: our sources (a new file too, for `find` runs each time), not caches or results.
-SOURCES := CMakeLists.txt pyproject.toml $(shell find native python tools/build/fetch_upstream.py tools/build/upstream_patches.py \
-             -type f -not -path '*/__pycache__/*' -not -path '*_cache/*' 2>/dev/null)
+SOURCES := CMakeLists.txt pyproject.toml $(shell find native python $(addprefix tools/build/,fetch_upstream.py upstream_patches.py \
+             ggml_compiler.py) -type f -not -path '*/__pycache__/*' -not -path '*_cache/*' 2>/dev/null)
 NATIVE  := $(shell find native \( -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.inc' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help

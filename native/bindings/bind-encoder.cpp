@@ -227,6 +227,8 @@ public:
         }
     }
 
+    int64_t repacked() { return qap_context_repacked(open()); }
+
     bool non_causal() { return mtmd_decode_use_non_causal(open(), nullptr); }
 
     std::optional<qap_params> file_params() {
@@ -283,6 +285,9 @@ void register_encoder(py::module_ & m) {
         .def_readonly("n_special", &chunk_ref::n_special)
         .def_readonly("n_padding", &chunk_ref::n_padding)
         .def_property_readonly("n_pos", [](const chunk_ref & c) { return mtmd_input_chunk_get_n_pos(c.get()); })
+        .def(
+            "same_picture",
+            [](const chunk_ref & c, const chunk_ref & other) { return qap_chunk_same_picture(c.get(), other.get()); })
         .def("report", &report_of);
 
     py::class_<encoder>(m, "Encoder")
@@ -304,6 +309,7 @@ void register_encoder(py::module_ & m) {
             py::arg("indices").noconvert().none(true), py::arg("positions"), py::arg("n_past"), py::arg("n_batch"))
         .def("why_not", &encoder::why_not)
         .def("places", &encoder::places)
+        .def("repacked", &encoder::repacked)
         .def("non_causal", &encoder::non_causal)
         .def("tiles_why_not", &encoder::tiles_why_not)
         .def("file_params", &encoder::file_params)

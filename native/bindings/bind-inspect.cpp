@@ -6,6 +6,10 @@
 #include "llama.h"
 #include "quiet.h"
 
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
 #include <vector>
 
 // "what: the library's words"; RuntimeError
@@ -27,6 +31,34 @@ static llama_model_ptr open_header(const std::string & path, const quiet_scope &
         refuse("", quiet);
     }
     return model;
+}
+
+// By ggml's name, of those that can be read and written without an importance matrix.
+static ggml_type type_of(const std::string & name) {
+    for (int i = 0; i < GGML_TYPE_COUNT; i++) {
+        const auto               type   = (ggml_type) i;
+        const ggml_type_traits * traits = ggml_get_type_traits(type);
+        const bool               read   = type == GGML_TYPE_F32 || traits->to_float != nullptr;
+        if (traits->type_name != nullptr && name == traits->type_name && read &&
+            !ggml_quantize_requires_imatrix(type)) {
+            return type;
+        }
+    }
+    throw py::value_error("expected the name of a type of weights, got '" + name + "'");
+}
+
+static void read_rows(ggml_type type, const char * data, std::vector<float> & values) {
+    if (type == GGML_TYPE_F32) {
+        std::memcpy(values.data(), data, values.size() * sizeof(float));
+    } else {
+        ggml_get_type_traits(type)->to_float(data, values.data(), (int64_t) values.size());
+    }
+}
+
+static void require_finite(const std::vector<float> & values, const std::string & type) {
+    if (!std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); })) {
+        throw std::domain_error("expected finite values in " + type + ", got others");
+    }
 }
 
 static py::dict inspect_model(const std::string & path) {
@@ -90,6 +122,41 @@ static void try_mmproj(const std::string & path) {
     }
 }
 
+static std::vector<std::string> mmproj_products(const std::string & path) {
+    const quiet_scope        quiet(false);
+    const quiet_llama        quiet_too;
+    std::vector<std::string> names;
+    const auto               add = [](const char * name, void * user) {
+        static_cast<std::vector<std::string> *>(user)->emplace_back(name);
+    };
+    if (qap_mmproj_products(path.c_str(), add, &names) != 0) {
+        refuse(qap_last_error(), quiet);
+    }
+    return names;
+}
+
+// Rows of one ggml type as rows of another, by way of f32. width: values of a row
+static py::bytes convert_rows(
+    const std::string & data, const std::string & source, const std::string & target, int64_t width) {
+    const ggml_type from = type_of(source), to = type_of(target);
+    const size_t    row = width > 0 && width % ggml_blck_size(from) == 0 ? ggml_row_size(from, width) : 0;
+    if (row == 0 || data.empty() || data.size() % row != 0 || width % ggml_blck_size(to) != 0) {
+        throw py::value_error("expected whole rows of " + source + " and " + target + ", got others");
+    }
+    const auto  n_rows = (int64_t) (data.size() / row);
+    std::string out(ggml_row_size(to, width) * (size_t) n_rows, '\0');
+    {
+        const py::gil_scoped_release nogil;
+        std::vector<float>           values((size_t) (n_rows * width));
+        read_rows(from, data.data(), values);
+        require_finite(values, source);
+        ggml_quantize_chunk(to, values.data(), out.data(), 0, n_rows, width, nullptr);
+        read_rows(to, out.data(), values);
+        require_finite(values, target);
+    }
+    return out;
+}
+
 static std::vector<std::string> projectors(const std::string & table) {
     std::vector<std::string> names;
     while (const char * name = qap_projector_name(table.c_str(), (int32_t) names.size())) {
@@ -100,6 +167,8 @@ static std::vector<std::string> projectors(const std::string & table) {
 
 void register_inspect(py::module_ & m) {
     m.def("projectors", &projectors, py::arg("table"));
+    m.def("mmproj_products", &mmproj_products, py::arg("path"));
+    m.def("convert_rows", &convert_rows, py::arg("data"), py::arg("source"), py::arg("target"), py::arg("width"));
     m.def("inspect_model", &inspect_model, py::arg("path"));
     m.def("try_model", &try_model, py::arg("path"), py::arg("text"));
     m.def("try_mmproj", &try_mmproj, py::arg("path"));

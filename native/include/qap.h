@@ -304,6 +304,10 @@ struct qap_image_cache_state {
 };
 QAP_API void qap_context_image_cache(const struct mtmd_context * ctx, struct qap_image_cache_state * state);
 
+/* Bytes of the encoder's weights that lie in buffer types of ggml's faster kernels, where the language model's do: on a CPU,
+ * matrices of the types that this CPU has such kernels for. QAP_ENCODER_REPACK=0, when the encoder is loaded: none. */
+QAP_API int64_t qap_context_repacked(const struct mtmd_context * ctx);
+
 /* --- chunks of libmtmd --- */
 
 /* The parameters that the calling thread's next tokenization uses: 1; or the defaults, where it prunes nothing: 0; -1 with an
@@ -339,6 +343,12 @@ QAP_API const char * qap_projector_name(const char * table, int32_t index);
  * libmtmd would refuse to load the file. */
 QAP_API int qap_mmproj_inspect(
     const char * path, const struct llama_model * model, bool reserve, struct qap_mmproj_info * info);
+
+/* Do two image chunks of one context hold the same pixels, so that one encode serves both? */
+QAP_API bool qap_chunk_same_picture(const struct mtmd_input_chunk * a, const struct mtmd_input_chunk * b);
+/* The names of the weights that the encoder's graph uses for nothing but products with activations; their values may be
+ * stored in any type that ggml multiplies with. None for a projector of which nothing is known here. Fails as above. */
+QAP_API int qap_mmproj_products(const char * path, void (*name)(const char * weight, void * user), void * user);
 
 /* rows of an image chunk without a plan that are no tokens: ends of lines */
 QAP_API int32_t qap_chunk_n_special(const struct mtmd_context * ctx, const struct mtmd_input_chunk * chunk);

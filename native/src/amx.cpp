@@ -6,10 +6,18 @@
 // whether to offer AMX: it asks the kernel for the tile state and goes without where that is refused. The kernel
 // refuses while a thread's alternate signal stack is too small for the larger state (arch/x86/kernel/signal.c,
 // validate_sigaltstack), so with such a stack in place ggml decides for its other kernels, for good.
+#include "device.h"
 #include "ggml-backend.h"
 #include "qap.h"
 
+#include <atomic>
 #include <cstring>
+
+static std::atomic<bool> came_too_late{ false };
+
+bool qap_amx_is_broken() {
+    return came_too_late;
+}
 
 // Whether the CPU backend offers AMX buffers; makes the backend decide.
 static bool offers_amx() {
@@ -75,7 +83,8 @@ bool qap_avoid_amx(void) {
     small.ss_sp       = small_stack;
     small.ss_size     = sizeof(small_stack);
     if (sigaltstack(&small, &old) != 0) {
-        return !offers_amx();
+        came_too_late = offers_amx();
+        return !came_too_late;
     }
     const bool offered = [] {
         const silent_stderr silent;
@@ -85,13 +94,18 @@ bool qap_avoid_amx(void) {
         old.ss_flags = SS_DISABLE;
     }
     sigaltstack(&old, nullptr);
+    came_too_late = offered;
     return !offered;
 }
 
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 14
+// CMakeLists.txt asks ggml's library for its compiler; where nobody did, nothing is known of it.
+#ifndef QAP_AMX_BROKEN
+#define QAP_AMX_BROKEN 1
+#endif
+
+#if QAP_AMX_BROKEN
 // Python calls qap_avoid_amx() where it found that ggml is the work of such a compiler. In other programs, such as
-// llama-server, nobody calls it, and a language model is loaded before libmtmd is asked for anything. What compiles
-// this file compiled ggml too, as a rule.
+// llama-server, nobody calls it, and a language model is loaded before libmtmd is asked for anything.
 __attribute__((constructor)) static void guard_programs() {
     const char * asked = std::getenv("QAP_AMX");
     const bool   on    = asked != nullptr && std::strcmp(asked, "1") == 0;

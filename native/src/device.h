@@ -20,6 +20,9 @@ void qap_read_floats(const ggml_tensor * tensor, float * out);
 // The first value that is not finite or above QAP_MAX_MAGNITUDE, or -1.
 int64_t qap_find_unusable(const float * values, int64_t count);
 
+// Did qap_avoid_amx() come too late? Then AMX is offered, and nothing of ours may use it.
+bool qap_amx_is_broken();
+
 // A small graph on one device: inputs are made, nodes are built on them and expanded into gf, allocate() finds room,
 // inputs are set, run() computes.
 struct device_graph {

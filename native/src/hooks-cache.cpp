@@ -61,6 +61,15 @@ static std::vector<int32_t> shape_of(const clip_image_f32 & image, const qap_pla
     return shape;
 }
 
+bool qap_same_picture(const clip_image_f32 & a, const clip_image_f32 & b) {
+    const auto area = [](const clip_image_f32 & image) {
+        const qap_area & q = image.qap_content;
+        return std::vector<int>{ q.padded, q.x, q.y, q.width, q.height };
+    };
+    return !a.is_placeholder() && !b.is_placeholder() && shape_of(a, nullptr) == shape_of(b, nullptr) &&
+           area(a) == area(b) && a.get_ro_buf() == b.get_ro_buf();
+}
+
 // --- keeping ---
 
 std::shared_ptr<qap_image_cache> qap_hook_new_cache() {

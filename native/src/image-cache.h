@@ -48,5 +48,10 @@ private:
     size_t                                       n_bytes = 0;
 };
 
+struct clip_image_f32;
+
+// Do two pictures give the same rows? Their pixels, what else an encode depends on, and where their padding lies are equal.
+bool qap_same_picture(const clip_image_f32 & a, const clip_image_f32 & b);
+
 // Bytes that an encoder may keep: qap_image_cache_limit(), else QAP_IMAGE_CACHE_MB, else 256 MB.
 size_t qap_image_cache_bytes();

@@ -27,7 +27,7 @@ from qap_gguf import reference
 from qap_gguf.batch import BatchResult, batch
 from qap_gguf.chat import ChatHandler, SourceRules
 from qap_gguf.config import PruneConfig
-from qap_gguf.convert import CheckReport, ConvertResult, annotate, check_files, convert
+from qap_gguf.convert import CheckReport, ConvertResult, Requantized, annotate, check_files, convert, requantize
 from qap_gguf.defaults import get_default, set_default, set_image_cache, use
 from qap_gguf.errors import (
     ArrayError,
@@ -77,6 +77,7 @@ __all__ = [
     "PruneConfig",
     "PrunedImage",
     "QapError",
+    "Requantized",
     "Scores",
     "SourceRules",
     "UnsupportedError",
@@ -90,6 +91,7 @@ __all__ = [
     "packaged_model",
     "plot",
     "reference",
+    "requantize",
     "score",
     "select",
     "set_default",

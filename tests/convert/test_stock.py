@@ -34,7 +34,7 @@ def test_a_stock_handler_answers(make_llava: Any, tmp_path: Path, name: str) -> 
     checkpoint, options = CASES[name]
     gcc = _amx.broken_by(_core, Path(str(llama_cpp.__file__)).parent / "lib")
     if gcc and "quantize" in options:
-        pytest.skip(f"stock llama-cpp-python, compiled by GCC {gcc}, ends by a signal on this CPU (AMX)")
+        pytest.skip(f"stock llama-cpp-python, compiled by {gcc}, ends by a signal on this CPU (AMX)")
     settings: dict[str, Any] = {"quantize": "F32", "keep_positions": False} | options
     files = convert(make_llava(**checkpoint), tmp_path, **settings)
     paths: dict[str, Any] = {"mmproj": files.mmproj, "model": files.model}

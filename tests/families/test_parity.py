@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 Array = npt.NDArray[Any]
 FEATURES, LOGITS = 1e-5, 1e-4
+BETWEEN_KERNELS, QUANTIZED = 1e-3, 0.5  # of q4_0: activations are rounded to 8 bits
 BEFORE, BETWEEN, AFTER = [1, 300, 45, 301], [302, 46], [303, 47, 304]
 # families whose stock encoder is wrong by so much at least
 STOCK_IS_WRONG = {"internvl": 1e-2, "llama-4": 1e-2}
@@ -105,6 +106,26 @@ def test_every_piece_of_a_picture_that_is_no_larger_than_a_tile_is_the_picture(c
     first = image.pieces[0].n_rows
     for i in range(1, len(image.pieces)):
         assert nmse(image.features[i * first : (i + 1) * first], image.features[:first]) <= FEATURES
+
+
+def test_faster_kernels_give_the_same(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repacked q4_0 against q4_0, and both beside f32: no weight lies there that is read in another way."""
+    made = qap.requantize(case.vlm._encoder.path, tmp_path / "mmproj-q4_0.gguf", "q4_0")
+    rows, n_bytes = [], []
+    for value in ("0", "1"):
+        monkeypatch.setenv("QAP_ENCODER_REPACK", value)
+        with qap.VisionModel(made.path, case.vlm._language.llama, flash_attn=False, n_threads=1) as vlm:
+            rows.append(vlm._encoder.encode(case.pixels, hidden=False).features)
+            n_bytes.append(vlm._encoder.repacked_bytes)
+    whole = case.vlm.encode(case.pixels).features
+    print(
+        f"\n{case.name}: {made.changed} matrices q4_0, {n_bytes[1]} bytes repacked, NMSE {nmse(rows[1], rows[0]):.1e}, "
+        f"to f32 {nmse(rows[1], whole):.1e}"
+    )
+    assert n_bytes[0] == 0
+    assert made.changed >= 4 * 4  # of each layer, where query, key and value are one
+    assert nmse(rows[1], rows[0]) <= BETWEEN_KERNELS
+    assert nmse(rows[1], whole) < QUANTIZED
 
 
 def prefill(case: Case, parts: list[list[int] | tuple[Array, Any]], positions: str) -> Array:

@@ -67,6 +67,7 @@ CALL_SITES = {
     "010-server-prune.patch",
     "011-encode-once.patch",
     "012-early-drop.patch",
+    "013-repack.patch",
 }
 
 

@@ -18,6 +18,7 @@ import qap_gguf as qap
 from qap_gguf import _core
 from qap_gguf.convert import ConvertResult
 from qap_gguf.errors import ConfigError
+from qap_gguf.eval.smaller import SmallerPictures
 from qap_gguf.language.llama import LanguageModel
 from qap_gguf.language.opener import batch_rows
 
@@ -209,4 +210,62 @@ def test_the_environment_holds_programs_that_set_no_limit(made: Make, monkeypatc
     for wrong in ("x", "0", "65537", "7 "):
         with pytest.raises(RuntimeError, match=rf"expected a number in 1\.\.65536, got '{wrong}'; unset it"):
             most(wrong)
+    llama.close()
+
+
+# --- a smaller picture, the baseline of an evaluation ---
+
+
+@pytest.mark.parametrize("name", list(LIMITED))
+def test_a_smaller_picture_has_the_tokens_that_it_may_have(made: Make, name: str) -> None:
+    files, side = made(name), LIMITED[name] // 2
+    llama = llama_cpp.Llama(str(files.model), n_ctx=64, n_threads=1, verbose=False)
+    picture = noise(side, side * 3 // 4)
+    with qap.VisionModel(files.mmproj, llama, n_threads=1) as vlm, SmallerPictures(vlm) as smaller:
+        whole = vlm._encoder.count((side, side * 3 // 4)).n_tokens
+        found = [smaller.encode(picture, n_keep).n_tokens for n_keep in (whole, whole * 2 // 3)]
+        assert found[0] == whole
+        assert 0 < found[1] <= whole * 2 // 3
+        if name in ("qwen2-vl", "pixtral"):
+            assert found[1] > whole * 2 // 3 * 0.7  # tokens go by lines, so not by any number
+    llama.close()
+
+
+# --- tiles with the same pixels ---
+
+
+class _Counting:
+    """The native encoder, counting its encodes."""
+
+    def __init__(self, native: Any) -> None:
+        self.native, self.n_encodes = native, 0
+
+    def encode(self, *words: Any) -> Any:
+        self.n_encodes += 1
+        return self.native.encode(*words)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.native, name)
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "internvl"])
+def test_blank_tiles_are_encoded_once(made: Make, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, side = made(name), LIMITED[name]
+    llama = llama_cpp.Llama(str(files.model), n_ctx=64, n_threads=1, verbose=False)
+    picture = np.full((side, side, 3), 255, np.uint8)
+    picture[: side // 8, : side // 8] = noise(side // 8, side // 8)
+    with qap.VisionModel(files.mmproj, llama, n_threads=1) as vlm:
+        encoder = vlm._encoder
+        counting = _Counting(encoder._native)
+        monkeypatch.setattr(encoder, "_native", counting)
+        once = encoder.encode(picture, hidden=False)
+        assert counting.n_encodes == 3 < len(once.pieces)  # what is not blank, the overview, one blank tile
+        chunks = encoder.tokenize(_core.media_marker(), [picture], add_special=False)
+        tiles = [chunk for chunk in chunks if chunk.is_image]
+        each = np.concatenate([counting.native.encode(tile, True, False, None) for tile in tiles])
+        np.testing.assert_array_equal(once.features, each)
+        assert once.attention is None or len(once.attention) == once.n_tokens
+        counting.n_encodes = 0
+        encoder.encode(noise(side, side), hidden=False)
+        assert counting.n_encodes == len(once.pieces)
     llama.close()

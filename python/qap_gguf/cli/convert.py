@@ -18,7 +18,14 @@ from qap_gguf.cli.common import (
     prune_given,
     prune_options,
 )
-from qap_gguf.cli.convert_files import annotate_file, check_given, refuse_options, relabel_file
+from qap_gguf.cli.convert_files import (
+    annotate_file,
+    check_given,
+    is_given,
+    refuse_options,
+    relabel_file,
+    requantize_file,
+)
 from qap_gguf.cli.groups import GroupedCommand
 from qap_gguf.cli.progress import progress_bar, stops_cleanly
 
@@ -45,10 +52,10 @@ def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, .
 )
 @click.option(
     "--mmproj-type",
-    type=click.Choice(["f32", "f16", "bf16", "q8_0"]),
+    type=click.Choice(["f32", "f16", "bf16", "q8_0", "q4_0", "iq4_nl"]),
     default="f16",
     show_default=True,
-    help="Type of the image encoder's matrices.",
+    help="Type of the image encoder's matrices; the last two for an mmproj file as DIR.",
 )
 @click.option("--name", help="Name of the model in the files. [default: the folder's name]")
 @click.option(
@@ -111,6 +118,9 @@ def convert(
     nothing; --no-keep-positions writes one for both. With --keep-positions DIR may also be a GGUF file, of any
     quantization, and OUT the file to write; --undo gives the original back.
 
+    With --mmproj-type DIR may also be an mmproj file, and OUT the file to write: a copy with the matrices of its image
+    encoder in that type.
+
     With --check the arguments are GGUF files: what each is, whether every mmproj fits every language model, which
     pruning the images support, what defaults a file carries, and where stock llama.cpp runs an encoder otherwise than
     it was trained. Exit status 1 when a file cannot be used or a pair does not fit.
@@ -121,6 +131,7 @@ def convert(
       qap-gguf convert llava-hf/llava-v1.6-mistral-7b-hf out/
       qap-gguf convert --annotate mmproj.gguf mmproj-pruning.gguf --keep-ratio 0.25
       qap-gguf convert --keep-positions model-Q4_K_M.gguf model-Q4_K_M-keep.gguf
+      qap-gguf convert mmproj-f16.gguf mmproj-q8_0.gguf --mmproj-type q8_0
       qap-gguf convert --check mmproj.gguf model-Q4_K_M.gguf
     """
     given = prune_given(prune)
@@ -153,6 +164,11 @@ def convert(
             raise click.UsageError("--undo has a meaning with --keep-positions only; give both")
         refuse_options("--keep-positions and a GGUF file", *making, *prune)
         relabel_file(source, out, undo=undo, force=force, as_json=as_json)
+        return
+    if is_given("mmproj_type") and source.is_file():
+        others = [option for option in making if option != "mmproj_type"]
+        refuse_options("--mmproj-type and an mmproj file", *others, "keep_positions", *prune)
+        requantize_file(source, out, mmproj_type, force=force, as_json=as_json)
         return
     config = make_config(given) if given else None
 

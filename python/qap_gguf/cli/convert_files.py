@@ -1,5 +1,5 @@
-"""The ways of `qap-gguf convert` that take GGUF files instead of a checkpoint: --annotate, --keep-positions and
---check."""
+"""The ways of `qap-gguf convert` that take GGUF files instead of a checkpoint: --annotate, --keep-positions,
+--mmproj-type and --check."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from qap_gguf.convert import FileReport, PairReport
 
 
+def is_given(name: str) -> bool:
+    """Whether the user gave this option of the running command."""
+    return click.get_current_context().get_parameter_source(name) != ParameterSource.DEFAULT
+
+
 def refuse_options(way: str, *names: str) -> None:
     """Options that mean nothing for this way of the command are a usage error, not passed over."""
-    ctx = click.get_current_context()
     for name in names:
-        if ctx.get_parameter_source(name) != ParameterSource.DEFAULT:
+        if is_given(name):
             option = "--" + name.replace("_", "-")
             raise click.UsageError(f"{option} has no meaning with {way}; drop one of them")
 
@@ -66,6 +70,24 @@ def relabel_file(source: Path, out: Path, *, undo: bool, force: bool, as_json: b
         if not undo:
             note(f"{written.name} is relabelled, {STOCK}; --undo gives the original back")
         click.echo(written)
+
+
+def requantize_file(source: Path, out: Path, mmproj_type: str, *, force: bool, as_json: bool) -> None:
+    """Copy an mmproj file with its encoder's matrices in another type."""
+    import qap_gguf as qap
+    from qap_gguf.files.gguf import check_mmproj
+    from qap_gguf.files.trial import check_trial
+
+    check_mmproj(source, memory=False)
+    check_trial(source, None)
+    with stops_cleanly(), progress_bar() as report:
+        made = qap.requantize(source, out, mmproj_type, force=force, progress=report)
+    if as_json:
+        print_json({"mmproj": made.path, "mmproj_type": mmproj_type, "changed": made.changed, "notes": made.notes})
+        return
+    for line in made.notes:
+        note(line)
+    click.echo(made.path)
 
 
 def check_given(paths: tuple[Path, ...], *, as_json: bool) -> None:

@@ -182,6 +182,7 @@ def eval_command(
       random        random tokens, mean of three seeds
       uniform       tokens at an even stride
       pool          the grid of tokens averaged down to K, as a smaller picture would be
+      resize        all tokens of a smaller picture, at most K; not with encoders of one size
 
     \b
     Scorings: exact (but for case, space, trailing punctuation), choice (likeliest, mean log probability of a token),

@@ -3,8 +3,8 @@
 One way: ``api`` -> ``language`` and ``mmproj`` (what goes into each file) -> ``spec``, ``checkpoint``, ``tokenizer``
 (what the folder holds) -> ``writer`` and ``quantize`` (how a file is made).
 Other families than LLaVA: ``families`` -> ``upstream``, which runs llama.cpp's own converter in its own process.
-``annotate`` changes the pruning defaults of an mmproj file that exists, ``check`` looks at files. Torch is needed for
-torch files only, torch and transformers for llama.cpp's converter.
+``annotate`` changes the pruning defaults of an mmproj file that exists, ``requantize`` the type of its matrices;
+``check`` looks at files. Torch is needed for torch files only, torch and transformers for llama.cpp's converter.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from qap_gguf.convert.annotate import annotate
 from qap_gguf.convert.api import ConvertResult, convert
 from qap_gguf.convert.check import CheckReport, FileReport, PairReport, check_files
 from qap_gguf.convert.output.quantize import QUANTIZE_TYPES
+from qap_gguf.convert.requantize import REQUANTIZE_TYPES, Requantized, requantize
 
 __all__ = [
     "QUANTIZE_TYPES",
+    "REQUANTIZE_TYPES",
     "CheckReport",
     "ConvertResult",
     "FileReport",
     "PairReport",
+    "Requantized",
     "annotate",
     "check_files",
     "convert",
+    "requantize",
 ]

@@ -97,7 +97,8 @@ def convert(
     kind, big = file_type(quantize), str(mmproj_type).lower()
     if big not in mmproj.MMPROJ_TYPES:
         raise ConvertError(
-            f"expected mmproj_type {', '.join(mmproj.MMPROJ_TYPES)}, got {mmproj_type!r}; choose one of these"
+            f"expected mmproj_type {', '.join(mmproj.MMPROJ_TYPES)}, got {mmproj_type!r}; choose one of these, or f16 "
+            "and then requantize() that file (qap-gguf convert FILE OUT --mmproj-type)"
         )
     if imatrix is not None and kind in FLOAT_TYPES:
         raise ConvertError(f"expected a quantized type with an imatrix, got {kind}; choose one, or leave imatrix out")

@@ -1,7 +1,7 @@
 """What an evaluation compares: a method at a budget becomes one config for each repetition.
 
-The baselines random, uniform and pool (a lower resolution) are in every table, because random selection beats many
-published methods on LLaVA-1.5 (UniPruneBench).
+The baselines random, uniform and pool (a lower resolution after the encoder; resize is one before it) are in every
+table, because random selection beats many published methods on LLaVA-1.5 (UniPruneBench).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ METHODS: Final[Mapping[str, str]] = {
     "random": "random tokens, mean of 3 seeds",
     "uniform": "tokens at an even stride",
     "pool": "the grid of tokens averaged down, as a smaller picture",
+    "resize": "all tokens of a picture that is scaled down; not with encoders of one size",
 }
 RANDOM_REPETITIONS: Final = 3
 #: Method -> those that it is compared with at the same budget, beside dense.
@@ -37,20 +38,23 @@ BASELINES: Final[Mapping[str, tuple[str, ...]]] = {
     "qap": ("semantic", "random"),
     "numeric": ("semantic", "random"),
     "semantic": ("random",),
-    "dpp": ("qap", "dpp-semantic", "dpp-flat", "pool", "random"),
+    "dpp": ("qap", "dpp-semantic", "dpp-flat", "pool", "resize", "random"),
     "dpp-numeric": ("dpp-semantic", "dpp-flat", "random"),
     "dpp-semantic": ("dpp-flat", "random"),
     "dpp-flat": ("random",),
     "divprune": ("random",),
-    "coverage": ("dpp", "coverage-semantic", "pool", "random"),
+    "coverage": ("dpp", "coverage-semantic", "pool", "resize", "random"),
     "coverage-semantic": ("dpp-semantic", "random"),
     "uniform": ("random",),
     "pool": ("random",),
+    "resize": ("pool", "random"),
 }
 #: Methods that no config can say: they put tokens of their own into rows that are then kept (see replaced.py).
 REPLACED: Final = ("dpp-flat", "pool")
 #: Methods that need all tokens of a picture, so that nothing is dropped early.
-WHOLE: Final = ("pool",)
+WHOLE: Final = ("pool", "resize")
+#: The method that has the picture encoded at another size (see smaller.py).
+RESIZE: Final = "resize"
 _FUSED: Final = ("qap", "dpp", "coverage")
 _NUMERIC: Final = ("numeric", "dpp-numeric")
 
@@ -130,7 +134,7 @@ def _configs(method: str, budget: Budget, base: PruneConfig) -> tuple[PruneConfi
         return (budget.apply(base, select=select, alpha=1.0, semantic=semantic),)
     if method in _NUMERIC:
         return (budget.apply(base, select=select, alpha=0.0, semantic="none"),)
-    if method in REPLACED:
+    if method in (*REPLACED, RESIZE):
         return (budget.apply(base, select="uniform", merge="none"),)
     if method in ("divprune", "uniform"):
         return (budget.apply(base, select=method),)
@@ -174,7 +178,7 @@ def variants(
         base: every setting that neither the method nor the budget decides; None takes the defaults.
         alphas: one row of each fused method for each of these; () takes that of `base`.
         errors: one row of each method with a sensitivity for each of these; () takes that of `base`.
-        encoder_keeps: one row of each method, pool excepted, for each of these; () takes that of `base`.
+        encoder_keeps: one row of each method, pool and resize excepted, for each of these; () takes that of `base`.
 
     Raises:
         ConfigError: an unknown method, a bad alpha, error or encoder_keep, or no budget.

@@ -12,7 +12,18 @@ from qap_gguf.eval.interaction import Interaction
 from qap_gguf.eval.stats import RESAMPLES, Accuracy, Difference, Summary
 
 #: Baselines in the order of the columns; a column stands in a table where some row has it.
-_VERSUS: Final = ("dense", "qap", "dpp", "semantic", "dpp-semantic", "coverage-semantic", "dpp-flat", "pool", "random")
+_VERSUS: Final = (
+    "dense",
+    "qap",
+    "dpp",
+    "semantic",
+    "dpp-semantic",
+    "coverage-semantic",
+    "dpp-flat",
+    "pool",
+    "resize",
+    "random",
+)
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, NativeError, UnsupportedError
 from qap_gguf.eval.data import Question
 from qap_gguf.eval.made_tokens import replaced_image, replacement
-from qap_gguf.eval.methods import REPLACED, Variant
+from qap_gguf.eval.methods import REPLACED, RESIZE, Variant
+from qap_gguf.eval.smaller import SmallerPictures
 from qap_gguf.vision.cache import early_identity
 
 MAX_TOKENS: Final = 12  #: "row 2, column 3" has seven tokens
@@ -104,9 +106,9 @@ class _Picture:
     keep the same tokens. For the same reason the image stays in the KV cache from one question to the next.
     """
 
-    def __init__(self, model: Model, image: Any, max_tokens: int) -> None:
-        self._model, self._image, self._max_tokens = model, image, max_tokens
-        self._shown: dict[str, tuple[Any, PruneConfig]] = {}
+    def __init__(self, model: Model, image: Any, max_tokens: int, smaller: Callable[[int], Any]) -> None:
+        self._model, self._image, self._max_tokens, self._smaller = model, image, max_tokens, smaller
+        self._shown: dict[str, tuple[Any, PruneConfig | None]] = {}
         self._known: dict[tuple[Question, str | bytes], _Answer] = {}
         self._read: set[str | bytes] = set()
 
@@ -114,12 +116,14 @@ class _Picture:
         """The answer under one config of a variant."""
         image, used = self._shown_for(variant, config)
         key: str | bytes = "dense"
-        if used is not None:
-            key = variant.key if image is not self._image else self._kept(question, used).tobytes()
+        if image is not self._image:
+            key = variant.key
+        elif used is not None:
+            key = self._kept(question, used).tobytes()
         known = self._known.get((question, key))
         if known is not None:
             return known
-        expected = self._image.n_tokens if used is None else used.count(self._image.n_real)
+        expected = image.n_tokens if used is None else used.count(self._image.n_real)
         said, stats = _generate(self._model, image, question, used, self._max_tokens)
         if stats.n_image_kept != expected:  # a table whose rows kept something else than they say is worse than none
             raise NativeError(
@@ -136,8 +140,10 @@ class _Picture:
 
     def _shown_for(self, variant: Variant, config: PruneConfig | None) -> tuple[Any, PruneConfig | None]:
         """(image, config) such that keeping what the config says makes the language model read the variant's tokens."""
-        if variant.method not in REPLACED or config is None:
+        if variant.method not in (*REPLACED, RESIZE) or config is None:
             return self._image, config
+        if variant.method == RESIZE and variant.key not in self._shown:
+            self._shown[variant.key] = self._smaller(config.count(self._image.n_real)), None
         if variant.key not in self._shown:
             tokens = replacement(variant.method, self._image, config.count(self._image.n_real))
             kept = config.replace(n_keep=len(tokens))
@@ -199,26 +205,27 @@ def evaluate(
         by_image.setdefault(question.image, []).append(number)
     outcomes: list[Outcome] = []
     done = 0
-    for path, numbers in by_image.items():
-        pictures: dict[str, _Picture] = {}
-        for variant in variants:
-            found = {n: None if journal is None else journal.get(setup, variant, n, questions[n]) for n in numbers}
-            new = {n: questions[n] for n, outcome in found.items() if outcome is None}
-            if new:
-                early = _early(variant)
-                picture = pictures.get(early)
-                if picture is None:
-                    image = _encoded(model, path, variant.configs[0], variants, embeddings)
-                    picture = pictures[early] = _Picture(model, image, max_tokens)
-                for n, outcome in _asked(picture, new, variant, setup).items():
-                    if journal is not None:
-                        journal.add(outcome, n)
-                    found[n] = outcome
-            outcomes += [outcome for outcome in found.values() if outcome is not None]
-        for _ in numbers:
-            done += 1
-            if progress is not None:
-                progress(done, len(questions))
+    with SmallerPictures(model) as smaller:
+        for path, numbers in by_image.items():
+            pictures: dict[str, _Picture] = {}
+            for variant in variants:
+                found = {n: None if journal is None else journal.get(setup, variant, n, questions[n]) for n in numbers}
+                new = {n: questions[n] for n, outcome in found.items() if outcome is None}
+                if new:
+                    early = _early(variant)
+                    picture = pictures.get(early)
+                    if picture is None:
+                        image = _encoded(model, path, variant.configs[0], variants, embeddings)
+                        picture = pictures[early] = _Picture(model, image, max_tokens, partial(smaller.encode, path))
+                    for n, outcome in _asked(picture, new, variant, setup).items():
+                        if journal is not None:
+                            journal.add(outcome, n)
+                        found[n] = outcome
+                outcomes += [outcome for outcome in found.values() if outcome is not None]
+            for _ in numbers:
+                done += 1
+                if progress is not None:
+                    progress(done, len(questions))
     return outcomes
 
 

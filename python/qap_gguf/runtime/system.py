@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qap_gguf import _core
+from qap_gguf.runtime import amx as _amx
 from qap_gguf.runtime import load as _load
 from qap_gguf.runtime.devices import aliases, list_devices
 
@@ -72,5 +73,6 @@ def info() -> dict[str, Any]:
             for device in table
         ],
         "cpu_features": _core.system_info(),
+        "amx": _amx.state(_core, Path(str(llama_cpp.__file__)).parent / "lib"),
         "hooks": {"disabled": _core.disabled(), "stock_encoder": _core.stock_encoder()},
     }

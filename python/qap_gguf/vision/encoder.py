@@ -107,6 +107,9 @@ class ImageEncoder:
                 )
         except (RuntimeError, OSError) as err:
             raise ModelFileError(f"{mmproj}: {one_line(err)}") from err
+        #: Bytes of its weights that lie where ggml's faster kernels read them; ``QAP_ENCODER_REPACK=0``: none.
+        self.repacked_bytes = self._native.repacked()
+        self.settings["repacked"] = self.repacked_bytes
         if self.max_tokens is not None:
             most = max(self.count(size).n_tokens for size in _LARGE)
             if most > self.max_tokens:
@@ -171,6 +174,20 @@ class ImageEncoder:
         except ValueError as err:
             raise ImageError(one_line(err)) from err
 
+    def _encode_tiles(self, tiles: list[Any], hidden: bool, early: Any) -> tuple[list[FloatArray], list[Any]]:
+        """Rows and reports; tiles with the same pixels (blank paper, a screenshot's background) are encoded once."""
+        features: list[FloatArray] = []
+        reports: list[Any] = []
+        for tile in tiles:
+            twin = next((i for i in range(len(features)) if tile.same_picture(tiles[i])), None)
+            if twin is None:
+                features.append(self._native.encode(tile, True, hidden, early))
+                reports.append(tile.report())
+            else:
+                features.append(features[twin])
+                reports.append(None if reports[twin] is None else {**reports[twin], "bytes_read": 0})
+        return features, reports
+
     def count(self, size: tuple[int, int]) -> Counts:
         """What a picture of (width, height) would become, without encoding it.
 
@@ -205,7 +222,7 @@ class ImageEncoder:
         try:
             self.n_encodes += 1
             params = None if early is None else to_params(early)
-            features = [self._native.encode(tile, True, hidden, params) for tile in tiles]
+            features, reports = self._encode_tiles(tiles, hidden, params)
         except ValueError as err:
             refused = ConfigError if str(err).startswith("encoder_layer") else UnsupportedError
             raise refused(one_line(err)) from err
@@ -216,7 +233,6 @@ class ImageEncoder:
             raise NativeError("expected finite features from the encoder, got others; check the mmproj file")
         n_planes = max(1, self.n_embd // self._language.n_embd)
         size = (pixels.shape[1], pixels.shape[0])
-        reports = [tile.report() for tile in tiles]
         return embedding_of(features, reports, size, seconds, n_planes, thumbnail(pixels))
 
     def prefill(
