@@ -41,7 +41,8 @@ API: Final = {
     "Many pictures": ("batch", "BatchResult"),
     "Pictures": ("ImageEmbedding", "EmbeddingCache", "CacheStats", "set_image_cache", "set_resize"),
     "Files": (
-        "convert", "ConvertResult", "requantize", "Requantized", "annotate", "check_files", "CheckReport", "packaged_model", "PackagedModel",
+        "convert", "ConvertResult", "requantize", "Requantized", "annotate",
+        "check_files", "CheckReport", "packaged_model", "PackagedModel",
     ),
     "Machine": ("info", "set_device"),
     "Errors": (
