@@ -3,8 +3,9 @@
     python examples/ten_questions.py --image photo.jpg --mmproj mmproj-f16.gguf --model model-Q4_K_M.gguf --n-keep 64
     python examples/ten_questions.py --rounds 5 --json
 
-Asks through ``qap.ChatHandler`` and, in the same process, through llama-cpp-python's own ``Llava15ChatHandler``, which
-encodes the picture and evaluates all its tokens for each question. Prints one line for each question: the time to the
+Asks through ``qap.ChatHandler`` and, in the same process, through llama-cpp-python's own ``Llava15ChatHandler`` as it is
+without qap_gguf: it encodes the picture and evaluates all its tokens for each question. (With our libmtmd it encodes a
+picture once too, unless ``qap.set_image_cache(0)`` says otherwise, as here.) Prints one line for each question: the time to the
 first word with ours and with the stock handler, and the answer; then the medians and the encoder's passes. With
 --rounds, the ten questions are asked so often by each handler in turn, ours from nothing each time; times are medians.
 """
@@ -80,8 +81,10 @@ def main() -> int:
                 answers.append(words)
             n_encodes = handler.n_encodes - before  # in a round
             llm.chat_handler = stock_handler
+            qap.set_image_cache(0)
             for question, times in zip(QUESTIONS, stock, strict=True):
                 times.append(ask(llm, image, question)[0])
+            qap.set_image_cache(None)
     llm.close()
 
     mine = [1000 * statistics.median(times) for times in ours]

@@ -23,7 +23,7 @@ from qap_gguf.files.gguf import read_gguf
 from qap_gguf.files.packaged import packaged_model
 from qap_gguf.generation.chat_formats import named_format
 from qap_gguf.serve.child import find_program
-from qap_gguf.serve.opening import ModelSettings, opened
+from qap_gguf.serve.launch import ModelSettings, opened
 from qap_gguf.serve.settings import ServeSettings
 from qap_gguf.vision.images import MAX_BYTES
 from qap_gguf.vision.sources import SourceRules

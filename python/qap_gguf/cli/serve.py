@@ -193,7 +193,7 @@ def serve(
     from qap_gguf.generation.chat_formats import named_format
     from qap_gguf.serve.child import find_program
     from qap_gguf.serve.metrics import Metrics
-    from qap_gguf.serve.opening import ModelSettings, opened
+    from qap_gguf.serve.launch import ModelSettings, opened
     from qap_gguf.serve.options import check_further
     from qap_gguf.serve.settings import ServeSettings, web_rules
     from qap_gguf.serve.upstream import Upstream
