@@ -3,11 +3,12 @@
     python examples/ten_questions.py --image photo.jpg --mmproj mmproj-f16.gguf --model model-Q4_K_M.gguf --n-keep 64
     python examples/ten_questions.py --rounds 5 --json
 
-Asks through ``qap.ChatHandler`` and, in the same process, through llama-cpp-python's own ``Llava15ChatHandler`` as it is
-without qap_gguf: it encodes the picture and evaluates all its tokens for each question. (With our libmtmd it encodes a
-picture once too, unless ``qap.set_image_cache(0)`` says otherwise, as here.) Prints one line for each question: the time to the
-first word with ours and with the stock handler, and the answer; then the medians and the encoder's passes. With
---rounds, the ten questions are asked so often by each handler in turn, ours from nothing each time; times are medians.
+Asks through ``qap.ChatHandler`` and, in the same process, through llama-cpp-python's own ``Llava15ChatHandler`` as it
+is without qap_gguf: it encodes the picture and evaluates all its tokens for each question. (With our libmtmd it encodes
+a picture once too, unless ``qap.set_image_cache(0)`` says otherwise, as here.) Prints one line for each question: the
+time to the first word with ours and with the stock handler, and the answer; then the medians and the encoder's passes.
+With --rounds, the ten questions are asked so often by each handler in turn, ours from nothing each time; times are
+medians.
 """
 
 from __future__ import annotations

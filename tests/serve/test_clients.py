@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qap_gguf.serve.fields import CHAT, SAMPLING
+from qap_gguf.serve.request_fields import CHAT, SAMPLING
 from serve.conftest import SAMPLE, URI, Served, ask
 from serve.test_requests import client
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from qap_gguf.arguments import is_unicode
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError
-from qap_gguf.serve.fields import CHAT, SAMPLING
+from qap_gguf.serve.request_fields import CHAT, SAMPLING
 from qap_gguf.vision.images import ImageSource
 from qap_gguf.vision.sources import is_image
 

@@ -192,8 +192,8 @@ def serve(
     from qap_gguf.files.gguf import read_gguf
     from qap_gguf.generation.chat_formats import named_format
     from qap_gguf.serve.child import find_program
-    from qap_gguf.serve.metrics import Metrics
     from qap_gguf.serve.launch import ModelSettings, opened
+    from qap_gguf.serve.metrics import Metrics
     from qap_gguf.serve.options import check_further
     from qap_gguf.serve.settings import ServeSettings, web_rules
     from qap_gguf.serve.upstream import Upstream

@@ -20,11 +20,11 @@ from starlette.types import Receive, Scope, Send
 
 from qap_gguf.errors import QapError
 from qap_gguf.serve.answers import Relay, too_slow
-from qap_gguf.serve.fields import parse
 from qap_gguf.serve.guard import Guard
 from qap_gguf.serve.metrics import Metrics
 from qap_gguf.serve.page import page_routes
 from qap_gguf.serve.problems import RefusedError, problem, respond
+from qap_gguf.serve.request_fields import parse
 from qap_gguf.serve.requests import Prepared, Preparer
 from qap_gguf.serve.settings import ServeSettings
 from qap_gguf.serve.upstream import Upstream

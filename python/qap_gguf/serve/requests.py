@@ -30,8 +30,8 @@ from qap_gguf.generation.chat_template import ChatTemplate, Prompt, fallback_for
 from qap_gguf.generation.messages import Turn, images_of, read_messages
 from qap_gguf.language.prompt_length import PromptLimit
 from qap_gguf.language.vocabulary import Vocabulary
-from qap_gguf.serve.fields import CHAT, SAMPLING, common, logit_bias
 from qap_gguf.serve.forced import ForcedCall
+from qap_gguf.serve.request_fields import CHAT, SAMPLING, common, logit_bias
 from qap_gguf.serve.settings import ServeSettings
 from qap_gguf.vision.sources import ChatImage
 
