@@ -57,6 +57,7 @@ class BatchModel:
         tries: how often a row is asked where llama-server ends while it answers.
         verbose: let llama-server's log through to stderr.
         n_rows: "auto" makes no more answers side by side than these.
+        every: seconds between the frames of videos among the rows' files (docs/batch.md).
 
     Attributes:
         n_parallel: answers side by side.
@@ -101,6 +102,7 @@ class BatchModel:
         tries: int = TRIES,
         verbose: bool = False,
         n_rows: int | None = None,
+        every: float | None = None,
     ) -> None:
         if (model is None) != (mmproj is None):
             raise ConfigError("model, mmproj: expected both files of a pair or neither, got one; give both")
@@ -121,7 +123,7 @@ class BatchModel:
         answer: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         answer |= {"stop": [stop] if isinstance(stop, str) else list(stop)} if stop else {}
         answer |= {"response_format": response_format} if response_format is not None else {}
-        self._defaults = Defaults(prompt, system, answer)
+        self._every, self._defaults = every, Defaults(prompt, system, answer, self.config)
         place = device if model_device is None else model_device
         self.n_parallel, self.numbers = (
             auto_slots(model, mmproj, n_ctx, kv, place, n_rows) if parallel == "auto" else (int(parallel), {})
@@ -146,7 +148,7 @@ class BatchModel:
             rows: see :func:`batch`.
             known: ids of rows that are passed over.
         """
-        source = find_input([rows]).read() if isinstance(rows, (str, os.PathLike)) else rows
+        source = find_input([rows], self._every).read() if isinstance(rows, (str, os.PathLike)) else rows
         run = Run(self.engine, self._preparer, source, self._defaults, self.n_parallel, known)
         return run.results()
 

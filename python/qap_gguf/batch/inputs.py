@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from qap_gguf.batch.rows import KEYS, Defaults, Given, from_text, is_openai, read_row
-from qap_gguf.errors import DataError, UnsupportedError
+from qap_gguf.batch.video import frame_rows, novelties
+from qap_gguf.errors import ConfigError, DataError, UnsupportedError
 from qap_gguf.files.regular import open_regular
+from qap_gguf.vision import video
 
 #: Names of pictures in a folder; each kind is one that SourceRules reads.
 SUFFIXES: Final = (
@@ -46,15 +48,18 @@ class Input:
     unused: tuple[str, ...] = ()
 
 
-def find_input(words: Sequence[str | os.PathLike[str]]) -> Input:
+def find_input(words: Sequence[str | os.PathLike[str]], every: float | None = None) -> Input:
     """What some words stand for: one table, or any number of folders, patterns, lists and pictures.
 
     Args:
         words: names; a folder is searched with the folders in it, in the order of names.
+        every: seconds between the frames of videos; None where there are none.
 
     Raises:
+        ConfigError: a video without `every`, or `every` cannot be.
         DataError: nothing is there, a name cannot be read, or a table stands beside something else.
-        UnsupportedError: Parquet without pyarrow.
+        ImageError: a video that ffmpeg does not read.
+        UnsupportedError: Parquet without pyarrow, a video without ffmpeg.
 
     Example:
         >>> import qap_gguf as qap
@@ -67,12 +72,36 @@ def find_input(words: Sequence[str | os.PathLike[str]]) -> Input:
         if len(words) > 1:
             raise DataError(f"{tables[0]}: expected a table alone, got {len(words)} inputs; run batch for each")
         return _table(Path(tables[0]))
+    every = None if every is None else video.check_every(every)
     rows: list[Given] = []
     for word in words:
-        rows += _pictures(word)
+        rows += _pictures(word, every is not None)
     if not rows:
         raise DataError(f"{', '.join(map(str, words))[:200]}: expected pictures, found none; check the place")
-    return Input(lambda: iter(rows), len(rows))
+    return _with_videos(rows, every)
+
+
+def _with_videos(rows: list[Given], every: float | None) -> Input:
+    """Rows of which some are videos: those become their frames, read anew each time."""
+    found: list[tuple[Given, list[float]]] = []
+    for row in rows:
+        is_video = Path(row.values["image"]).suffix.lower() in video.SUFFIXES
+        if is_video and every is None:
+            raise ConfigError(f"{row.values['id']}: expected --every with a video; --every 1 takes a frame a second")
+        found.append((row, novelties(_place(row), every) if is_video and every is not None else []))
+
+    def read() -> Iterator[Given]:
+        for row, new in found:
+            if new and every is not None:
+                yield from frame_rows(_place(row), str(row.values["id"]), every, new)
+            else:
+                yield row
+
+    return Input(read, sum(len(new) or 1 for _, new in found))
+
+
+def _place(row: Given) -> Path:
+    return Path(row.folder or "", row.values["image"])
 
 
 def n_unknown(found: Input, known: Container[str]) -> int:
@@ -80,14 +109,14 @@ def n_unknown(found: Input, known: Container[str]) -> int:
     return sum(read_row(row, number, Defaults()).id not in known for number, row in enumerate(found.read(), start=1))
 
 
-def _pictures(word: str | os.PathLike[str]) -> Iterator[Given]:
+def _pictures(word: str | os.PathLike[str], videos: bool) -> Iterator[Given]:
     path, text = Path(word), os.fspath(word)
     try:
         is_folder, is_there = path.is_dir(), path.exists()
     except (OSError, ValueError):  # a name that no file can have
         is_folder = is_there = False
     if is_folder:
-        for found in _walk(path):
+        for found in _walk(path, SUFFIXES + (video.SUFFIXES if videos else ())):
             yield Given({"image": found, "id": found.relative_to(path).as_posix()})
     elif is_there and path.suffix.lower() in LISTS:
         for line in _lines(path):
@@ -103,10 +132,10 @@ def _pictures(word: str | os.PathLike[str]) -> Iterator[Given]:
         raise DataError(f"{text[:200]}: expected a folder, a pattern, a picture, a list or a table, found none there")
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders.sort()
-        yield from (Path(parent) / name for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES)
+        yield from (Path(parent) / name for name in sorted(names) if Path(name).suffix.lower() in suffixes)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -48,11 +48,13 @@ class Defaults:
         prompt: the question; None where each row has its own.
         system: the system message.
         answer: fields of a request, such as max_tokens.
+        config: how pictures are pruned; a frame of a video keeps its share of that.
     """
 
     prompt: str | None = None
     system: str | None = None
     answer: Mapping[str, Any] = field(default_factory=dict)
+    config: PruneConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,16 @@ class Given:
         folder: relative paths of pictures are from here; None is the current one.
         error: why there are no values.
         is_openai: it stands in one of OpenAI's batch files.
+        name: of the picture, where it is a frame.
+        share: the tokens that a frame keeps, as a multiple of those that the settings say.
     """
 
     values: Any
     folder: Path | None = None
     error: str | None = None
     is_openai: bool = False
+    name: str | None = None
+    share: float = 1.0
 
 
 def plain(value: Any) -> Any:
@@ -141,18 +147,18 @@ def read_row(given: Any, number: int, defaults: Defaults) -> Row:
         >>> read_row({"image": "a.png", "max_token": 5}, 7, Defaults("What?")).error.partition(";")[0]
         "row: expected known keys, got 'max_token'"
     """
-    folder = None
+    folder, frame, share = None, None, 1.0
     if isinstance(given, Given):
         if given.error is not None or (given.is_openai and not is_openai(given.values)):
             why = given.error or f"row {number}: expected custom_id and body, as in the first one; correct it"
             return Row(str(number), error=why)
-        folder, given = given.folder, given.values
+        folder, frame, share, given = given.folder, given.name, given.share, given.values
     if not isinstance(given, Mapping):
         given = {"image": given, "id": os.fspath(given) if isinstance(given, (str, os.PathLike)) else None}
     if is_openai(given):
         return _openai_row(given, number)
     values = {name: value for name, found in given.items() if (value := plain(found)) is not None}
-    name = _name(values.get("image"))
+    name = frame or _name(values.get("image"))
     try:
         row_id = _id(values.get("id", number), number)
         row = Row(row_id, name)
@@ -161,9 +167,24 @@ def read_row(given: Any, number: int, defaults: Defaults) -> Row:
             raise ConfigError(f"row: expected known keys, got {str(unknown)[:80]!r}; docs/batch.md lists them")
         image = values.get("image")
         images = _images(image if folder is None else beside(image, folder))
+        values |= _share(defaults.config, share)
         return dataclasses.replace(row, body=_body(values, len(images), defaults), images=images)
     except ConfigError as err:
         return Row(str(values.get("id", number))[:1000], name, error=str(err))
+
+
+def _share(config: PruneConfig | None, share: float) -> dict[str, Any]:
+    """The settings of a frame that keeps `share` times what others do.
+
+    Example:
+        >>> _share(PruneConfig(keep_ratio=0.25), 1.5), _share(PruneConfig(n_keep=36), 0.5), _share(PruneConfig(), 1.0)
+        ({'keep_ratio': 0.375}, {'n_keep': 18}, {})
+    """
+    if config is None or share == 1.0 or (config.n_keep is None and config.keep_ratio == 1.0):
+        return {}
+    if config.n_keep is not None:
+        return {"n_keep": max(1, round(config.n_keep * share))}
+    return {"keep_ratio": min(1.0, (config.keep_ratio or 1.0) * share)}
 
 
 def _id(value: Any, number: int) -> str:

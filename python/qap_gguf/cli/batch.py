@@ -90,6 +90,9 @@ def _schema(path: Path | None) -> dict[str, Any] | None:
     metavar="N",
     help="Answers side by side, each with a context of --ctx tokens; auto is what fits the memory, 16 at most.",
 )
+@click.option(
+    "--every", type=click.FloatRange(0.01, 3600), metavar="SECONDS", help="Take a frame of each video every so often."
+)
 @allow_urls_option
 @click.option(
     "--resume/--restart", default=True, show_default=True, help="Go on with the rows of --out, or begin it anew."
@@ -123,6 +126,7 @@ def batch(
     stop: tuple[str, ...],
     schema: Path | None,
     parallel: int | Literal["auto"],
+    every: float | None,
     allow_urls: bool,
     resume: bool,
     retry_errors: bool,
@@ -141,9 +145,10 @@ def batch(
 ) -> None:
     """Ask about many pictures, several at a time, and write a row for each.
 
-    INPUT is a folder (with the folders in it), a pattern, a picture, a .txt list of paths, or a table: JSON lines, CSV
-    or Parquet with a column image and, if you like, prompt, id and settings; or a file of OpenAI's batch API. A picture
-    that cannot be read is a row with an error. However it was stopped, the same command goes on where it was.
+    INPUT is a folder (with the folders in it), a pattern, a picture, a video with --every, a .txt list of paths, or a
+    table: JSON lines, CSV or Parquet with a column image and, if you like, prompt, id and settings; or a file of
+    OpenAI's batch API. A picture that cannot be read is a row with an error. However it was stopped, the same command
+    goes on where it was.
 
     \b
     Examples:
@@ -164,7 +169,7 @@ def batch(
     from qap_gguf.files.journal import fingerprint
     from qap_gguf.vision.resize import default_resize
 
-    found = find_input(inputs)
+    found = find_input(inputs, every)
     check_form(out, found.is_openai)
     if found.is_openai and (prompt is not None or system is not None):
         raise click.UsageError("the rows of OpenAI's batch files have their own messages; drop --prompt and --system")
@@ -183,7 +188,7 @@ def batch(
         "model": fingerprint(model), "mmproj": fingerprint(mmproj), "prompt": prompt, "system": system,
         "prune": None if config is None else config.to_dict(), "max_tokens": max_tokens, "temperature": temperature,
         "seed": seed, "stop": stop, "schema": response_format, "ctx": ctx, "kv": kv, "chat_format": chat_format,
-        "resize": default_resize(), "max_image_tokens": os.environ.get("QAP_MAX_IMAGE_TOKENS"),
+        "every": every, "resize": default_resize(), "max_image_tokens": os.environ.get("QAP_MAX_IMAGE_TOKENS"),
     }  # fmt: skip
     with (
         stops_cleanly(),
