@@ -29,6 +29,8 @@ from qap_gguf.convert.output.imatrix_sums import read_sums
 from qap_gguf.eval import measure_imatrix
 
 FETCH = Path(__file__).resolve().with_name("fetch_upstream.py")
+#: libllama and ggml that Python uses, then libllama-common, which llama-cpp-python installs beside other copies.
+LIBRARIES = (Path(llama_cpp.__file__).parent / "lib", Path(llama_cpp.__file__).parent.parent / "lib")
 MOST = 1e-3
 TEXT = "The quick brown fox jumps over the lazy dog, twice: 1, 2, 3. What is in row 2, column 4? A house; four boats.\n"
 _DENSE = ("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")
@@ -70,13 +72,11 @@ def compile_program(folder: Path, upstream: list[str]) -> Path:
     """llama-imatrix of the pinned sources."""
     fetched = subprocess.run([sys.executable, str(FETCH), *upstream], stdout=subprocess.PIPE, text=True, check=True)
     tree = Path(fetched.stdout.splitlines()[-1])
-    ours = Path(llama_cpp.__file__).parent / "lib"
-    libraries = [ours, ours.parent.parent / "lib"]
     program = folder / "llama-imatrix"
     command = [os.environ.get("CXX", "c++"), "-std=c++17", "-O2", "-w", "-DLLAMA_SHARED", "-DGGML_SHARED"]
     command += [f"-I{tree / name}" for name in ("common", "include", "ggml/include", "vendor")]
     command += [str(tree / "tools/imatrix/imatrix.cpp"), "-o", str(program)]
-    command += [word for path in libraries for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    command += [f"-L{path}" for path in LIBRARIES]
     subprocess.run([*command, "-lllama-common", "-lllama", "-lggml", "-lggml-base", "-lpthread"], check=True)
     return program
 
@@ -105,7 +105,8 @@ def run(program: Path, model: Path, text: Path, ctx: int, folder: Path) -> float
     words: list[Any] = [program, "-m", model, "-f", text, "-o", theirs, "-c", ctx, "-t", 1, "--no-ppl"]
     words += ["-ngl", 0, "-fa", "off"]  # as we load it
     started = time.perf_counter()
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+    env = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(map(str, LIBRARIES))}
+    done = subprocess.run([str(word) for word in words], env=env, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(

@@ -90,7 +90,7 @@ def measured_config(mmproj: Path, prune: Mapping[str, Any]) -> PruneConfig | Uns
 )
 @click.option("--force", is_flag=True, help="Overwrite FILE, and begin anew where its state is of another measurement.")
 @model_options()
-@prune_options(without=("seed",))
+@prune_options(without=("seed", "merge"))  # --merge is ours here
 @output_options
 def imatrix(
     paths: tuple[Path, ...],
@@ -128,7 +128,7 @@ def imatrix(
       qap-gguf imatrix --text wiki.txt -m model-F16.gguf -o text.gguf
     """
     if merge:
-        refuse_options("--merge", "text", "weight", "limit", "chunk", "model", "mmproj", "threads", "ctx", *prune)
+        refuse_options("--merge", "text", "weight", "limit", "chunk", "model", "mmproj", "kv", "threads", "ctx", *prune)
         from qap_gguf.convert import merge_imatrix
 
         merged = merge_imatrix(paths, out, force=force)
@@ -139,8 +139,6 @@ def imatrix(
         return
     if len(paths) != 1:
         raise click.UsageError(f"expected one file of DATA, got {len(paths)}; --merge takes several imatrix files")
-    if kv is not None:
-        raise click.UsageError("--kv has no meaning with imatrix; drop it")
     if text:
         refuse_options("--text", "mmproj", *prune)
         if model is None:
@@ -159,7 +157,7 @@ def imatrix(
         try:
             found = measure_imatrix(
                 paths[0], out, model=keeping(model, prune), mmproj=mmproj, text=text, prune=config, weights=weight,
-                limit=limit, chunk=chunk, n_ctx=ctx, n_threads=threads, device=device, model_device=model_device,
+                limit=limit, chunk=chunk, kv=kv, n_ctx=ctx, n_threads=threads, device=device, model_device=model_device,
                 force=force, check="child", progress=report, verbose=is_debug(),
             )  # fmt: skip
         except KeyboardInterrupt:

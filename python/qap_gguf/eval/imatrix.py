@@ -30,10 +30,12 @@ from qap_gguf.files.gguf import check_language
 from qap_gguf.files.regular import read_text
 from qap_gguf.files.trial import check_trial
 from qap_gguf.language.collector import KINDS, Collector, Sums
+from qap_gguf.language.kv_types import kv_settings
 from qap_gguf.language.likelihood import answer_tokens
 from qap_gguf.language.llama import LanguageModel
 from qap_gguf.language.opener import open_language, open_llama
 from qap_gguf.model import VisionModel
+from qap_gguf.runtime.devices import language_settings
 from qap_gguf.vision.encoder import max_image_tokens
 from qap_gguf.vision.resize import default_resize
 
@@ -106,6 +108,7 @@ def measure_imatrix(
     weights: Mapping[str, float] | None = None,
     limit: int | None = None,
     chunk: int = CHUNK,
+    kv: str | None = None,
     n_ctx: int = 2048,
     n_batch: int = 512,
     n_threads: int | None = None,
@@ -130,7 +133,7 @@ def measure_imatrix(
         weights: how much a row of "image", "text" or "answer" counts, 1 where it is not said.
         limit: read the first pictures, with all of their questions, or chunks of text, only.
         chunk: tokens of a chunk of text, from 16 to `n_ctx`; llama-quantize is told that many for a chunk of anything.
-        n_ctx, n_batch, n_threads, device, model_device, check, verbose: see :class:`~qap_gguf.VisionModel`.
+        kv, n_ctx, n_batch, n_threads, device, model_device, check, verbose: see :class:`~qap_gguf.VisionModel`.
         save_seconds: how often the state is written, at the end of a piece.
         progress: called as progress(done, total) after each piece: a picture with its questions, or a chunk of text.
 
@@ -156,7 +159,7 @@ def measure_imatrix(
     factors = check_weights(weights)
     source, target, path = Path(data), Path(out), Path(model)
     check_integer("n_ctx", n_ctx, 16)
-    check_integer("chunk", chunk, 16, n_ctx)
+    check_integer("chunk", chunk, 16, *([n_ctx] if text else []))
     if limit is not None:
         check_integer("limit", limit, 1)
     if mmproj is None and not text:
@@ -165,7 +168,7 @@ def measure_imatrix(
         )
     run: dict[str, Any] = {
         "data": fingerprint(source), "model": fingerprint(path), "text": text, "n_ctx": n_ctx, "n_batch": n_batch,
-        "chunk": chunk, "device": [device, model_device],
+        "chunk": chunk, "kv": kv, "device": [device, model_device],
     }  # fmt: skip
     if not text and mmproj is not None:
         run |= {"mmproj": fingerprint(Path(mmproj)), "resize": default_resize(), "max_image_tokens": max_image_tokens()}
@@ -176,17 +179,19 @@ def measure_imatrix(
     if not target.parent.is_dir():
         raise ConvertError(f"expected a folder to write to, got {target.parent}; make it, or choose another -o")
     questions = [] if text else load_questions(source, need_answers=False)
-    threads = n_threads or n_threads_default()
+    threads, place = n_threads or n_threads_default(), device if model_device is None else model_device
     with contextlib.ExitStack() as stack:
         pieces: _Pieces
         if text or mmproj is None:
-            llama = _text_model(path, n_ctx, n_batch, threads, check, verbose)
+            llama = _text_model(
+                path, place, kv, check, n_threads=threads, n_ctx=n_ctx, n_batch=n_batch, verbose=verbose
+            )
             stack.callback(llama.close)
             collector, config = Collector(llama), None
             pieces = _Text(llama, collector, source, chunk, limit)
         else:
             llama = open_language(
-                path, mmproj, device=device if model_device is None else model_device, n_ctx=n_ctx, n_batch=n_batch,
+                path, mmproj, device=place, kv=kv, n_ctx=n_ctx, n_batch=n_batch,
                 n_threads=threads, check=check, verbose=verbose,
             )  # fmt: skip
             stack.callback(llama.close)
@@ -236,12 +241,15 @@ def _write(path: Path, sums: Sums, weights: tuple[float, ...], data: str, chunk:
     write_sums(path, ImatrixSums(entries, (data,), chunk), force=True)
 
 
-def _text_model(path: Path, n_ctx: int, n_batch: int, threads: int, check: str, verbose: bool) -> llama_cpp.Llama:
+def _text_model(
+    path: Path, device: str | None, kv: str | None, check: str, *, n_threads: int, **settings: Any
+) -> llama_cpp.Llama:
+    more = {**kv_settings(kv), **language_settings(device)}
     if check != "none":
-        check_language(path, n_ctx)
+        check_language(path, settings["n_ctx"])
     if check == "child":
         check_trial(None, path)
-    return open_llama(path, n_ctx=n_ctx, n_batch=n_batch, n_threads=threads, n_threads_batch=threads, verbose=verbose)
+    return open_llama(path, n_threads=n_threads, n_threads_batch=n_threads, **settings, **more)
 
 
 class _Pictures:
