@@ -1,6 +1,7 @@
 // bind-imatrix.cpp: the collector of importance matrices. Python hands its two addresses to the parameters of a
 // llama_context and keeps it alive until that context is freed.
 #include "bindings.h"
+#include "qap-imatrix.h"
 
 #include <memory>
 

@@ -9,7 +9,7 @@
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "qap-error.h"
-#include "qap.h"
+#include "qap-imatrix.h"
 
 #include <algorithm>
 #include <cmath>

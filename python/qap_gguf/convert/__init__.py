@@ -3,8 +3,8 @@
 One way: ``api`` -> ``language`` and ``mmproj`` (what goes into each file) -> ``spec``, ``checkpoint``, ``tokenizer``
 (what the folder holds) -> ``writer`` and ``quantize`` (how a file is made).
 Other families than LLaVA: ``families`` -> ``upstream``, which runs llama.cpp's own converter in its own process.
-``quantize`` takes GGUF files. ``annotate`` changes the pruning defaults of an mmproj file that exists, ``requantize`` the
-type of its matrices; ``check`` looks at files. Torch is needed for torch files only, torch and transformers for
+``quantize`` takes GGUF files. ``annotate`` changes the pruning defaults of an mmproj file that exists, ``requantize``
+the type of its matrices; ``check`` looks at files. Torch is needed for torch files only, torch and transformers for
 llama.cpp's converter.
 """
 

@@ -19,7 +19,7 @@ from qap_gguf import _core
 from qap_gguf.errors import NativeError
 from qap_gguf.language.interrupts import held_back
 
-#: Kinds of rows, in the order of native/include/qap.h.
+#: Kinds of rows, in the order of native/include/qap-imatrix.h.
 KINDS: Final = ("image", "text", "answer")
 
 Sums = dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
