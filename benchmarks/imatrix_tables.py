@@ -38,7 +38,8 @@ def log_softmax(logits: Any) -> Array:
     """In double precision."""
     wide = np.asarray(logits, np.float64)
     wide -= wide.max()
-    return wide - np.log(np.exp(wide).sum())
+    out: Array = wide - np.log(np.exp(wide).sum())
+    return out
 
 
 def divergence(truth: Array, other: Array) -> float:
@@ -124,7 +125,7 @@ def table(
         return None if rows is None else np.array([row[key] for row in rows if row["way"] == way])
 
     pictures = [question.image for question in questions]
-    body = []
+    body: list[tuple[str, ...]] = []
     for name in dict.fromkeys(name for name, _ in found):
         for kind in KINDS:
             mine = column(name, kind)

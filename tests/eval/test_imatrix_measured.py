@@ -27,6 +27,7 @@ from qap_gguf.convert.output.imatrix_sums import read_sums
 from qap_gguf.errors import ConvertError, DataError
 from qap_gguf.eval import measure_imatrix
 from qap_gguf.eval.imatrix import _Pictures
+from qap_gguf.files.gguf import read_gguf
 from qap_gguf.generation.messages import read_messages
 from qap_gguf.language.likelihood import answer_tokens
 from qap_gguf.language.llama import LanguageModel
@@ -51,20 +52,21 @@ class Place:
     checkpoint: Path
 
     def measure(self, name: str, **settings: Any) -> Any:
-        given = {
+        given: dict[str, Any] = {
             "model": self.model,
             "mmproj": self.mmproj,
             "prune": KEEP,
             "n_ctx": 256,
             "n_threads": 1,
-        } | settings
-        return measure_imatrix(self.data, self.folder / name, **given)
+        }
+        return measure_imatrix(self.data, self.folder / name, **(given | settings))
 
 
 @pytest.fixture(scope="module")
 def place(plain_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("imatrix")
-    made = qap.convert(plain_llava, folder / "m", quantize="F32", mmproj_type="f32", name="t")
+    settings: dict[str, Any] = {"mmproj_type": "f32", "keep_positions": False}
+    made = qap.convert(plain_llava, folder / "m", quantize="F32", name="t", **settings)
     dice = np.random.default_rng(7)
     for name in ("a.png", "b.png"):
         Image.fromarray(dice.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(folder / name)
@@ -210,7 +212,7 @@ def test_the_quantizer_takes_it(place: Place, whole: Any, tmp_path: Path) -> Non
     plain = quantize(place.model, tmp_path / "plain.gguf", type="Q4_0")
     minded = quantize(place.model, tmp_path / "minded.gguf", type="Q4_0", imatrix=whole.path)
     assert plain.read_bytes() != minded.read_bytes()
-    keys = qap.files.gguf.read_gguf(minded).metadata
+    keys = read_gguf(minded).metadata
     assert keys["quantize.imatrix.file"] == "whole.gguf"
     assert keys["quantize.imatrix.entries_count"] == 2 * 7
     for source, words in ((minded, "refusal"), (place.mmproj, "expected")):
@@ -228,7 +230,7 @@ def test_convert_measures_before_it_quantizes(
     words = ["convert", str(place.checkpoint), str(tmp_path / "out"), "--quantize", "Q4_0", "--name", "t"]
     assert main([*words, "--imatrix-data", str(place.data), "--n-keep", "5"]) == 0
     assert capsys.readouterr().out.split("\n")[1].endswith("t-Q4_0.gguf")
-    keys = qap.files.gguf.read_gguf(tmp_path / "out" / "t-Q4_0.gguf").metadata
+    keys = read_gguf(tmp_path / "out" / "t-Q4_0.gguf").metadata
     assert keys["quantize.imatrix.dataset"] == str(place.data)[:127]
     assert read_sums(tmp_path / "out" / "imatrix.gguf").entries.keys() >= {"blk.1.ffn_down.weight"}
 

@@ -25,8 +25,8 @@ from qap_gguf.defaults import UNSET, Unset
 from qap_gguf.errors import ConfigError, ConvertError, DataError
 from qap_gguf.eval.data import Question, load_questions
 from qap_gguf.eval.imatrix_state import State
-from qap_gguf.eval.journal import fingerprint
 from qap_gguf.files.gguf import check_language
+from qap_gguf.files.journal import fingerprint
 from qap_gguf.files.regular import read_text
 from qap_gguf.files.trial import check_trial
 from qap_gguf.language.collector import KINDS, Collector, Sums

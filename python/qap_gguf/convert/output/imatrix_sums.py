@@ -87,7 +87,7 @@ def write_sums(path: Path, sums: ImatrixSums, *, force: bool = False) -> None:
         for name in sorted(sums.entries):
             values, counts = sums.entries[name]
             tensors |= {f"{name}.in_sum2": values, f"{name}.counts": counts}
-        keys = {
+        keys: dict[str, str | int | list[str]] = {
             "general.type": "imatrix", "imatrix.datasets": list(sums.datasets) or [""],
             "imatrix.chunk_count": sums.n_chunks, "imatrix.chunk_size": sums.chunk_size,
         }  # fmt: skip
