@@ -77,8 +77,10 @@ static std::string plain_name(const char * name) {
     return to != nullptr ? std::string(from, to) : std::string(from);
 }
 
+// What the output matrix is multiplied with; where embeddings are put out, it has the second name (llama-graph.cpp,
+// build_pooling).
 static bool is_last_norm(const ggml_tensor * node) {
-    return std::strcmp(node->name, "result_norm") == 0;
+    return std::strcmp(node->name, "result_norm") == 0 || std::strcmp(node->name, "result_embd_pooled") == 0;
 }
 
 static bool counts_here(const ggml_tensor * node) {
