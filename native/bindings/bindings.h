@@ -26,6 +26,7 @@ void register_inspect(py::module_ & m);
 void register_abort(py::module_ & m);
 void register_graph(py::module_ & m);
 void register_clip_text(py::module_ & m);
+void register_imatrix(py::module_ & m);
 void register_interrupt(py::module_ & m);
 void register_sampler(py::module_ & m);
 void register_chat(py::module_ & m);

@@ -89,6 +89,7 @@ PYBIND11_MODULE(_core, m) {
     register_abort(m);
     register_graph(m);
     register_clip_text(m);
+    register_imatrix(m);
     register_interrupt(m);
     register_sampler(m);
     register_chat(m);

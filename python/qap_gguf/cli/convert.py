@@ -22,6 +22,7 @@ from qap_gguf.cli.convert_files import (
     annotate_file,
     check_given,
     is_given,
+    measuring,
     refuse_options,
     relabel_file,
     requantize_file,
@@ -76,6 +77,12 @@ def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, .
     type=click.Path(path_type=Path),
     help="Importance matrix of llama-imatrix for the language model, which the quantizer then minds.",
 )
+@click.option(
+    "--imatrix-data",
+    metavar="DATA",
+    type=click.Path(path_type=Path),
+    help="Measure the importance matrix first, on these questions (see `qap-gguf imatrix`), into OUT/imatrix.gguf.",
+)
 @click.option("--annotate", is_flag=True, help="Copy an mmproj file with other pruning defaults; see above.")
 @click.option("--check", is_flag=True, help="Say what GGUF files are, and whether they fit together; see above.")
 @click.option(
@@ -95,6 +102,7 @@ def convert(
     vision_tower: Path | None,
     clip_text: Path | None,
     imatrix: Path | None,
+    imatrix_data: Path | None,
     annotate: bool,
     check: bool,
     keep_positions: bool | None,
@@ -108,7 +116,9 @@ def convert(
     DIR is a Hugging Face checkpoint: config.json, weights and the tokenizer; or its id on the hub, owner/name or
     owner/name@revision (pip install huggingface_hub). Models that are no LLaVA (Qwen-VL, Gemma 3, SmolVLM, InternVL,
     Pixtral, ...) go through llama.cpp's own converter (pip install torch transformers sentencepiece). Prune options, if
-    any is given, are stored in the mmproj as the defaults of whoever loads it; without one nothing is stored.
+    any is given, are stored in the mmproj as the defaults of whoever loads it; without one nothing is stored. With
+    --imatrix-data the float model reads those questions before it is quantized, with the pictures pruned by these
+    options, or not at all without one.
 
     With --annotate the arguments are an mmproj file and the file OUT to write: a copy, byte for byte, but with the
     defaults that the file has, changed by the prune options given, or with none for --dense.
@@ -145,6 +155,7 @@ def convert(
             "vision_tower",
             "clip_text",
             "imatrix",
+            "imatrix_data",
             "keep_positions",
             "undo",
             "force",
@@ -152,7 +163,7 @@ def convert(
         )
         check_given(paths, as_json=as_json)
         return
-    making = ("quantize", "mmproj_type", "name", "vision_tower", "clip_text", "imatrix")
+    making = ("quantize", "mmproj_type", "name", "vision_tower", "clip_text", "imatrix", "imatrix_data")
     if annotate:
         refuse_options("--annotate", *making, "keep_positions", "undo")
         source, out = _arguments(paths, ("MMPROJ", "OUT"))
@@ -171,6 +182,8 @@ def convert(
         requantize_file(source, out, mmproj_type, force=force, as_json=as_json)
         return
     config = make_config(given) if given else None
+    if imatrix is not None and imatrix_data is not None:
+        raise click.UsageError("--imatrix and --imatrix-data exclude each other; give one of them")
 
     import qap_gguf as qap
 
@@ -184,7 +197,9 @@ def convert(
             prune=config,
             vision_tower=vision_tower,
             clip_text=clip_text,
-            imatrix=imatrix,
+            imatrix=imatrix
+            if imatrix_data is None
+            else measuring(imatrix_data, out / "imatrix.gguf", config, force=force),
             keep_positions=keep_positions,
             force=force,
             progress=report,

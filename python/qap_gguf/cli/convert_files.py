@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from qap_gguf.cli.common import make_config, note, over_file_defaults, print_json, prune_given
+from qap_gguf.cli.output import counter_bar
 from qap_gguf.cli.progress import progress_bar, stops_cleanly
 from qap_gguf.config import PruneConfig
 
@@ -52,6 +53,20 @@ def annotate_file(source: Path, out: Path, prune: Mapping[str, Any], *, force: b
         print_json({"mmproj": written, "metadata": None if config is None else config.to_metadata()})
     else:
         click.echo(written)
+
+
+def measuring(data: Path, out: Path, config: PruneConfig | None, *, force: bool) -> Callable[[Path, Path], Path]:
+    """What `convert` calls with its two float files: measures an importance matrix on `data` and returns `out`."""
+
+    def measure(model: Path, mmproj: Path) -> Path:
+        from qap_gguf.eval import measure_imatrix
+
+        with counter_bar("imatrix") as report:
+            return measure_imatrix(
+                data, out, model=model, mmproj=mmproj, prune=config, check="child", progress=report, force=force
+            ).path
+
+    return measure
 
 
 def relabel_file(source: Path, out: Path, *, undo: bool, force: bool, as_json: bool) -> None:

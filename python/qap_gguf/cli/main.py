@@ -20,7 +20,9 @@ from qap_gguf.cli.common import State, one_line
 from qap_gguf.cli.compare import compare
 from qap_gguf.cli.convert import convert
 from qap_gguf.cli.eval_cmd import eval_command
+from qap_gguf.cli.imatrix import imatrix
 from qap_gguf.cli.info import info
+from qap_gguf.cli.quantize import quantize
 from qap_gguf.cli.run import run
 from qap_gguf.cli.score import score
 from qap_gguf.cli.serve import serve
@@ -62,7 +64,7 @@ def cli() -> None:
     """
 
 
-for _command in (run, batch, compare, score, convert, eval_command, bench, serve, info):
+for _command in (run, batch, compare, score, convert, imatrix, quantize, eval_command, bench, serve, info):
     cli.add_command(_command)
 
 

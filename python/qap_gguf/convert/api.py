@@ -17,9 +17,10 @@ from qap_gguf.convert.llava.source import open_llava
 from qap_gguf.convert.llava.spec import parse
 from qap_gguf.convert.llava.tensor_plan import Planner
 from qap_gguf.convert.output.disk_space import require_space
-from qap_gguf.convert.output.imatrix import read_imatrix
+from qap_gguf.convert.output.imatrix import Imatrix, read_imatrix
 from qap_gguf.convert.output.quantize import FLOAT_TYPES, QUANTIZE_TYPES, file_type, least_bytes, quantize_file
 from qap_gguf.convert.output.writer import OutputFolder, TensorPlan, write_gguf
+from qap_gguf.convert.quantize import Measure, measured
 from qap_gguf.convert.relabel.api import keep_places
 from qap_gguf.convert.source.checkpoint import checkpoint_folder, read_json
 from qap_gguf.convert.source.hub import fetch, model_name
@@ -55,7 +56,7 @@ def convert(
     prune: PruneConfig | None = None,
     vision_tower: str | Path | None = None,
     clip_text: str | Path | None = None,
-    imatrix: str | Path | None = None,
+    imatrix: str | Path | Measure | None = None,
     keep_positions: bool | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -77,7 +78,8 @@ def convert(
         mm_vision_tower; not needed where the checkpoint carries a public tower's weights.
     clip_text: the folder or hub id of the CLIPModel that the vision tower comes from (config.json of model_type clip,
         *.safetensors, tokenizer); its text tower goes into the mmproj file, for PruneConfig(semantic="clip_text").
-    imatrix: a file of llama-imatrix for this model (GGUF, or the older format), passed on to the quantizer.
+    imatrix: a file of llama-imatrix for this model (GGUF, or the older format), passed on to the quantizer; or what
+        makes one, called as imatrix(model, mmproj) with the two float files before the model is quantized.
     keep_positions: write a language model whose kept image tokens can stay at their own positions, see relabel(): None
         does so where it can be done, True else raises ConvertError, False never does. Stock llama.cpp misplaces the
         images of such a file, and says nothing; `notes` say which it is.
@@ -102,7 +104,7 @@ def convert(
         )
     if imatrix is not None and kind in FLOAT_TYPES:
         raise ConvertError(f"expected a quantized type with an imatrix, got {kind}; choose one, or leave imatrix out")
-    importance = None if imatrix is None else read_imatrix(imatrix)
+    importance = imatrix if imatrix is None or callable(imatrix) else read_imatrix(imatrix)
     label = name if name is not None else re.sub(r"[^\w.+-]+", "-", model_name(src)).strip("-.+")
     if not _NAME.fullmatch(label) or label.lower() == "mmproj":
         raise ConvertError(
@@ -137,7 +139,7 @@ def convert(
         # The float file that the quantizer reads keeps the checkpoint's own types: nothing is rounded twice.
         text = language.tensors(planner, spec.text, kind if kind in FLOAT_TYPES else None)
         planner.finish()
-        if importance is not None:
+        if isinstance(importance, Imatrix):
             importance.check({plan.name: plan.shape[-1] for plan in text if len(plan.shape) > 1})
         with _understanding("the tokenizer's files"):
             vocab = tokenizer.load(source, spec.text)
@@ -150,6 +152,8 @@ def convert(
         write_gguf(model, spec.text.arch, language.metadata(spec.text, vocab, label, ftype), text, count.step)
         if kind not in FLOAT_TYPES:
             plain, model = model, folder.temp(result.model)
+            if callable(importance):
+                importance = measured(importance, plain, encoder, folder, relabelled=keep_positions)
             quantize_file(plain, model, kind, count.quantized, importance)
             plain.unlink()
         if keep_positions is not False:

@@ -3,12 +3,14 @@
 One way: ``grid`` opens models -> ``runner`` asks -> ``methods`` (what is compared) and ``data`` (questions, with
 ``scoring``: what an answer is worth); ``journal`` remembers. ``stats`` summarises the outcomes, ``interaction``
 compares gains under several setups, ``report`` makes tables, ``curve`` draws. The model is passed in.
+``imatrix`` measures importance matrices on the same questions.
 """
 
 from __future__ import annotations
 
 from qap_gguf.eval.data import Question, load_questions
 from qap_gguf.eval.grid import evaluate_grid
+from qap_gguf.eval.imatrix import ImatrixReport, measure_imatrix
 from qap_gguf.eval.interaction import Interaction, interactions
 from qap_gguf.eval.journal import Journal
 from qap_gguf.eval.methods import METHODS, Budget, Variant, variants
@@ -24,6 +26,7 @@ __all__ = [
     "Accuracy",
     "Budget",
     "Evaluation",
+    "ImatrixReport",
     "Interaction",
     "Journal",
     "Outcome",
@@ -39,6 +42,7 @@ __all__ = [
     "is_right",
     "load_questions",
     "markdown",
+    "measure_imatrix",
     "normalise",
     "summarise",
     "variants",

@@ -68,12 +68,13 @@ def _scoring(asked: str, answers: tuple[str, ...], choices: tuple[str, ...], whe
     return found
 
 
-def _question(row: Any, folder: Path, where: str, scoring: str) -> Question:
+def _question(row: Any, folder: Path, where: str, scoring: str, need_answers: bool) -> Question:
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected {_FORM}; correct the line")
     answers, choices = _texts(row, "answers", where), _texts(row, "choices", where)
     row = row if "answer" in row or not answers else row | {"answer": answers[0]}
-    if not all(isinstance(row.get(key), str) and row[key] for key in ("image", "question", "answer")):
+    needed = ("image", "question", "answer") if need_answers or "answer" in row else ("image", "question")
+    if not all(isinstance(row.get(key), str) and row[key] for key in needed):
         raise DataError(f"{where}: expected {_FORM}; correct the line")
     kind = row.get("kind", "any")
     if not isinstance(kind, str):
@@ -85,6 +86,8 @@ def _question(row: Any, folder: Path, where: str, scoring: str) -> Question:
         is_there = False
     if not is_there:
         raise DataError(f"{where}: no picture at {image}; paths are relative to the file of questions")
+    if "answer" not in row:
+        return Question(image, row["question"], "", kind)
     answer = row["answer"]
     if choices and not any(is_right(answer, choice) for choice in choices):
         raise DataError(f"{where}: the answer must be one of the choices, got {answer!r}; correct the line")
@@ -92,7 +95,9 @@ def _question(row: Any, folder: Path, where: str, scoring: str) -> Question:
     return Question(image, row["question"], answer, kind, answers, choices if found == "choice" else (), found)
 
 
-def load_questions(path: str | Path, limit: int | None = None, scoring: str = "auto") -> list[Question]:
+def load_questions(
+    path: str | Path, limit: int | None = None, scoring: str = "auto", *, need_answers: bool = True
+) -> list[Question]:
     """Read a file of questions.
 
     Args:
@@ -100,6 +105,7 @@ def load_questions(path: str | Path, limit: int | None = None, scoring: str = "a
         limit: read the first questions only; None reads all.
         scoring: a key of ``SCORINGS``, or "auto": choice where there are choices, vqa where there are several answers,
             else exact.
+        need_answers: refuse rows without an answer; else theirs is "".
 
     Returns:
         At least one question, in the order of the file.
@@ -126,7 +132,7 @@ def load_questions(path: str | Path, limit: int | None = None, scoring: str = "a
             row = json.loads(line)
         except (ValueError, RecursionError) as err:
             raise DataError(f"{where}: expected a JSON object, got {line[:40]!r}; correct the line") from err
-        questions.append(_question(row, path.parent, where, scoring))
+        questions.append(_question(row, path.parent, where, scoring, need_answers))
     if not questions:
         raise DataError(f"{path}: expected at least one question, got none; write one JSON object for each line")
     return questions

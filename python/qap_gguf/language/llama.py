@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -177,12 +177,27 @@ class LanguageModel:
         self.llama.reset()  # type: ignore[no-untyped-call]
         self.llama._ctx.kv_cache_clear()  # type: ignore[no-untyped-call]
 
+    def announce(self, kind: str) -> None:
+        """Tell the observer, if there is one, what the rows of the next batches are: "image" or "text"."""
+        if self._shared.observer is not None:
+            self._shared.observer(kind)
+
+    @contextlib.contextmanager
+    def observed(self, observer: Callable[[str], None]) -> Iterator[None]:
+        """Within the block `observer` hears of every batch of a prefill before it is evaluated."""
+        before, self._shared.observer = self._shared.observer, observer
+        try:
+            yield
+        finally:
+            self._shared.observer = before
+
     def prefill(self, tokens: Sequence[int]) -> None:
         """Evaluate text tokens.
 
         Raises:
             NativeError: libllama refuses the batch.
         """
+        self.announce("text")
         try:
             self.llama.eval(list(tokens))
         except RuntimeError as err:
@@ -265,6 +280,7 @@ class _Shared:
     record: KvRecord
     n_cells: int
     interruptible: bool = False
+    observer: Callable[[str], None] | None = None
 
 
 def _share(llama: llama_cpp.Llama) -> _Shared:

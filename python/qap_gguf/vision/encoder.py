@@ -251,6 +251,7 @@ class ImageEncoder:
             NativeError: libllama refuses them.
         """
         language = self._language
+        language.announce("image")
         try:
             position = self._native.decode(
                 language.context_address, chunk, features, indices, positions, language.n_past, n_batch

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
-
 from qap_gguf import _core
 from qap_gguf.config import PruneConfig
 from qap_gguf.convert.annotate import annotate
@@ -22,6 +20,7 @@ from qap_gguf.convert.output.disk_space import require_space
 from qap_gguf.convert.output.imatrix import Imatrix
 from qap_gguf.convert.output.quantize import FLOAT_TYPES, least_bytes, quantize_file
 from qap_gguf.convert.output.writer import OutputFolder
+from qap_gguf.convert.quantize import Measure, matrix_widths, measured
 from qap_gguf.convert.relabel.api import keep_places
 from qap_gguf.convert.source.checkpoint import Checkpoint, read_json
 from qap_gguf.convert.tokenizers import bpe
@@ -75,8 +74,8 @@ def check_family(config: dict[str, Any]) -> str:
 
 
 def convert_family(
-    src: Path, config: dict[str, Any], files: FamilyFiles, prune: PruneConfig | None, importance: Imatrix | None,
-    folder: OutputFolder, progress: Progress | None,
+    src: Path, config: dict[str, Any], files: FamilyFiles, prune: PruneConfig | None,
+    importance: Imatrix | Measure | None, folder: OutputFolder, progress: Progress | None,
 ) -> tuple[str, ...]:  # fmt: skip
     """Makes both files in `folder` and gives them their final names. `config`: the parsed config.json of `src`.
 
@@ -114,8 +113,10 @@ def convert_family(
     stages.next(2)
     if files.kind not in FLOAT_TYPES:
         whole, model = model, folder.temp(files.model)
-        if importance is not None:
-            importance.check(_widths(whole))
+        if isinstance(importance, Imatrix):
+            importance.check(matrix_widths(whole))
+        elif importance is not None:
+            importance = measured(importance, whole, encoder, folder, relabelled=files.keep_positions)
         quantize_file(whole, model, files.kind, stages.quantized, importance)
         whole.unlink()
     notes: tuple[str, ...] = ()
@@ -131,12 +132,6 @@ def convert_family(
     stages.finish()
     folder.commit((model, files.model), (encoder, files.mmproj))
     return notes
-
-
-def _widths(model: Path) -> dict[str, int]:
-    """Values that an importance matrix has for each matrix: one for each column (of each expert)."""
-    tensors = gguf.GGUFReader(model).tensors
-    return {t.name: int(t.shape[0]) * math.prod(int(n) for n in t.shape[2:]) for t in tensors if len(t.shape) > 1}
 
 
 def _pre_tokenizer(src: Path) -> str:

@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""How much slower a prefill is while an importance matrix is measured: rows a second, plain and measured in turns.
+
+    python benchmarks/imatrix_speed.py --shape llava-1.5-7b --threads 2        # random weights, made once
+    python benchmarks/imatrix_speed.py -m model-F16.gguf --rows 512 --rounds 5
+
+Two contexts over the same weights prefill the same tokens in turns, so that a busy machine slows down both. "image" is
+measured without the output matrix, as rows of pictures are, "text" with it. Prints medians, their ratios to plain
+prefill, and the peak of resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import llama_cpp
+
+from qap_gguf.bench import find_shape, make_random_model
+from qap_gguf.language.collector import Collector
+from qap_gguf.language.llama import LanguageModel
+from qap_gguf.language.opener import open_llama
+
+
+def prefill(llama: llama_cpp.Llama, n_rows: int) -> float:
+    """Rows a second of one prefill from an empty KV cache."""
+    language = LanguageModel(llama)
+    language.reset()
+    started = time.perf_counter()
+    language.prefill([5 + i % 90 for i in range(n_rows)])
+    language.synchronize()
+    return n_rows / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description="Rows a second of a prefill, plain and measured.")
+    parser.add_argument("--shape", default="llava-1.5-7b", help="a shape of `qap-gguf bench`")
+    parser.add_argument("-m", "--model", type=Path, help="a language model, instead of a shape")
+    parser.add_argument("--rows", type=int, default=512, help="rows of a prefill")
+    parser.add_argument("--rounds", type=int, default=3, help="timed prefills of each kind")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    model = args.model or make_random_model(find_shape(args.shape)).model
+    settings = {"n_ctx": args.rows, "n_batch": min(args.rows, 512), "n_threads": args.threads}
+    plain, measured = (open_llama(model, n_threads_batch=args.threads, verbose=False, **settings) for _ in range(2))
+    collector = Collector(measured)
+    found: dict[str, list[float]] = {"plain": [], "image": [], "text": []}
+    for number in range(args.rounds + 1):
+        for kind, speeds in found.items():
+            if kind != "plain":
+                collector.kind = kind
+            speed = prefill(plain if kind == "plain" else measured, args.rows)
+            if number:  # the first round warms up
+                speeds.append(speed)
+    collector.check()
+    print("| prefill | rows a second | of plain |\n| :-- | --: | --: |")
+    for kind, speeds in found.items():
+        ratio = statistics.median(mine / usual for mine, usual in zip(speeds, found["plain"], strict=True))
+        print(f"| {kind} | {statistics.median(speeds):.1f} | {100 * ratio:.1f} % |")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(f"\n{model.name}, {args.rows} rows, {args.threads} threads, {args.rounds} rounds, ", end="")
+    print(f"{len(collector.sums())} matrices, peak {peak / 1e9:.2f} GB")
+    measured.close()
+    plain.close()
+
+
+if __name__ == "__main__":
+    main()
