@@ -90,7 +90,7 @@ def frames(path: Path, every: float) -> Iterator[tuple[float, Frame]]:
     if not (width > 0 and height > 0 and width * height <= most):
         raise ImageError(f"{path}: expected frames of at most {most:g} pixels, got {width} x {height}; scale it down")
     params = lib.mtmd_helper_video_init_params(1.0 / every, None, 0)
-    video = lib.mtmd_helper_video_init(None, str(path).encode(), params)  # type: ignore[arg-type]
+    video = lib.mtmd_helper_video_init(None, str(path).encode(), params)
     if video is None:
         raise ImageError(f"{path}: expected a video that ffmpeg reads, got another file; check it")
     chars = ctypes.POINTER(ctypes.c_char_p)
