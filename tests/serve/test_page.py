@@ -67,18 +67,22 @@ def marked(tab: Tab) -> int:
     return sum(rgba.endswith(",0") for rgba in tab.run(MIDDLES))
 
 
-def ask_the_sample(tab: Tab, question: str = QUESTION) -> None:
+def ask_the_sample(tab: Tab, question: str = QUESTION, picture: Path = SAMPLE) -> None:
     tab.wait("document.getElementById('model').textContent")
-    tab.give_file("#file", SAMPLE)
+    tab.give_file("#file", picture)
     tab.wait("!document.getElementById('stage').hidden")
     tab.run(f"document.getElementById('question').value = {question!r}")
     click(tab, "#go")
     tab.wait(DONE)
 
 
-def test_a_picture_is_asked_and_k_is_moved(server: Served, tab: Tab) -> None:
+def test_a_picture_is_asked_and_k_is_moved(server: Served, tab: Tab, tmp_path: Path) -> None:
+    """The sample but for a pixel, so that no other test of this server has had it encoded."""
+    picture = Image.open(SAMPLE).convert("RGB")
+    picture.putpixel((0, 0), (1, 2, 3))
+    picture.save(tmp_path / "picture.png")
     tab.go(server.url + "/qap")
-    ask_the_sample(tab)
+    ask_the_sample(tab, picture=tmp_path / "picture.png")
     assert text(tab, "#dense .text") == "boat"
     assert text(tab, "#pruned .text")
     assert text(tab, "#dense-title") == "All 144 tokens"
