@@ -85,7 +85,7 @@ def test_eval_counts_on_the_sample(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)["results"]
     found = [r["method"] for r in results]
-    assert found == list(METHODS)
+    assert found == [method for method in METHODS if method != "resize"]  # this tower takes one size
     assert (results[0]["n_right"], results[0]["n_total"], results[0]["n_kept"]) == (1, 2, 144)
     assert all(r["n_kept"] == 18 for r in results[1:])
 
