@@ -78,6 +78,7 @@ INSTALL = $(PIP) install --no-build-isolation --no-deps --force-reinstall --conf
 
 # llama.cpp's programs take three minutes more; once `make programs` has built them, every install keeps them.
 PROGRAMS := $(if $(wildcard $(S)-programs),ON,OFF)
+LINK_PROGRAMS = ln -sf "$$(cd / && '$(abspath $(PY))' -c 'import qap_gguf; print(qap_gguf.__path__[0])')"/bin/llama-* $(BIN)/
 
 $(S)-install: $(S)-needs $(SOURCES)
 	$(INSTALL) --config-settings cmake.define.QAP_WERROR=OFF --config-settings cmake.define.QAP_PROGRAMS=$(PROGRAMS) .
@@ -88,12 +89,13 @@ install: $(S)-install ## install qap_gguf into the environment
 # The same install with our warnings as errors; made by lint, good for the tests too.
 $(S)-strict: $(S)-needs $(SOURCES)
 	$(INSTALL) --config-settings cmake.define.QAP_WERROR=ON --config-settings cmake.define.QAP_PROGRAMS=$(PROGRAMS) .
+	@if [ $(PROGRAMS) = ON ]; then $(LINK_PROGRAMS) && touch $(S)-programs; fi
 	@touch $(S)-install $@
 
 # llama.cpp's own programs beside the package (native/programs): three minutes of compiling on two cores.
 $(S)-programs: $(S)-needs $(SOURCES)
 	$(INSTALL) --config-settings cmake.define.QAP_PROGRAMS=ON .
-	@ln -sf "$$(cd / && '$(abspath $(PY))' -c 'import qap_gguf; print(qap_gguf.__path__[0])')"/bin/llama-* $(BIN)/
+	@$(LINK_PROGRAMS)
 	@touch $(S)-install $@
 
 programs: $(S)-programs ## build llama-server and llama-mtmd-cli with pruning in them; serve needs it
