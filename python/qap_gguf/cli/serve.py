@@ -256,7 +256,21 @@ def serve(
 
         upstream, metrics = Upstream(child.port, child.key), Metrics()
         app = Application(upstream, preparer, settings, metrics, watcher(child, ended))
-        server = uvicorn.Server(
+
+        def announce() -> None:
+            if as_json:
+                print_json({"url": _address(sock), "model": model, "mmproj": mmproj, "config": config.to_dict()})
+            else:
+                click.echo(f"qap-gguf serves {settings.model_name} at {_address(sock)}/v1")
+
+        class Announced(uvicorn.Server):
+            """Says that it serves when it does, and when a signal ends it in order."""
+
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                announce()
+
+        server = Announced(
             uvicorn.Config(
                 app.asgi(),
                 log_level="info" if is_debug() else "warning",
@@ -265,10 +279,6 @@ def serve(
             )
         )
         sock.listen(128)
-        if as_json:
-            print_json({"url": _address(sock), "model": model, "mmproj": mmproj, "config": config.to_dict()})
-        else:
-            click.echo(f"qap-gguf serves {settings.model_name} at {_address(sock)}/v1")
         with _ended_by_sigterm():
             server.run(sockets=[sock])
     if why:
