@@ -56,6 +56,23 @@ def no_end(model: str) -> int:
 # --- each way: (seconds, tokens of all answers) for the pictures after the first one ---
 
 
+def timed(llm: Any, job: dict[str, Any], urls: list[str]) -> tuple[float, int]:
+    """One picture after the other, by llama-cpp-python's own call."""
+
+    def ask(url: str) -> int:
+        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": PROMPT}]
+        answer = llm.create_chat_completion(
+            [{"role": "user", "content": parts}], temperature=0, max_tokens=job["tokens"],
+            logit_bias={job["eos"]: -100.0},
+        )  # fmt: skip
+        return int(answer["usage"]["completion_tokens"])
+
+    ask(urls[0])
+    started = time.perf_counter()
+    tokens = sum(map(ask, urls[1:]))
+    return time.perf_counter() - started, tokens
+
+
 def run_stock(job: dict[str, Any]) -> tuple[float, int]:
     """The handler as it comes, in a process that never imports qap_gguf."""
     import llama_cpp
@@ -68,21 +85,7 @@ def run_stock(job: dict[str, Any]) -> tuple[float, int]:
     )  # fmt: skip
     assert "qap_gguf" not in sys.modules
 
-    def ask(path: str) -> int:
-        parts: list[Any] = [
-            {"type": "image_url", "image_url": {"url": Path(path).as_uri()}},
-            {"type": "text", "text": PROMPT},
-        ]
-        answer: Any = llm.create_chat_completion(
-            [{"role": "user", "content": parts}], temperature=0, max_tokens=job["tokens"],
-            logit_bias={job["eos"]: -100.0},
-        )  # fmt: skip
-        return int(answer["usage"]["completion_tokens"])
-
-    ask(job["pictures"][0])
-    started = time.perf_counter()
-    tokens = sum(ask(path) for path in job["pictures"][1:])
-    return time.perf_counter() - started, tokens
+    return timed(llm, job, [Path(path).as_uri() for path in job["pictures"]])
 
 
 def run_one(job: dict[str, Any]) -> tuple[float, int]:
@@ -97,22 +100,7 @@ def run_one(job: dict[str, Any]) -> tuple[float, int]:
     )  # fmt: skip
     with qap.ChatHandler(job["mmproj"], prune=qap.PruneConfig(keep_ratio=0.125)) as handler:
         llm.chat_handler = handler
-
-        def ask(path: str) -> int:
-            parts: list[Any] = [
-                {"type": "image_url", "image_url": {"url": path}},
-                {"type": "text", "text": PROMPT},
-            ]
-            answer: Any = llm.create_chat_completion(
-                [{"role": "user", "content": parts}], temperature=0, max_tokens=job["tokens"],
-                logit_bias={job["eos"]: -100.0},
-            )  # fmt: skip
-            return int(answer["usage"]["completion_tokens"])
-
-        ask(job["pictures"][0])
-        started = time.perf_counter()
-        tokens = sum(ask(path) for path in job["pictures"][1:])
-        return time.perf_counter() - started, tokens
+        return timed(llm, job, job["pictures"])
 
 
 def settings_of(job: dict[str, Any]) -> dict[str, Any]:

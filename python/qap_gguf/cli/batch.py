@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from qap_gguf.cli.chosen import cache_mb_option, chosen_config, chosen_pair
 from qap_gguf.cli.common import (
     check_model_pair,
     is_debug,
     model_options,
     note,
     output_options,
-    over_file_defaults,
     print_json,
     prune_config,
     prune_options,
@@ -106,13 +106,7 @@ def _schema(path: Path | None) -> dict[str, Any] | None:
     show_default=True,
     help="How often a row is asked where llama-server ends meanwhile.",
 )
-@click.option(
-    "--cache-mb",
-    type=click.IntRange(min=0),
-    default=256,
-    show_default=True,
-    help="Encoded images kept in memory, in MiB.",
-)
+@cache_mb_option
 @model_options()
 @prune_options()
 @output_options
@@ -161,11 +155,9 @@ def batch(
     if prompt is not None and not prompt.strip():
         raise click.UsageError("-p/--prompt is empty; write a question")
 
-    import qap_gguf as qap
     from qap_gguf.batch.api import BatchModel
     from qap_gguf.batch.inputs import find_input, n_unknown
     from qap_gguf.batch.output import Output, check_form
-    from qap_gguf.files.gguf import read_gguf
     from qap_gguf.files.journal import fingerprint
     from qap_gguf.vision.resize import default_resize
 
@@ -175,13 +167,10 @@ def batch(
         raise click.UsageError("the rows of OpenAI's batch files have their own messages; drop --prompt and --system")
     if found.unused:
         note(f"columns that mean nothing here: {', '.join(found.unused)}")
-    if model is None or mmproj is None:
-        packaged = qap.packaged_model()
-        model, mmproj = packaged.model, packaged.mmproj
+    model, mmproj = chosen_pair(model, mmproj)
     model = keeping(model, prune)
     if config is not None:
-        usual = qap.get_default() or qap.PruneConfig.from_metadata(read_gguf(mmproj).metadata)
-        config = over_file_defaults(usual, config, prune)
+        config = chosen_config(mmproj, config, prune)
     response_format, seed = _schema(schema), sampler_seed(prune.get("seed") or 0)
     settings: dict[str, Any] = {
         "input": [word if "://" in word else str(Path(word).absolute()) for word in inputs],

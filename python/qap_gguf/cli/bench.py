@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qap_gguf.cli.budgets import WITHOUT, budget_configs, budget_options, encoder_keep_option
+from qap_gguf.cli.chosen import chosen_pair
 from qap_gguf.cli.common import (
     check_model_pair,
     is_debug,
@@ -131,9 +132,8 @@ def bench(
         with counter_bar("tensors") as making:
             files = make_random_model(find_shape(shape), progress=making)
         model, mmproj = files.model, files.mmproj
-    elif model is None or mmproj is None:
-        packaged = qap.packaged_model()
-        model, mmproj = packaged.model, packaged.mmproj
+    else:
+        model, mmproj = chosen_pair(model, mmproj)
     pixels: Any = load_image(image) if image is not None else _noise()
     settings: dict[str, Any] = {
         "kv": kv,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qap_gguf.cli.budgets import WITHOUT, budget_configs, budget_options
+from qap_gguf.cli.chosen import chosen_pair
 from qap_gguf.cli.common import (
     check_model_pair,
     is_debug,
@@ -139,9 +140,7 @@ def compare(
             raise click.UsageError("-p/--prompt: expected a question about the picture, got none; give one")
         questions = (_QUESTION,)
     name, picture = one_picture(word, allow_urls)
-    if model is None or mmproj is None:
-        packaged = qap.packaged_model()
-        model, mmproj = packaged.model, packaged.mmproj
+    model, mmproj = chosen_pair(model, mmproj)
     model = keeping(model, prune)
     settings: dict[str, Any] = {"device": device, "model_device": model_device, "kv": kv, "n_ctx": ctx}
     with qap.VisionModel(mmproj, model, n_threads=threads, **settings, verbose=is_debug()) as vlm:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qap_gguf.cli.chosen import chosen_config, chosen_pair
 from qap_gguf.cli.common import (
     check_model_pair,
     is_debug,
     make_config,
     model_options,
     output_options,
-    over_file_defaults,
     print_json,
     prune_given,
     prune_options,
@@ -52,8 +52,8 @@ def parse_weights(_ctx: click.Context, param: click.Parameter, value: tuple[str,
 
 def measured_config(mmproj: Path, prune: Mapping[str, Any]) -> PruneConfig | Unset | None:
     """How the pictures are pruned: the options over the file's defaults; unset where none is given."""
-    from qap_gguf.defaults import UNSET, get_default
-    from qap_gguf.files.gguf import check_mmproj, read_gguf
+    from qap_gguf.defaults import UNSET
+    from qap_gguf.files.gguf import check_mmproj
 
     given = prune_given(prune)
     if prune.get("dense"):
@@ -61,8 +61,7 @@ def measured_config(mmproj: Path, prune: Mapping[str, Any]) -> PruneConfig | Uns
     if not given:
         return UNSET
     check_mmproj(mmproj, memory=False)
-    usual = get_default() or PruneConfig.from_metadata(read_gguf(mmproj).metadata)
-    return over_file_defaults(usual, make_config(given), prune)
+    return chosen_config(mmproj, make_config(given), prune)
 
 
 @click.command(cls=GroupedCommand, short_help="Measure an importance matrix on pictures, for the quantizer.")
@@ -146,12 +145,10 @@ def imatrix(
     else:
         check_model_pair(model, mmproj)
 
-    import qap_gguf as qap
     from qap_gguf.eval import measure_imatrix
 
     if model is None:
-        packaged = qap.packaged_model()
-        model, mmproj = packaged.model, packaged.mmproj
+        model, mmproj = chosen_pair(model, mmproj)
     config = None if mmproj is None else measured_config(mmproj, prune)
     with counter_bar("pieces") as report:
         try:

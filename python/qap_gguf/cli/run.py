@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from qap_gguf.cli.chosen import chosen_pair
 from qap_gguf.cli.common import (
     check_model_pair,
     is_debug,
@@ -265,9 +266,7 @@ def run(
 
     import qap_gguf as qap
 
-    if model is None or mmproj is None:
-        packaged = qap.packaged_model()
-        model, mmproj = packaged.model, packaged.mmproj
+    model, mmproj = chosen_pair(model, mmproj)
     if "-" in image_words and prompt is None:
         raise click.UsageError("--image -: the picture comes from stdin, so give the question with -p/--prompt")
     pictures = find_pictures(image_words, allow_urls)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qap_gguf.cli.chosen import chosen_pair
 from qap_gguf.cli.common import (
     check_model_pair,
     is_debug,
@@ -190,9 +191,7 @@ def score(
         require_matplotlib()
     name, picture = one_picture(word, allow_urls)
     pixels = load_image(picture)
-    if model is None or mmproj is None:
-        packaged = qap.packaged_model()
-        model, mmproj = packaged.model, packaged.mmproj
+    model, mmproj = chosen_pair(model, mmproj)
     seed = sampler_seed(config.seed)
     with qap.VisionModel(
         mmproj,

@@ -16,12 +16,12 @@ from typing import Any
 
 import click
 
+from qap_gguf.cli.chosen import cache_mb_option, chosen_config, chosen_pair
 from qap_gguf.cli.common import (
     check_model_pair,
     is_debug,
     model_options,
     output_options,
-    over_file_defaults,
     print_json,
     prune_config,
     prune_options,
@@ -127,13 +127,7 @@ def _address(sock: socket.socket) -> str:
     show_default=True,
     help="Answers at a time; each has a context of --ctx tokens.",
 )
-@click.option(
-    "--cache-mb",
-    type=click.IntRange(min=0),
-    default=256,
-    show_default=True,
-    help="Encoded images kept in memory, in MiB.",
-)
+@cache_mb_option
 @click.argument("further", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA_SERVER_OPTIONS]...")
 @model_options()
 @prune_options()
@@ -189,7 +183,6 @@ def serve(
         raise ConfigError(f"serve: expected starlette and uvicorn ({err}); run pip install starlette uvicorn") from err
 
     import qap_gguf as qap
-    from qap_gguf.files.gguf import read_gguf
     from qap_gguf.generation.chat_formats import named_format
     from qap_gguf.serve.child import find_program
     from qap_gguf.serve.launch import ModelSettings, opened
@@ -201,9 +194,7 @@ def serve(
 
     find_program()
     check_further(further)
-    if model is None or mmproj is None:
-        packaged = qap.packaged_model()
-        model, mmproj = packaged.model, packaged.mmproj
+    model, mmproj = chosen_pair(model, mmproj)
     settings = ServeSettings(
         model_name=model_alias or model.stem,
         n_ctx=ctx,
@@ -223,11 +214,8 @@ def serve(
         routes=routes,
     )
     model = keeping(model, prune)
-    if config is not None:
-        usual = qap.get_default() or qap.PruneConfig.from_metadata(read_gguf(mmproj).metadata)
-        config = over_file_defaults(usual, config, prune)
-    else:
-        config = qap.PruneConfig(keep_ratio=1.0)  # --dense, whatever the mmproj file says
+    # None is --dense, whatever the mmproj file says
+    config = qap.PruneConfig(keep_ratio=1.0) if config is None else chosen_config(mmproj, config, prune)
     given = prune.get("seed")
     wanted = ModelSettings(
         model,
