@@ -7,7 +7,8 @@
 #                       On Linux x86-64 a plain index gives a CUDA build of some GB: put a CPU wheel at hand
 #                       (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL), or say TORCH=
 #   RAY='ray[data]==2.60.*'  what the tests on a cluster install (75 MB, 500 MB installed); empty: leave it out, they skip
-#   PYTEST_ARGS='-x -k score'  more words for pytest
+#   PYTEST_ARGS='-x -k score'  more words for pytest, which then runs in one process and shows prints with -s
+#   WORKERS=2           processes that share the test files; each holds up to 1.5 GB
 #   QAP_UPSTREAM_DIR, QAP_UPSTREAM_SDIST, QAP_CACHE  see tools/build/fetch_upstream.py
 
 SHELL       := /bin/sh
@@ -23,6 +24,7 @@ endif
 TORCH       ?= torch==2.13.0
 RAY         ?= ray[data]==2.60.*
 PYTEST_ARGS ?=
+WORKERS     ?= $(if $(PYTEST_ARGS),0,2)
 PROMPT      := What is in row 2, column 4?
 
 BIN     := $(VENV)/bin
@@ -125,8 +127,9 @@ $(S)-ray: $(S)-test
 	@if [ -z '$(RAY)' ] || $(PIP) install --quiet '$(RAY)' aiohttp; then touch $@; \
 	  else echo "make: no '$(RAY)' to be had here; its tests will skip" >&2; fi
 
+# Threads that wait do not spin: two workers with two threads each would stand in each other's way.
 test: $(S)-install $(S)-test $(S)-torch $(S)-ray ## run all tests
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 bench: $(S)-install ## time scores and selection against a CLIP-L/336-shaped encoder (about 5 minutes)
 	$(PY) benchmarks/score_select.py

@@ -49,7 +49,8 @@ from qap_gguf.generation.chat_template import fallback_form
 from qap_gguf.language.vocabulary import Vocabulary
 from qap_gguf.serve.options import model_options, server_options, template_options
 
-QUESTION = "What is in the picture?"
+# Short, for a shape has a token for each character, and a template's own system text is long.
+SYSTEM, QUESTION = "Be brief.", "What is in it?"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def ask(port: int, uri: str, max_tokens: int, ends: Sequence[int]) -> Call:
     """Ask about a picture and wait for all of the answer."""
     parts = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": QUESTION}]
     body = {
-        "messages": [{"role": "user", "content": parts}],
+        "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": parts}],
         "temperature": 0,
         "max_tokens": max_tokens,
         "logit_bias": {str(token): -1000 for token in ends},
