@@ -3,7 +3,7 @@
 
     python tools/build/upstream_server.py build/upstream-server            # once; prints the path
     python benchmarks/server_clients.py --upstream build/upstream-server/build/llama-server
-    python benchmarks/server_clients.py --shape llava-1.5-7b --requests 1 --max-tokens 16 --upstream ...
+    python benchmarks/server_clients.py --shape llava-1.5-7b --requests 1 --max-tokens 8 --ctx 768 --upstream ...
 
 Three servers, one after the other, with the same files, threads, slots, contexts and batches (qap_gguf/serve/options.py
 makes the options of all): ours with `--dense`, ours with `--keep-ratio` (an eighth), and upstream's, unpatched, which
