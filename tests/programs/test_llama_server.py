@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from programs.conftest import Server, running
+import server_answers
+from programs.conftest import PICTURE, Server, program, running
 
 QUESTION = "What is in row 2, column 4?"
 DENSE, TEXT = 144, 20  # tokens of the picture, and of the prompt around it
@@ -126,3 +128,26 @@ def test_a_wrong_variable_is_told(tmp_path: Path) -> None:
         assert "QAP_N_KEEP: expected a whole number from 1, got 'many'" in found["error"]["message"]
     with running(tmp_path, QAP_N_KEEP="many", QAP_DISABLE="1") as server:
         assert answer(server, QUESTION, {})[1] == DENSE + TEXT
+
+
+def test_pictures_side_by_side(server: Server) -> None:
+    """A prompt with two pictures stays in the slot; the next one has the first picture alone, and reuses it."""
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}}
+    for n in (2, 1, 2):
+        content = [*[image] * n, {"type": "text", "text": QUESTION}]
+        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 4, "id_slot": 0}
+        status, found = server.post("/v1/chat/completions", body)
+        assert status == 200, found
+        assert found["usage"]["prompt_tokens"] >= n * DENSE
+    assert found["usage"]["prompt_tokens_details"]["cached_tokens"] >= DENSE
+
+
+def test_caches_of_several_slots_change_no_answer(capfd: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """Pictures, settings, slots that are saved and restored: the short form of what docs/robustness.md counts."""
+    program("llama-server")
+    monkeypatch.setattr("sys.argv", ["server_answers.py", "--n", "12", "--seed", "3"])
+    assert server_answers.main() == 0
+    counts = json.loads(capfd.readouterr().out)
+    assert counts["differ"] == 0
+    assert counts["cells_reused"] > 0
+    assert counts["saved"] + counts["restored"] > 0
