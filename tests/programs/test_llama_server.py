@@ -47,6 +47,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"select": "best"}, "select: expected one of its names"),
     ({"keep": 18}, "unknown setting 'keep'"),
     ({"semantic": "text"}, "looks at the prompt"),
+    ({"alpha": 1, "semantic": "none"}, "alpha: 1 leaves nothing to rank by"),
 ]
 
 

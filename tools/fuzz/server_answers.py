@@ -89,7 +89,7 @@ def answer(port: int, what: Asked, slot: int = -1) -> tuple[str, int, int]:
         body["prune"] = prune
     status, found = call(port, "/v1/chat/completions", body)
     if status != 200:
-        raise SystemExit(f"server_answers: expected an answer to {what}, got {status}: {found}")
+        raise SystemExit(f"server_answers: expected an answer to {what} in slot {slot}, got {status}: {found}")
     usage = found["usage"]
     cached = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
     return found["choices"][0]["message"]["content"], usage["prompt_tokens"], cached
@@ -132,6 +132,8 @@ def draw(order: random.Random) -> Asked:
     if order.random() < 0.2:
         return numbers, question, None
     prune = {name: order.choice(values) for name, values in FIELDS.items() if order.random() < 0.5}
+    if prune.get("alpha") == 1.0 and prune.get("semantic") == "none":
+        del prune["alpha"]  # nothing to rank by: refused
     return numbers, question, {"n_keep": order.choice(FIELDS["n_keep"]), **prune}
 
 
