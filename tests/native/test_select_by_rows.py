@@ -118,13 +118,13 @@ def test_what_is_refused() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads /proc/meminfo")
-@pytest.mark.parametrize("settings", [{"select": "coverage"}, {"select": "topk", "merge": "average"}], ids=str)
-def test_pairs_without_room_are_refused(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fields", [{"select": "coverage"}, {"select": "topk", "merge": "average"}], ids=str)
+def test_pairs_without_room_are_refused(fields: dict[str, str]) -> None:
     """One line instead of the system's killer; so many tokens that their pairs take twice what is free."""
     words = Path("/proc/meminfo").read_text().split()
     free = sum(int(words[words.index(name) + 1]) * 1024 for name in ("MemAvailable:", "SwapFree:"))
     x = np.ones((int((free / 4) ** 0.5), 1), np.float32)
-    config = qap.PruneConfig(n_keep=5, semantic="none", **settings)  # type: ignore[arg-type]
+    config = qap.PruneConfig(n_keep=5, semantic="none", **fields)  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match=r"expected to fit [\d.]+ GB of free memory, needs [\d.]+ GB to compare"
     ) as err:
