@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qap_gguf.chat.schemas import schema_grammar
+from qap_gguf.chat.tools import read_tools
 from qap_gguf.errors import ConfigError
 
 WORK, LEVELS = "less work", "levels in all"
@@ -82,3 +83,11 @@ def test_what_passes_is_converted_soon(schema: dict[str, Any]) -> None:
     started = time.process_time()
     assert "root ::=" in schema_grammar(schema)._grammar
     assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize(("n", "parameters"), [(129, {}), (20, optional(250))], ids=["many", "large"])
+def test_tools_are_counted_together(n: int, parameters: dict[str, Any]) -> None:
+    tools = [{"type": "function", "function": {"name": f"t{i}", "parameters": parameters}} for i in range(n)]
+    with pytest.raises(ConfigError, match="tools: expected at most 128, with schemas that are little work together"):
+        read_tools(None, None, tools, None)
+    assert len(read_tools(None, None, tools[:5], None).tools) == 5

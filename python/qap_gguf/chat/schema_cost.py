@@ -29,8 +29,8 @@ _SINGLE: Final = ("items", "additionalProperties")
 Node: TypeAlias = "Mapping[str, Any]"
 
 
-def check_cost(schema: Any) -> None:
-    """The converter takes the schema in bounded time and depth.
+def check_cost(schema: Any) -> int:
+    """The converter takes the schema in bounded time and depth; in so many visits, at most :data:`MAX_WORK`.
 
     Args:
         schema: JSON, at most some ten thousand objects in a bounded number of levels.
@@ -40,13 +40,13 @@ def check_cost(schema: Any) -> None:
 
     Example:
         >>> check_cost({"type": "object", "properties": {f"p{i}": {} for i in range(9)}})
+        11
         >>> check_cost({"type": "object", "properties": {f"p{i}": {} for i in range(900)}})
         Traceback (most recent call last):
         qap_gguf.errors.ConfigError: schema: expected less work to make a grammar of it, got too many optional \
 properties, types or references; make properties required, or it smaller
     """
-    if isinstance(schema, Mapping):
-        _Cost(schema).check()
+    return _Cost(schema).check() if isinstance(schema, Mapping) else 0
 
 
 class _Cost:
@@ -59,8 +59,8 @@ class _Cost:
         self._taken_in: dict[int, list[tuple[Node, bool]]] = {}
         self._n_taken_in = 0
 
-    def check(self) -> None:
-        """Raise ConfigError for what is too much."""
+    def check(self) -> int:
+        """The visits; raises ConfigError for what is too much."""
         followed = self._fold(self._nodes, self._same_place, lambda node, inner: 1 + len(_types(node)) + sum(inner))
         if sum(followed.values()) > MAX_FOLLOWED:
             raise _too_much()
@@ -73,8 +73,10 @@ class _Cost:
                 "make it flatter, or use fewer definitions"
             )
         work = self._fold(starts, self._visited, self._visits)
-        if sum(work[id(node)] for node in starts) > MAX_WORK:
+        n_visits = sum(work[id(node)] for node in starts)
+        if n_visits > MAX_WORK:
             raise _too_much()
+        return n_visits
 
     def _fold(
         self, starts: list[Node], needs: Callable[[Node], list[Node]], value: Callable[[Node, list[int]], int]

@@ -55,8 +55,8 @@ def _count(node: Mapping[str, Any], key: str) -> int:
     return int(value)
 
 
-def check_schema(schema: Any) -> None:
-    """Converting the schema stays within bounds.
+def check_schema(schema: Any) -> int:
+    """Converting the schema stays within bounds; how much work it is, see :func:`~qap_gguf.chat.schema_cost.check_cost`.
 
     Raises:
         ConfigError: no JSON object, too large, too deep, with numbers that no grammar repeats, a ``$ref`` that leads
@@ -82,7 +82,7 @@ def check_schema(schema: Any) -> None:
         raise ConfigError(f"schema: expected JSON and Unicode, got other values ({err}); check it") from err
     if size > MAX_CHARACTERS:
         raise ConfigError(f"schema: expected at most {MAX_CHARACTERS} bytes, got {size}; make it smaller")
-    check_cost(schema)
+    return check_cost(schema)
 
 
 def _convert(text: str) -> str:
