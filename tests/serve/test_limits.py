@@ -281,3 +281,13 @@ def test_slow_bodies_make_room(monkeypatch: pytest.MonkeyPatch, seconds: float, 
 
     anyio.run(all_of_them)
     assert [found[number] for number in range(3)] == statuses
+
+
+def test_values_of_a_body(server: Served) -> None:
+    """Fields that nobody reads cost time too; the context has 512 tokens."""
+    most = 50_000 + 8 * 512
+    around = sum(map(json.dumps(ask(ignored=[0])).count, ",[{"))
+    for n, status in ((most - around, 200), (most - around + 1, 400)):
+        found, answer = server.post(ask(ignored=[0] * (n + 1)))
+        assert found == status, answer
+    assert f"at most {most} commas" in answer["error"]["message"]

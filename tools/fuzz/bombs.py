@@ -158,7 +158,10 @@ REQUESTS: dict[str, list[Request]] = {
         Request(b'{"messages": [{"role": "user", "content": "\\ud800"}]}'), Request(ask(*["data:,x"] * 50)),
         Request(ask(n=2)), Request(ask(max_tokens=0)), Request(ask(stop=["a"] * 100)), Request(ask(prune={"x\ny": 1})),
     ],
-    "large bodies": [Request(b'{"a": "' + b"x" * 3_000_000 + b'"}'), Request(b"", length=2**40)],
+    "large bodies": [
+        Request(b'{"a": "' + b"x" * 3_000_000 + b'"}'), Request(b"", length=2**40),
+        Request(b'{"a": [' + b"[]," * 600_000 + b"0]}"), Request(b'{"stop": [' + b"0," * 900_000 + b"0]}"),
+    ],
 }  # fmt: skip
 
 

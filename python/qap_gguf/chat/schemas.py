@@ -56,7 +56,7 @@ def _count(node: Mapping[str, Any], key: str) -> int:
 
 
 def check_schema(schema: Any) -> int:
-    """Converting the schema stays within bounds; how much work it is, see :func:`~qap_gguf.chat.schema_cost.check_cost`.
+    """Converting the schema stays within bounds; the visits that it takes (:mod:`qap_gguf.chat.schema_cost`).
 
     Raises:
         ConfigError: no JSON object, too large, too deep, with numbers that no grammar repeats, a ``$ref`` that leads
