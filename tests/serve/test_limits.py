@@ -285,7 +285,7 @@ def test_slow_bodies_make_room(monkeypatch: pytest.MonkeyPatch, seconds: float, 
 
 def test_values_of_a_body(server: Served) -> None:
     """Fields that nobody reads cost time too; the context has 512 tokens."""
-    most = 50_000 + 8 * 512
+    most = 100_000 + 8 * 512
     around = sum(map(json.dumps(ask(ignored=[0])).count, ",[{"))
     for n, status in ((most - around, 200), (most - around + 1, 400)):
         found, answer = server.post(ask(ignored=[0] * (n + 1)))

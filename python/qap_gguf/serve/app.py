@@ -32,7 +32,7 @@ from qap_gguf.serve.upstream import Upstream
 #: Headers of a route of llama-server's that is passed on as it is.
 _PASSED = ("content-type", "cache-control", "etag")
 #: Commas and brackets of a body: its fields, a schema, tools; and those in texts that fit the context.
-_VALUES, _VALUES_OF_A_TOKEN = 50_000, 8
+_VALUES, _VALUES_OF_A_TOKEN = 100_000, 8
 
 
 class _Weight:

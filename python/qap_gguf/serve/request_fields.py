@@ -129,7 +129,7 @@ def parse(data: bytes, content_type: str, most_values: int | None = None) -> dic
     if most_values is not None and (n := sum(map(data.count, (b",", b"[", b"{")))) > most_values:
         raise RefusedError(
             400,
-            f"body: expected at most {most_values} commas and opening brackets, for n_ctx tokens, got {n}; send less",
+            f"body: expected at most {most_values} commas and opening brackets, got {n}; send less",
         )
 
     def constant(word: str) -> float:
