@@ -10,6 +10,8 @@ namespace qap_gate {
 // Graphs of int errors and of ggml's quantizers: rows of features that they have at a time.
 static const double SCORED_ROWS = 3.0;
 
+static const double MAX_TILES = 256.0; // families/pack.cpp
+
 // What a picture of LLaVA-NeXT is cut into: the whole, and the largest grid of the file.
 struct tiling {
     double tokens = 0.0, tiles = 0.0;
@@ -26,6 +28,9 @@ static tiling largest_tiling(const file & f, const tower & t) {
     const auto * sides = static_cast<const int32_t *>(f.data(key));
     for (size_t i = 0; i + 1 < f.length(key); i += 2) {
         const double x = (double) (sides[i] / t.image_size), y = (double) (sides[i + 1] / t.image_size);
+        if (sides[i] % t.image_size != 0 || sides[i + 1] % t.image_size != 0 || x * y > MAX_TILES) {
+            return {}; // then no picture is cut (qap_tiles_why_not)
+        }
         const double side   = (double) t.n_side();
         const double tokens = side * side + y * side * (x * side + 1.0);
         found.tokens        = std::max(found.tokens, tokens);
