@@ -96,7 +96,7 @@ def test_pairs_of_patches_are_counted_as_measured(tmp_path: Path, packaged: qap.
 
 
 def test_tiles_are_counted(tmp_path: Path, packaged: qap.PackagedModel) -> None:
-    """The largest grid of a LLaVA-NeXT: pairs of its tokens. A list that upstream does not cut by counts for nothing."""
+    """The pairs of tokens of LLaVA-NeXT's largest grid. A list that pictures are not cut by counts for nothing."""
     file = Gguf(packaged.mmproj.read_bytes())  # 12 x 12 tokens, 192 pixels
     newline = {"v.image_newline": ([256], F32_TYPE)}
 
