@@ -159,14 +159,21 @@ def ask_for(seconds: float, address: bombs.Address, url: str, right: dict[int, s
 # --- the others ---
 
 
-class Hostile(threading.Thread):
-    """Sends bombs until it is stopped, `rate` a second."""
+class Other(threading.Thread):
+    """Somebody beside the good client, until it is stopped."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.found: collections.Counter[tuple[str, str]] = collections.Counter()  # (kind, end) of what it sent
+        self.stopped = threading.Event()
+
+
+class Hostile(Other):
+    """Sends bombs, `rate` a second."""
 
     def __init__(self, address: bombs.Address, url: str, rate: float, seed: int) -> None:
-        super().__init__(daemon=True)
+        super().__init__()
         self.address, self.url, self.rate, self.rng = address, url, rate, random.Random(seed)
-        self.found: collections.Counter[tuple[str, str]] = collections.Counter()
-        self.stopped = threading.Event()
 
     def run(self) -> None:
         """Wait, draw a kind, send one of it, note the end."""
@@ -183,14 +190,12 @@ class Hostile(threading.Thread):
             self.found[kind, end] += 1
 
 
-class Holder(threading.Thread):
-    """Holds connections until it is stopped, a third of each kind."""
+class Holder(Other):
+    """Holds connections, a third of each kind."""
 
     def __init__(self, address: bombs.Address, n_held: int) -> None:
-        super().__init__(daemon=True)
+        super().__init__()
         self.address, self.n_held = address, n_held
-        self.found: collections.Counter[tuple[str, str]] = collections.Counter()
-        self.stopped = threading.Event()
 
     def run(self) -> None:
         """Open what is missing, let each send a byte, note the ends."""
@@ -212,12 +217,12 @@ class Holder(threading.Thread):
             self.found[connection.kind, "the client left"] += 1
 
 
-class Sampler(threading.Thread):
-    """The most memory that the server held."""
+class Sampler(Other):
+    """Looks how much memory the server holds."""
 
     def __init__(self, server: Server) -> None:
-        super().__init__(daemon=True)
-        self.server, self.peak, self.stopped = server, 0, threading.Event()
+        super().__init__()
+        self.server, self.peak = server, 0
 
     def run(self) -> None:
         """Look twice a second."""
@@ -234,17 +239,20 @@ def run(minutes: float, rate: float, n_held: int, factor: float, seed: int, thre
         ask_for(0, server.address, url, right)  # the first encode, allocators, thread pools
         quiet = ask_for(12 * minutes, server.address, url, right)
         before = server.resident()
-        senders = [Hostile(server.address, url, rate / 3, seed + i) for i in range(3)]
-        threads_ = [*senders, holder := Holder(server.address, n_held), sampler := Sampler(server)]
-        for thread in threads_:
-            thread.start()
+        sampler = Sampler(server)
+        others: list[Other] = [Hostile(server.address, url, rate / 3, seed + i) for i in range(3)]
+        others += [Holder(server.address, n_held), sampler]
+        for other in others:
+            other.start()
         mixed = ask_for(60 * minutes, server.address, url, right)
-        for thread in threads_:
-            thread.stopped.set()
-        for thread in threads_:
-            thread.join(300)
+        for other in others:
+            other.stopped.set()
+        for other in others:
+            other.join(300)
         restarts, after = server.restarts(), server.resident()
-        found = sum((thread.found for thread in (*senders, holder)), collections.Counter[tuple[str, str]]())
+        found: collections.Counter[tuple[str, str]] = collections.Counter()
+        for other in others:
+            found.update(other.found)
     print(f"{minutes:g} minutes, {rate:g} bombs a second, {n_held} connections held, seed {seed}, {threads} threads\n")
     print("| the good client | questions | equal | different | first word, median | slowest |")
     print("| :-- | --: | --: | --: | --: | --: |")
