@@ -15,8 +15,8 @@
 #include <algorithm>
 #include <cmath>
 
-static const int32_t AHEAD     = 8;    // rows that are made at a time: reading all features is what takes long
-static const int32_t BLOCK     = 1024; // tokens that are brought to length 1 at a time
+static const int32_t AHEAD     = QAP_ROWS_AHEAD;
+static const int32_t BLOCK     = QAP_ROWS_BLOCK;
 static const size_t  MAX_NODES = 128;
 
 namespace {

@@ -41,8 +41,7 @@ bool qap_selector_needs_cosines(int32_t selector) {
     return row != nullptr && row->needs_cosines;
 }
 
-// Above, the cosines in ggml's buffer and in ours would take over 128 MiB, and rows take longer than the table only where
-// few channels make the table cheap.
+// Above, the cosines in ggml's buffer and in ours would take over 128 MiB.
 static const int32_t ROWS_ABOVE = 4096;
 
 bool qap_selects_by_rows(int32_t selector, int32_t n_tokens) {
@@ -50,10 +49,11 @@ bool qap_selects_by_rows(int32_t selector, int32_t n_tokens) {
 }
 
 double qap_choice_bytes(const struct qap_params * params, int32_t n_tokens, int32_t n_embd, int32_t n_keep) {
-    const double n = n_tokens, x = n * n_embd, merged = (double) n_keep * n_embd, factor = 8.0 * n * n_keep;
+    const double n = n_tokens, x = n * n_embd, merged = (double) n_keep * n_embd;
+    const double factor = 8.0 * n * std::min(n_keep, n_embd); // of dpp: more than n_embd directions there are not
     const bool   merges = params->merge != QAP_MERGE_NONE;
     if (!merges && qap_selects_by_rows(params->select, n_tokens)) {
-        return 4.0 * x + factor;
+        return 4.0 * x + 8.0 * QAP_ROWS_AHEAD * n + 14.0 * QAP_ROWS_BLOCK * n_embd + factor;
     }
     if (!merges && !qap_selector_needs_cosines(params->select)) {
         return 0.0;

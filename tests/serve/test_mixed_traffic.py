@@ -12,10 +12,10 @@ crowd = pytest.importorskip("crowd", reason="needs the installed package", exc_t
 import bombs  # noqa: E402
 
 
-def test_twelve_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_some_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     """Times are not judged: tests run on busy machines."""
     find_program_or_skip()
-    status = crowd.run(minutes=0.1, rate=12.0, n_held=30, factor=0.0, seed=1, threads=1)
+    status = crowd.run(minutes=0.08, rate=12.0, n_held=30, factor=0.0, seed=1, threads=1)
     shown = capsys.readouterr()
     assert status == 0, shown
     assert all(f"| {kind} |" in shown.out for kind in bombs.HELD), shown.out
@@ -33,4 +33,4 @@ def test_harm_is_seen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert crowd.run(minutes=0.02, rate=20.0, n_held=0, factor=0.0, seed=1, threads=1) == 1
     shown = capsys.readouterr()
     assert "crowd: no bombs: 200" in shown.err
-    assert "expected '0', got '1'" in shown.err
+    assert "expected '0', got '2'" in shown.err  # 0 and 1 warm up

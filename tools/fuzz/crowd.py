@@ -95,6 +95,8 @@ def serving(threads: int) -> Iterator[Server]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def _tail(log: Any) -> str:

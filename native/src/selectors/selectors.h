@@ -35,6 +35,10 @@ struct qap_dpp_source {
     virtual const float * row(int32_t i, const std::vector<double> & residual) = 0;
 };
 
+// Of rows that are made: how many at a time, for reading all features is what takes long; and how many tokens are brought
+// to length 1 at a time.
+static const int32_t QAP_ROWS_AHEAD = 8, QAP_ROWS_BLOCK = 256;
+
 // false: a row could not be had. total: [n_tokens]
 bool qap_dpp(const float * total, int32_t n_tokens, int32_t n_keep, qap_dpp_source & source, int32_t * indices);
 
