@@ -5,8 +5,8 @@
     python benchmarks/memory_estimates.py --case dpp
 
 Measured is the peak of the resident memory of a process that does the step, less that of one that does the same
-without it; the kernel's count (VmHWM, of Linux), each process a new one. The steps: choosing a quarter of the tokens from
-features of 1,024 channels by dpp, with all cosines and, above 4,096 tokens, row by row; by divprune; by coverage;
+without it; the kernel's count (VmHWM, of Linux), each process a new one. The steps: choosing a quarter of the tokens
+from features of 1,024 channels by dpp, with all cosines and, above 4,096 tokens, row by row; by divprune; by coverage;
 merging the others into the kept ones; and a picture of LLaVA-NeXT, encoded and pruned by default, against the same
 picture through the same encoder as one tile. Estimates are those that the package refuses by (native/src/select.cpp,
 native/src/gate/gate-room.cpp). The NeXT files are the packaged one with 576 tokens a tile and a grid of tiles.
@@ -56,7 +56,7 @@ class Case:
         """Tokens of the picture."""
         side = SIDE // PATCH
         line = side * self.size
-        return side * side + line * (line + 1) if self.step == "next" else self.size
+        return side * side + line * line if self.step == "next" else self.size
 
 
 CASES = [

@@ -32,7 +32,7 @@ static tiling largest_tiling(const file & f, const tower & t) {
             return {}; // then no picture is cut (qap_tiles_why_not)
         }
         const double side   = (double) t.n_side();
-        const double tokens = side * side + y * side * (x * side + 1.0);
+        const double tokens = side * side + y * side * x * side; // the ends of lines are no tokens
         found.tokens        = std::max(found.tokens, tokens);
         found.tiles         = std::max(found.tiles, 1.0 + x * y);
     }
