@@ -24,11 +24,11 @@ F32 = npt.NDArray[np.float32]
 
 
 def by_table(x: F32, s: F32, k: int) -> list[int]:
-    return _core.select(s, cosines(x, n_threads=1), len(s), k, "dpp", 0).tolist()
+    return list(map(int, _core.select(s, cosines(x, n_threads=1), len(s), k, "dpp", 0)))
 
 
 def by_rows(x: F32, s: F32, k: int, n_threads: int = 1) -> list[int]:
-    return _core.select_by_rows(x, s, k, n_threads).tolist()
+    return list(map(int, _core.select_by_rows(x, s, k, n_threads)))
 
 
 @settings(max_examples=300, deadline=None)
@@ -53,10 +53,10 @@ def test_the_choice_is_that_of_the_table(
     elif kind == "few directions":
         x = rng.standard_normal((n, 2)) @ rng.standard_normal((2, d))
     x[rng.random(n) < 0.1] = 0.0
-    x = np.ascontiguousarray(np.clip(x / 10 * scale, -1e30, 1e30), np.float32)
+    features: F32 = np.ascontiguousarray(np.clip(x / 10 * scale, -1e30, 1e30), np.float32)
     s = rng.choice(rng.random(4), n).astype(np.float32) if seed % 2 else rng.random(n).astype(np.float32)
     k = data.draw(st.integers(1, n), "k")
-    assert by_rows(x, s, k, n_threads=1 + seed % 3) == by_table(x, s, k)
+    assert by_rows(features, s, k, n_threads=1 + seed % 3) == by_table(features, s, k)
 
 
 def large(n: int, d: int) -> tuple[F32, F32]:

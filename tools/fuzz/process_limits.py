@@ -37,9 +37,8 @@ def ending(status: int) -> str:
     if not os.WIFSIGNALED(status):
         return f"exit status {os.waitstatus_to_exitcode(status)}"
     number = os.WTERMSIG(status)
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
-    why = {signal.SIGXCPU: ", too much processor time", signal.SIGALRM: ", too long by the clock"}.get(number, "")
-    return name + why
+    names = {int(each): each.name for each in signal.Signals}
+    name = names.get(number, f"signal {number}")
+    if number == signal.SIGXCPU:
+        return name + ", too much processor time"
+    return name + ", too long by the clock" if number == signal.SIGALRM else name

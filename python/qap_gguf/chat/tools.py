@@ -143,7 +143,8 @@ def _checked(tools: Any) -> tuple[Mapping[str, Any], ...]:
         return ()
     if not isinstance(tools, Sequence) or isinstance(tools, (str, bytes)):
         raise ConfigError(form)
-    out, work = [], 0
+    out: list[Mapping[str, Any]] = []
+    work = 0
     for tool in tools:
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
