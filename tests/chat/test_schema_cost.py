@@ -1,4 +1,4 @@
-"""Schemas of some kilobytes that take llama.cpp's converter hours, all memory, or its stack are refused soon."""
+"""Schemas of some kilobytes that make llama.cpp's converter work without end, or end the process, are refused soon."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ Facts of llama.cpp 0c1e570, common/json-schema.cpp and json-schema-to-grammar.cp
 - ``allOf`` takes in the properties of what its references lead to, each time anew, and ends the process by an endless
   recursion where they lead to the ``allOf`` again;
 - n optional properties of an object cost n^3 / 6 copies of names;
-- references are followed by recursion, so that a chain of them overflows the stack;
+- references are followed by recursion: a chain of them takes stack;
 - which types a node may have is found by following every reference below ``anyOf``, ``oneOf`` and ``allOf`` anew.
 """
 
