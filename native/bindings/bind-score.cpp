@@ -94,6 +94,26 @@ static index_array select_tokens(
     return indices;
 }
 
+static index_array select_by_rows(const float_array & x, const float_array & total, int32_t n_keep, int32_t n_threads) {
+    if (x.ndim() != 2 || x.shape(0) > INT32_MAX || x.shape(1) > INT32_MAX || total.ndim() != 1 ||
+        total.shape(0) != x.shape(0) || n_keep < 1 || n_keep > x.shape(0)) {
+        throw py::value_error("expected x of shape (n_tok, n_embd), total of shape (n_tok,) and n_keep in 1..n_tok");
+    }
+    index_array   indices(n_keep);
+    const float * x_data = x.data();
+    const float * t_data = total.data();
+    int32_t *     out    = indices.mutable_data();
+    const int32_t n      = (int32_t) x.shape(0);
+    const int32_t d      = (int32_t) x.shape(1);
+    int           status = 0;
+    {
+        const py::gil_scoped_release nogil;
+        status = qap_select_by_rows(x_data, t_data, n, d, n_keep, n_threads, out);
+    }
+    check(status);
+    return indices;
+}
+
 static float_array merge_average(const float_array & x, const float_array & cosines, const index_array & indices) {
     if (x.ndim() != 2 || x.shape(0) > INT32_MAX || x.shape(1) > INT32_MAX || indices.ndim() != 1 ||
         indices.shape(0) < 1 || indices.shape(0) > x.shape(0)) {
@@ -122,6 +142,15 @@ void register_score(py::module_ & m) {
         "score", &score_tokens, py::arg("x").noconvert(), py::arg("semantic").noconvert().none(true), py::arg("params"),
         py::arg("device").none(true), py::arg("n_threads"));
     m.def("cosines", &cosines_of, py::arg("x").noconvert(), py::arg("device").none(true), py::arg("n_threads"));
+    m.def("selects_by_rows", [](const std::string & method, int32_t n_tokens) {
+        return qap_selects_by_rows(selector_id(method), n_tokens);
+    });
+    m.def(
+        "select_by_rows", &select_by_rows, py::arg("x").noconvert(), py::arg("total").noconvert(), py::arg("n_keep"),
+        py::arg("n_threads"));
+    m.def("choice_bytes", [](const qap_params & params, int32_t n_tokens, int32_t n_embd, int32_t n_keep) {
+        return qap_choice_bytes(&params, n_tokens, n_embd, n_keep);
+    });
     m.def("needs_scores", [](const std::string & method) { return qap_selector_needs_scores(selector_id(method)); });
     m.def("needs_cosines", [](const std::string & method) { return qap_selector_needs_cosines(selector_id(method)); });
     m.def(

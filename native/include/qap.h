@@ -128,7 +128,9 @@ QAP_API const char * qap_upstream_version(void); /* the llama-cpp-python version
  * the KV cache to come, 0: the model's own. n_embd: width of a token, 0 where the kind of model is not known here; may
  * be NULL. mtmd_init_from_file() asks the first by itself. */
 QAP_API int qap_check_mmproj(const char * path, bool memory, int64_t * n_embd);
-QAP_API int qap_check_language(const char * path, bool memory, int64_t n_ctx, int64_t * n_embd);
+/* The memory that it asks for: encoder and one picture of the file's own size, pruned as by default. -1 for what it refuses. */
+QAP_API double qap_mmproj_bytes(const char * path);
+QAP_API int    qap_check_language(const char * path, bool memory, int64_t n_ctx, int64_t * n_embd);
 /* Bytes that the control groups around this process allow, and that are left of it; infinite without a limit.
  * groups: /proc/self/cgroup; mount: /sys/fs/cgroup. */
 QAP_API void qap_container_room(const char * groups, const char * mount, double * total, double * free);
@@ -194,6 +196,18 @@ QAP_API bool qap_selector_needs_cosines(int32_t selector);
 QAP_API int qap_select(
     const float * total, const float * cosines, int32_t n_tokens, int32_t n_keep, int32_t selector, uint64_t seed,
     int32_t * indices);
+
+/* The same choice as by qap_cosines() and qap_select() for the dpp, without the n_tokens^2 cosines: on the CPU, in memory for
+ * n_tokens (n_embd + 2 n_keep) floats. x: [n_tokens, n_embd], else as above. */
+QAP_API int qap_select_by_rows(
+    const float * x, const float * total, int32_t n_tokens, int32_t n_embd, int32_t n_keep, int32_t n_threads,
+    int32_t * indices);
+/* whether qap_prune() chooses that way on the CPU: dpp above 4,096 tokens, where the cosines would take over 128 MiB */
+QAP_API bool qap_selects_by_rows(int32_t selector, int32_t n_tokens);
+
+/* Bytes of host memory that qap_prune() takes at most at a time to choose n_keep of n_tokens and to merge the others into
+ * them, beside the rows and their scores. 0 for choices without cosines. */
+QAP_API double qap_choice_bytes(const struct qap_params * params, int32_t n_tokens, int32_t n_embd, int32_t n_keep);
 
 /* K of an image that is cut into slices, in proportion to their tokens (largest remainder). At least 1 each where K is
  * enough for that, else some get none; so do slices without tokens. sizes, share: [n_slices] */

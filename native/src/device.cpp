@@ -93,6 +93,20 @@ int64_t qap_find_unusable(const float * values, int64_t count) {
     return -1;
 }
 
+int qap_check_features(const float * x, int32_t n_tokens, int32_t n_embd) {
+    if (x == nullptr || n_tokens < 1 || n_embd < 1) {
+        return qap_fail(
+            "x: expected (n_tok, n_embd) with at least one of each, got (%d, %d)", (int) n_tokens, (int) n_embd);
+    }
+    const int64_t at = qap_find_unusable(x, (int64_t) n_tokens * n_embd);
+    if (at >= 0) {
+        return qap_fail(
+            "x: expected finite features of at most %g, got %g at token %d, channel %d", (double) QAP_MAX_MAGNITUDE,
+            (double) x[at], (int) (at / n_embd), (int) (at % n_embd));
+    }
+    return 0;
+}
+
 int device_graph::open(ggml_backend_t on, size_t max_nodes) {
     backend           = on;
     const size_t meta = ggml_tensor_overhead() * max_nodes + ggml_graph_overhead_custom(max_nodes, false);

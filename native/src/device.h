@@ -20,6 +20,9 @@ void qap_read_floats(const ggml_tensor * tensor, float * out);
 // The first value that is not finite or above QAP_MAX_MAGNITUDE, or -1.
 int64_t qap_find_unusable(const float * values, int64_t count);
 
+// Are these usable features? x: [n_tokens, n_embd]; 0, or -1 with an error
+int qap_check_features(const float * x, int32_t n_tokens, int32_t n_embd);
+
 // Did qap_avoid_amx() come too late? Then AMX is offered, and nothing of ours may use it.
 bool qap_amx_is_broken();
 

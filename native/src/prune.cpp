@@ -2,12 +2,15 @@
 // the rows that are kept. Every way to prune ends here; each rule stands once.
 #include "prune.h"
 
+#include "gate/gate.h"
 #include "ggml.h"
 #include "qap-error.h"
 
 #include <algorithm>
 #include <iterator>
 #include <string>
+
+static const double SMALL = 64 << 20; // bytes that are not worth a look at the memory
 
 // --- which signal ---
 
@@ -202,6 +205,28 @@ static int score_tokens(
     return 0;
 }
 
+// Merging needs all cosines, and another device than the CPU multiplies in an order of its own.
+static bool chooses_by_rows(const qap_params & params, int32_t n_real, int32_t n_keep, const char * device) {
+    return device == nullptr && params.merge == QAP_MERGE_NONE && n_keep > 0 && n_keep < n_real &&
+           qap_selects_by_rows(params.select, n_real);
+}
+
+// Does what is allocated for the choice fit, so that the system does not end the process? Small amounts are not asked for.
+static int check_room(const qap_params & params, int32_t n_real, int32_t n_embd, int32_t n_keep) {
+    const double needed =
+        qap_needs_cosines(params, n_real, n_keep) ? qap_choice_bytes(&params, n_real, n_embd, n_keep) : 0.0;
+    if (needed < SMALL) {
+        return 0;
+    }
+    const double free = qap_free_memory();
+    return needed <= free
+               ? 0
+               : qap_fail(
+                     "select: expected to fit %.1f GB of free memory, needs %.1f GB to compare %d tokens; allow fewer "
+                     "tokens of a picture, select by topk without merging, or set QAP_MEMORY_CHECK=0",
+                     free / 1e9, needed / 1e9, (int) n_real);
+}
+
 int qap_prune(
     const struct qap_piece * piece, const struct qap_params * params, int32_t n_keep, const char * device,
     int32_t n_threads, struct qap_pruned * out) {
@@ -226,16 +251,27 @@ int qap_prune(
     if (n_real > 0 && score_tokens(*piece, plan, in, device, n_threads, out->scores, total) != 0) {
         return -1;
     }
-    const int64_t scored = ggml_time_us();
-    if (qap_needs_cosines(*params, n_real, n_keep)) {
-        cosines.resize((size_t) n_real * n_real);
-        if (qap_cosines(in.x, n_real, piece->n_width / piece->n_planes, device, n_threads, cosines.data()) != 0) {
+    const int64_t        scored = ggml_time_us();
+    const int32_t        n_embd = piece->n_width / piece->n_planes;
+    std::vector<int32_t> chosen;
+    if (check_room(*params, n_real, n_embd, n_keep) != 0) {
+        return -1;
+    }
+    if (chooses_by_rows(*params, n_real, n_keep, device)) {
+        chosen.resize((size_t) n_keep);
+        if (qap_select_by_rows(in.x, total.data(), n_real, n_embd, n_keep, n_threads, chosen.data()) != 0) {
             return -1;
         }
-    }
-    std::vector<int32_t> chosen;
-    if (qap_choose(*params, total.data(), cosines.data(), n_real, n_keep, chosen) != 0) {
-        return -1;
+    } else {
+        if (qap_needs_cosines(*params, n_real, n_keep)) {
+            cosines.resize((size_t) n_real * n_real);
+            if (qap_cosines(in.x, n_real, n_embd, device, n_threads, cosines.data()) != 0) {
+                return -1;
+            }
+        }
+        if (qap_choose(*params, total.data(), cosines.data(), n_real, n_keep, chosen) != 0) {
+            return -1;
+        }
     }
     plan.keep_left(in.numbers, chosen);
     if (out->indices != nullptr) {

@@ -11,24 +11,10 @@
 
 static const size_t MAX_NODES = 256;
 
-static int check_features(const float * x, int32_t n_tokens, int32_t n_embd) {
-    if (x == nullptr || n_tokens < 1 || n_embd < 1) {
-        return qap_fail(
-            "x: expected (n_tok, n_embd) with at least one of each, got (%d, %d)", (int) n_tokens, (int) n_embd);
-    }
-    const int64_t at = qap_find_unusable(x, (int64_t) n_tokens * n_embd);
-    if (at >= 0) {
-        return qap_fail(
-            "x: expected finite features of at most %g, got %g at token %d, channel %d", (double) QAP_MAX_MAGNITUDE,
-            (double) x[at], (int) (at / n_embd), (int) (at % n_embd));
-    }
-    return 0;
-}
-
 int qap_score(
     const float * x, int32_t n_tokens, int32_t n_embd, const float * semantic, const struct qap_params * params,
     const char * device, int32_t n_threads, struct qap_scores * out) {
-    if (check_features(x, n_tokens, n_embd) != 0 || qap_params_check(params) != 0) {
+    if (qap_check_features(x, n_tokens, n_embd) != 0 || qap_params_check(params) != 0) {
         return -1;
     }
     if (semantic != nullptr) {
@@ -83,7 +69,7 @@ int qap_score(
 int qap_cosines(
     const float * x, int32_t n_tokens, int32_t n_embd, const char * device, int32_t n_threads, float * cosines) {
     device_graph graph;
-    if (check_features(x, n_tokens, n_embd) != 0 || graph.open_device(device, n_threads, MAX_NODES) != 0) {
+    if (qap_check_features(x, n_tokens, n_embd) != 0 || graph.open_device(device, n_threads, MAX_NODES) != 0) {
         return -1;
     }
     ggml_tensor * inp_x  = graph.input(GGML_TYPE_F32, n_embd, n_tokens);

@@ -3,6 +3,7 @@
 #include "qap.h"
 #include "selectors/selectors.h"
 
+#include <algorithm>
 #include <cmath>
 
 struct selector_row {
@@ -38,6 +39,30 @@ bool qap_selector_needs_scores(int32_t selector) {
 bool qap_selector_needs_cosines(int32_t selector) {
     const selector_row * row = find_selector(selector);
     return row != nullptr && row->needs_cosines;
+}
+
+// Above, the cosines in ggml's buffer and in ours would take over 128 MiB.
+static const int32_t ROWS_ABOVE = 4096;
+
+bool qap_selects_by_rows(int32_t selector, int32_t n_tokens) {
+    return selector == QAP_SELECT_DPP && n_tokens > ROWS_ABOVE;
+}
+
+double qap_choice_bytes(const struct qap_params * params, int32_t n_tokens, int32_t n_embd, int32_t n_keep) {
+    const double n = n_tokens, x = n * n_embd, merged = (double) n_keep * n_embd;
+    const double factor = 8.0 * n * std::min(n_keep, n_embd); // of dpp: more than n_embd directions there are not
+    const bool   merges = params->merge != QAP_MERGE_NONE;
+    if (!merges && qap_selects_by_rows(params->select, n_tokens)) {
+        return 4.0 * x + 8.0 * QAP_ROWS_AHEAD * n + 14.0 * QAP_ROWS_BLOCK * n_embd + factor;
+    }
+    if (!merges && !qap_selector_needs_cosines(params->select)) {
+        return 0.0;
+    }
+    // features and cosines in ggml's buffer; then what the selector and the merge keep; our copy of the cosines always
+    const double graph  = 4.0 * std::max(2.5 * x, x + n * n);
+    const double chosen = params->select == QAP_SELECT_DPP ? factor : 0.0;
+    const double merge  = merges ? 4.0 * x + 12.0 * merged : 0.0;
+    return 4.0 * n * n + std::max({ graph, chosen, merge });
 }
 
 // The first value that is not finite, or -1.

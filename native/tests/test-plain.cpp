@@ -69,6 +69,10 @@ static int test_scores(generator & rng, int rounds) {
         for (int32_t k = 0; k < n_keep; k++) {
             CHECK(indices[(size_t) k] > (k > 0 ? indices[(size_t) k - 1] : -1) && indices[(size_t) k] < n);
         }
+        std::vector<int32_t> table((size_t) n_keep), rows((size_t) n_keep); // dpp in both ways
+        CHECK(qap_select(s.data(), cosines.data(), n, n_keep, QAP_SELECT_DPP, 0, table.data()) == 0);
+        CHECK(qap_select_by_rows(x.data(), s.data(), n, d, n_keep, 1, rows.data()) == 0);
+        CHECK(table == rows);
         std::vector<float> merged((size_t) n_keep * (size_t) d);
         CHECK(qap_merge_average(x.data(), cosines.data(), n, d, indices.data(), n_keep, merged.data()) == 0);
     }

@@ -16,10 +16,10 @@ from gguf_mutations import Gguf
 from qap_gguf import _core
 from qap_gguf.errors import ModelFileError
 from qap_gguf.files.gguf import check_mmproj
-from robust.test_gate import U32, V, changed, value
+from robust.test_gate import I32, U32, V, changed, value
 
 GB = 10**9
-F16_TYPE = 1
+F32_TYPE, F16_TYPE = 0, 1
 Room = Callable[[str, dict[str, str]], tuple[float, float]]
 
 
@@ -92,4 +92,31 @@ def test_pairs_of_patches_are_counted_as_measured(tmp_path: Path, packaged: qap.
     path.write_bytes(changed(file, keys, {"v.position_embd.weight": ([192, 255 * 255 + 1], F16_TYPE)}))
     check_mmproj(path, memory=False)
     with pytest.raises(ModelFileError, match=r"needs 3[4-9]\.\d GB"):
+        check_mmproj(path)
+
+
+def test_tiles_are_counted(tmp_path: Path, packaged: qap.PackagedModel) -> None:
+    """The pairs of tokens of LLaVA-NeXT's largest grid. A list that pictures are not cut by counts for nothing."""
+    file = Gguf(packaged.mmproj.read_bytes())  # 12 x 12 tokens, 192 pixels
+    newline = {"v.image_newline": ([256], F32_TYPE)}
+
+    def needed(grid: list[int], tensors: dict[str, tuple[list[int], int]]) -> float:
+        path = tmp_path / "tiles.gguf"
+        path.write_bytes(changed(file, {V + "image_grid_pinpoints": value(I32, grid)} if grid else {}, tensors))
+        return _core.mmproj_bytes(str(path))
+
+    one = needed([], {})
+    for grid, lines, columns in (([384, 192], 12, 24), ([192, 384, 384, 384], 24, 24), ([1152, 768, 192, 192], 48, 72)):
+        n = 144 + lines * columns
+        assert 8 * n**2 < needed(grid, newline) - one < 8 * n**2 + 40_000 * n
+    for grid, tensors in (([384, 384], {}), ([384, 384, 200, 192], newline), ([192 * 17, 192 * 16], newline)):
+        assert needed(grid, tensors) == pytest.approx(one, rel=0.01)
+
+
+def test_a_grid_without_room_is_refused(tmp_path: Path, packaged: qap.PackagedModel) -> None:
+    path = tmp_path / "tiles.gguf"
+    keys = {V + "image_size": value(U32, 64 * 16), V + "image_grid_pinpoints": value(I32, [16 * 1024, 16 * 1024])}
+    places = {"v.position_embd.weight": ([192, 64 * 64 + 1], F16_TYPE), "v.image_newline": ([256], F32_TYPE)}
+    path.write_bytes(changed(Gguf(packaged.mmproj.read_bytes()), keys, places))
+    with pytest.raises(ModelFileError, match=r"needs 88\d\d\.\d GB"):  # a million tokens
         check_mmproj(path)

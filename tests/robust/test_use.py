@@ -80,6 +80,15 @@ def test_a_prompt_longer_than_the_context(
     assert ask(vlm, sample) == answer  # the model is as good as before
 
 
+def test_pictures_that_cannot_fit_are_not_encoded(vlm: qap.VisionModel) -> None:
+    """15 of 144 tokens for 2,048 cells."""
+    before = vlm.n_encodes
+    pictures = [np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8) for i in range(15)]
+    with pytest.raises(ConfigError, match="n_ctx"):
+        vlm.generate([*pictures, LIST], prune=None)
+    assert vlm.n_encodes == before
+
+
 def test_a_short_context_ends_the_answer(packaged: qap.PackagedModel) -> None:
     with qap.VisionModel(n_ctx=256, n_threads=1) as vlm:
         image = vlm.encode(packaged.sample)

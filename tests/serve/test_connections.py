@@ -1,4 +1,7 @@
-"""Connections that wait: heads have a deadline, and whoever sends one is answered however many others wait."""
+"""Connections that wait: heads have a deadline, and whoever sends one is answered however many others wait.
+
+Clients that take nothing of their answer are cut off.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,19 @@ from serve.conftest import serving
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
 SECONDS = 1.0
+LARGE, BLOCK = 1 << 26, 1 << 16
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Answers at once, or to /slow when the body is there."""
+    """Answers at once, or to /slow when the body is there; /large is more than all buffers hold."""
     while (await receive()).get("more_body"):
         pass
+    if scope["path"] == "/large":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(LARGE // BLOCK):
+            await send({"type": "http.response.body", "body": bytes(BLOCK), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -31,7 +41,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
 def address() -> Iterator[tuple[str, int]]:
     """A server whose heads have a second, and of whose connections eight may wait."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        protocol = waiting_room(SECONDS, 8)
+        protocol = waiting_room(SECONDS, 8, SECONDS)
         config = uvicorn.Config(application, http=protocol, log_level="error", lifespan="off", timeout_keep_alive=60)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
@@ -103,6 +113,18 @@ def test_the_oldest_goes(address: tuple[str, int]) -> None:
         waiting[-1].sendall(HEAD + b"\r\n")
         assert answered(waiting[-1])
         assert ends_after(waiting[0]) < 0.5 * SECONDS
+
+
+@pytest.mark.parametrize(("waits", "gets_all"), [(2.5 * SECONDS, False), (0.0, True)])
+def test_an_answer_that_nobody_reads(address: tuple[str, int], waits: float, gets_all: bool) -> None:
+    with socket.create_connection(address, 10) as raw:
+        raw.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        time.sleep(waits)
+        n_bytes = 0
+        with contextlib.suppress(ConnectionError):
+            while block := raw.recv(1 << 20):
+                n_bytes += len(block)
+    assert (n_bytes >= LARGE) == gets_all, n_bytes
 
 
 def test_a_crowd_that_asks_for_nothing() -> None:

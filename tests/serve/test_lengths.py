@@ -13,7 +13,7 @@ import qap_gguf as qap
 from qap_gguf.errors import ConfigError
 from qap_gguf.language.prompt_length import PromptLimit
 from serve.conftest import URI, Served, ask
-from serve.test_requests import connected
+from serve.test_requests import connected, picture
 
 SECONDS = 5.0  # measured before: 94.6 and 27.7
 
@@ -45,6 +45,15 @@ def test_long_texts_are_refused_fast(server: Served, path: str, body: dict[str, 
     assert status == 400
     assert "n_ctx" in answer["error"]["message"]
     assert answer["error"]["code"] == "context_length_exceeded"
+
+
+def test_pictures_that_cannot_fit_are_not_encoded(server: Served) -> None:
+    """Four of them have 576 tokens, the context has 512."""
+    urls = [picture(311, 300 + i) for i in range(4)]
+    status, answer = server.post(ask(*urls, prune=None))
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+    told = [server.post(ask(url, cache_prompt=False))[1]["prune"]["n_cached"] for url in (urls[0], urls[0])]
+    assert told == [0, 1]
 
 
 def test_others_are_answered_meanwhile(server: Served) -> None:

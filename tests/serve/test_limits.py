@@ -249,3 +249,45 @@ def test_time_for_a_body(monkeypatch: pytest.MonkeyPatch, seconds: float, status
 
     anyio.run(call)
     assert sent[0]["status"] == status
+
+
+@pytest.mark.parametrize(("seconds", "statuses"), [(0.1, [408, 200, 200]), (30.0, [200, 200, 503])])
+def test_slow_bodies_make_room(monkeypatch: pytest.MonkeyPatch, seconds: float, statuses: list[int]) -> None:
+    """Two requests at a time, two bodies that have not come after 0.3 s, and a third client: the first makes room."""
+    monkeypatch.setattr(guard, "_SLOW_SECONDS", seconds)
+    found: dict[int, int] = {}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def call(front: guard.Guard, number: int) -> None:
+        async def receive() -> Any:
+            await anyio.sleep(0.6 if number < 2 else 0.0)
+            return {"type": "http.request", "body": b"a", "more_body": False}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                found[number] = message["status"]
+
+        await front({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+
+    async def all_of_them() -> None:
+        front = guard.Guard(app, Metrics(), None, 9, max_requests=2)
+        async with anyio.create_task_group() as tasks:
+            for number in range(3):
+                tasks.start_soon(call, front, number)
+                await anyio.sleep(0.01 if number == 0 else 0.3)
+
+    anyio.run(all_of_them)
+    assert [found[number] for number in range(3)] == statuses
+
+
+def test_values_of_a_body(server: Served) -> None:
+    """Fields that nobody reads cost time too; the context has 512 tokens."""
+    most = 100_000 + 8 * 512
+    around = sum(map(json.dumps(ask(ignored=[0])).count, ",[{"))
+    for n, status in ((most - around, 200), (most - around + 1, 400)):
+        found, answer = server.post(ask(ignored=[0] * (n + 1)))
+        assert found == status, answer
+    assert f"at most {most} commas" in answer["error"]["message"]

@@ -8,7 +8,7 @@ Each child reads one damaged file beside the other, good one, encodes the packag
 read it and answer two tokens. Half of the damaged mmproj files go through llama-cpp-python's own chat handler. With
 --projectors, mmproj files of the other projectors (tiny_mmproj.py) take the place of the packaged one. A child
 ends by: refused (an error of qap_gguf, or a Python exception from the stock handler), ran, another exception, or lost
-(a signal, a time limit of 60 s among them).
+(a signal, one for 60 s of processor time among them; see process_limits.py).
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import collections
 import json
 import os
 import random
-import resource
-import signal
 import sys
 import tempfile
 import traceback
@@ -29,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from gguf_mutations import KINDS, Gguf
+from process_limits import bound, ending
 from tiny_mmproj import PROJECTORS, tiny_mmproj
 
 RAN, REFUSED, OTHER = 0, 10, 11
-SECONDS, BYTES = 60, 16 << 30  # of a child; more is a loss
+SECONDS = 60  # of processor time for a child; more is a loss
 
 
 def use_pair(mmproj: Path, model: Path) -> None:
@@ -90,9 +89,7 @@ def child(use: str, mmproj: Path, model: Path, log: Path) -> int:
     with log.open("wb", buffering=0) as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    signal.alarm(SECONDS)
+    bound(SECONDS)
     from qap_gguf.errors import QapError
 
     try:
@@ -162,7 +159,7 @@ def outcomes(
         log.unlink(missing_ok=True)
         names = {RAN: "ran", REFUSED: "refused"}
         if os.WIFSIGNALED(status):
-            yield case, f"lost ({signal.Signals(os.WTERMSIG(status)).name})", said
+            yield case, f"lost ({ending(status)})", said
         else:
             yield case, names.get(os.WEXITSTATUS(status), "other exception"), said
 

@@ -8,7 +8,8 @@ A file is the packaged language model, as a llama and with a short vocabulary, o
 another architecture or projector, with a few keys that such models have, and one damage of gguf_mutations.py. It is
 judged as `check_files` and the commands do it: gate, trial, then, in a process of its own, the loading and a question
 about a picture. It ends by: gate (a rule of ours), trial (the child was ended; the parent says so in a line), words
-(llama.cpp's own error), ran, or lost (a signal in the process that the trial was to protect).
+(llama.cpp's own error), ran, or lost (a signal in the process that the trial was to protect; process_limits.py says
+what it may take).
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ import argparse
 import collections
 import os
 import random
-import resource
-import signal
 import struct
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import gguf_mutations as damage
 from gguf_mutations import ARRAY, STRING, Gguf, Key, Tensor, write
+from process_limits import bound, ending
 from tiny_mmproj import PROJECTORS, tiny_mmproj
 
 KINDS = (
@@ -34,7 +34,7 @@ KINDS = (
     damage.drop_tensor, damage.change_shape, damage.change_type, damage.swap_tensors,
 )  # fmt: skip
 N_TOKENS = 400
-SECONDS, BYTES = 90, 16 << 30  # of a process; more is a loss
+SECONDS = 90  # of processor time for a process; more is a loss
 #: what other architectures ask for, as it follows the name and a dot
 MORE_KEYS = (
     "ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.time_step_rank", "ssm.group_count", "expert_count",
@@ -128,9 +128,7 @@ def outcome(kind: str, path: Path, log: Path) -> str:
     if pid == 0:
         status = 1
         try:
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-            signal.alarm(SECONDS)
+            bound(SECONDS)
             with log.open("wb", buffering=0) as out:
                 os.dup2(out.fileno(), 1)
                 os.dup2(out.fileno(), 2)
@@ -142,7 +140,7 @@ def outcome(kind: str, path: Path, log: Path) -> str:
             os._exit(status)
     _, status = os.waitpid(pid, 0)
     if status:
-        return f"lost: status {status}\n{log.read_text(errors='replace')[-2000:]}"
+        return f"lost: {ending(status)}\n{log.read_text(errors='replace')[-2000:]}"
     return log.with_suffix(".said").read_text()
 
 

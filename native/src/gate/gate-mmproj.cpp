@@ -6,6 +6,7 @@
 #include "gate.h"
 
 #include <algorithm>
+#include <memory>
 
 namespace qap_gate {
 
@@ -208,26 +209,10 @@ static void check_picture_sizes(const file & f, const tower & t) {
     }
 }
 
-// Encoder weights are read into memory; activations of one picture come on top: a few rows of every width, and the
-// patches laid out for the convolution. Attention is computed in blocks (flash attention) or n x n for each head. The
-// cosines of all pairs of tokens, which dpp, divprune, coverage and merge look at, stand in the graph's buffer and in ours.
-static void check_room(const file & f, const tower & t) {
-    const double n        = (double) t.n_patches() + 1.0;
-    const double row      = 8.0 * (double) t.n_embd + 3.0 * (double) t.n_ff;
-    const double unfolded = 6.0 * (double) (t.patch_size * t.patch_size);
-    const double merge    = (double) f.whole("clip.vision.projector.scale_factor", 1, 64, 1);
-    const double tokens   = n / (merge * merge);
-    check_memory(
-        f, 0.0, (double) f.n_bytes + 4.0 * n * row + 2.0 * n * unfolded + std::max(2.0 * n * n, 8.0 * tokens * tokens));
-}
-
-} // namespace qap_gate
-
-int64_t qap_gate_mmproj(const std::string & path, bool memory) {
-    using namespace qap_gate;
-    const file f(path);
+// The header of a file that upstream will read; width: of a token, 0 if unknown. Null for what has no vision tower.
+static std::unique_ptr<tower> check_header(const file & f, int64_t & width) {
     if (f.text("general.architecture") != "clip") {
-        return 0; // upstream refuses what is no mmproj with an error of its own
+        return nullptr; // upstream refuses what is no mmproj with an error of its own
     }
     check_keys(f);
     for (const ggml_tensor * t = f.first(); t != nullptr; t = f.next(t)) {
@@ -236,13 +221,31 @@ int64_t qap_gate_mmproj(const std::string & path, bool memory) {
         }
     }
     if (!f.flag("clip.has_vision_encoder", false)) {
-        return 0; // audio alone: this project does not load it
+        return nullptr; // audio alone: this project does not load it
     }
-    tower t = read_tower(f);
-    check_picture_sizes(f, t);
-    const int64_t width = check_projector(f, t);
-    if (memory) {
-        check_room(f, t);
+    auto t = std::make_unique<tower>(read_tower(f));
+    check_picture_sizes(f, *t);
+    width = check_projector(f, *t);
+    return t;
+}
+
+} // namespace qap_gate
+
+int64_t qap_gate_mmproj(const std::string & path, bool memory) {
+    using namespace qap_gate;
+    const file f(path);
+    int64_t    width = 0;
+    const auto t     = check_header(f, width);
+    if (t && memory) {
+        check_memory(f, 0.0, needed_bytes(f, *t, width));
     }
     return width;
+}
+
+double qap_gate_mmproj_bytes(const std::string & path) {
+    using namespace qap_gate;
+    const file f(path);
+    int64_t    width = 0;
+    const auto t     = check_header(f, width);
+    return t ? needed_bytes(f, *t, width) : 0.0;
 }

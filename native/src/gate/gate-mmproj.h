@@ -25,4 +25,8 @@ struct tower {
 // Tensors of tower and projector, for the kinds that this project knows; returns the width of a token, 0 for others.
 int64_t check_projector(const file & f, tower & t);
 
+// Bytes that the encoder takes, with one picture of the file's size, pruned as by default (gate-room.cpp). width: of a
+// token, 0 if unknown
+double needed_bytes(const file & f, const tower & t, int64_t width);
+
 } // namespace qap_gate

@@ -24,6 +24,15 @@ int qap_check_mmproj(const char * path, bool memory, int64_t * n_embd) {
     return guarded([&] { return qap_gate_mmproj(path, memory); }, n_embd);
 }
 
+double qap_mmproj_bytes(const char * path) {
+    double     bytes  = -1.0;
+    const auto needed = [&] {
+        bytes = qap_gate_mmproj_bytes(path);
+        return int64_t{ 0 };
+    };
+    return guarded(needed, nullptr) == 0 ? bytes : -1.0;
+}
+
 void qap_container_room(const char * groups, const char * mount, double * total, double * free) {
     const qap_gate::container_room room = qap_gate::find_container_room(groups, mount);
     *total                              = room.total;

@@ -2,6 +2,7 @@
 // A language model's weights are mapped: they need room somewhere in RAM, swap or a GPU, not free room now. What is
 // allocated (the encoder's weights, the KV cache, activations) needs room that is free, or the kernel ends the process.
 #include "gate-file.h"
+#include "gate.h"
 #include "ggml-backend.h"
 
 #include <algorithm>
@@ -117,9 +118,13 @@ static room measure() {
     return m;
 }
 
+static bool is_off() {
+    const char * value = std::getenv("QAP_MEMORY_CHECK");
+    return value != nullptr && std::strcmp(value, "0") == 0;
+}
+
 void check_memory(const file & f, double mapped, double allocated) {
-    const char * off = std::getenv("QAP_MEMORY_CHECK");
-    if (off != nullptr && std::strcmp(off, "0") == 0) {
+    if (is_off()) {
         return;
     }
     const room m = measure();
@@ -138,3 +143,8 @@ void check_memory(const file & f, double mapped, double allocated) {
 }
 
 } // namespace qap_gate
+
+double qap_free_memory() {
+    const qap_gate::room m = qap_gate::is_off() ? qap_gate::room() : qap_gate::measure();
+    return m.total > 0.0 ? m.free : std::numeric_limits<double>::infinity();
+}

@@ -64,13 +64,21 @@ ggml_tensor * qap_build_scaled_norm(ggml_context * ctx, ggml_tensor * x, ggml_te
     return build_norm(ctx, ggml_div(ctx, x, qap_build_runs(ctx, unit, x->ne[0])));
 }
 
-ggml_tensor * qap_build_cosines(ggml_context * ctx, ggml_tensor * x) {
+ggml_tensor * qap_build_unit_rows(ggml_context * ctx, ggml_tensor * x) {
     const int64_t n_embd = x->ne[0];
     ggml_tensor * unit   = ggml_clamp(ctx, qap_build_absmax(ctx, x), FLT_MIN, FLT_MAX);
     ggml_tensor * scaled = ggml_div(ctx, x, qap_build_runs(ctx, unit, n_embd));
     ggml_tensor * norm   = ggml_clamp(ctx, build_norm(ctx, scaled), FLT_MIN, FLT_MAX);
-    ggml_tensor * rows   = ggml_div(ctx, scaled, qap_build_runs(ctx, norm, n_embd));
-    ggml_tensor * cosine = ggml_mul_mat(ctx, rows, rows);
-    ggml_prec_set_acc(cosine, GGML_PREC_F32);
-    return cosine;
+    return ggml_div(ctx, scaled, qap_build_runs(ctx, norm, n_embd));
+}
+
+ggml_tensor * qap_build_products(ggml_context * ctx, ggml_tensor * rows, ggml_tensor * some) {
+    ggml_tensor * cosines = ggml_mul_mat(ctx, rows, some);
+    ggml_prec_set_acc(cosines, GGML_PREC_F32);
+    return cosines;
+}
+
+ggml_tensor * qap_build_cosines(ggml_context * ctx, ggml_tensor * x) {
+    ggml_tensor * rows = qap_build_unit_rows(ctx, x);
+    return qap_build_products(ctx, rows, rows);
 }

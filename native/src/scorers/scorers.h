@@ -27,6 +27,11 @@ ggml_tensor * qap_build_attention_received(ggml_context * ctx, ggml_tensor * q, 
 // cos(x_i, x_j); zeros for a token of zeros. x: [n_embd, n_tokens] -> [n_tokens, n_tokens]
 ggml_tensor * qap_build_cosines(ggml_context * ctx, ggml_tensor * x);
 
+// The same in two steps. Rows of length 1, or 0 for a token of zeros: [n_embd, n_tokens] -> [n_embd, n_tokens]; and the
+// cosines of some of these rows with all, [n_embd, n_tokens] and [n_embd, n_some] -> [n_tokens, n_some]
+ggml_tensor * qap_build_unit_rows(ggml_context * ctx, ggml_tensor * x);
+ggml_tensor * qap_build_products(ggml_context * ctx, ggml_tensor * rows, ggml_tensor * some);
+
 // max_j |x_ij|. x: [n_embd, n_tokens] -> [1, n_tokens]
 ggml_tensor * qap_build_absmax(ggml_context * ctx, ggml_tensor * x);
 

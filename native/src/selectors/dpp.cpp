@@ -14,19 +14,17 @@
 
 static const double SPANNED = 1e-5;
 
-void qap_select_dpp(const qap_select_input & in, int32_t * indices) {
-    const int32_t       n = in.n_tokens;
+bool qap_dpp(const float * total, int32_t n, int32_t n_keep, qap_dpp_source & source, int32_t * indices) {
     std::vector<double> own(n), residual(n);
     std::vector<char>   taken(n, 0);
     std::vector<double> rows; // [kept, n]: row t of the Cholesky factor, one for each kept token
-    rows.reserve((size_t) in.n_keep * n);
+    rows.reserve((size_t) n_keep * n);
     for (int32_t i = 0; i < n; i++) {
-        const bool zeros = in.cosines[(size_t) i * n + i] < 0.5f;
-        own[i] = residual[i] = zeros ? 0.0 : (double) in.total[i] * in.total[i];
+        own[i] = residual[i] = source.is_zero(i) ? 0.0 : (double) total[i] * total[i];
     }
 
     int32_t kept = 0;
-    for (; kept < in.n_keep; kept++) {
+    for (; kept < n_keep; kept++) {
         int32_t best = -1;
         for (int32_t i = 0; i < n; i++) {
             if (!taken[i] && residual[i] > SPANNED * own[i] && (best < 0 || residual[i] > residual[best])) {
@@ -36,13 +34,17 @@ void qap_select_dpp(const qap_select_input & in, int32_t * indices) {
         if (best < 0) {
             break;
         }
+        const float * cosines = source.row(best, residual);
+        if (cosines == nullptr) {
+            return false;
+        }
         taken[best]        = 1;
         indices[kept]      = best;
         const double pivot = std::sqrt(residual[best]);
         double *     row   = rows.data() + rows.size();
         rows.resize(rows.size() + n); // within what was reserved: `row` and the rows before it stay where they are
         for (int32_t i = 0; i < n; i++) {
-            row[i] = (double) in.total[best] * in.total[i] * in.cosines[(size_t) best * n + i];
+            row[i] = (double) total[best] * total[i] * cosines[i];
         }
         for (int32_t t = 0; t < kept; t++) { // row by row: memory in order, several tokens in a vector
             const double * before = rows.data() + (size_t) t * n;
@@ -56,18 +58,40 @@ void qap_select_dpp(const qap_select_input & in, int32_t * indices) {
             residual[i] -= row[i] * row[i];
         }
     }
-    for (; kept < in.n_keep; kept++) {
+    for (; kept < n_keep; kept++) {
         int32_t best = 0;
         while (taken[best]) {
             best++;
         }
         for (int32_t i = best + 1; i < n; i++) {
-            if (!taken[i] && in.total[i] > in.total[best]) {
+            if (!taken[i] && total[i] > total[best]) {
                 best = i;
             }
         }
         taken[best]   = 1;
         indices[kept] = best;
     }
-    std::sort(indices, indices + in.n_keep);
+    std::sort(indices, indices + n_keep);
+    return true;
+}
+
+namespace {
+
+// All rows are at hand.
+struct dpp_table : qap_dpp_source {
+    const float * cosines;
+    size_t        n;
+
+    dpp_table(const float * cosines, int32_t n) : cosines(cosines), n((size_t) n) {}
+
+    bool is_zero(int32_t i) const override { return cosines[(size_t) i * n + (size_t) i] < 0.5f; }
+
+    const float * row(int32_t i, const std::vector<double> & /*residual*/) override { return cosines + (size_t) i * n; }
+};
+
+} // namespace
+
+void qap_select_dpp(const qap_select_input & in, int32_t * indices) {
+    dpp_table source(in.cosines, in.n_tokens);
+    qap_dpp(in.total, in.n_tokens, in.n_keep, source, indices);
 }

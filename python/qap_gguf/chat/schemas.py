@@ -16,6 +16,7 @@ from typing import Any, Final
 from llama_cpp.llama_grammar import LlamaGrammar
 
 from qap_gguf import _core
+from qap_gguf.chat.schema_cost import check_cost
 from qap_gguf.errors import ConfigError
 
 MAX_REPEAT: Final = 2000
@@ -25,8 +26,6 @@ MAX_NODES: Final = 10_000
 MAX_CHARACTERS: Final = 1 << 18
 _REPEATS = ("minLength", "maxLength", "minItems", "maxItems")
 _CLASSES = {"d": "0-9", "w": "A-Za-z0-9_", "s": " "}  # a JSON string has no other white space unescaped
-#: Keywords that hold a schema in the place of the one that they stand in.
-_SAME_PLACE = ("anyOf", "oneOf", "allOf")
 
 
 class SchemaGrammar(LlamaGrammar):
@@ -56,46 +55,12 @@ def _count(node: Mapping[str, Any], key: str) -> int:
     return int(value)
 
 
-def _check_references(schema: Any) -> None:
-    """No ``$ref`` leads back to itself without anything of the answer in between."""
-
-    def follow(node: Any, seen: frozenset[str]) -> None:
-        if not isinstance(node, Mapping):
-            return
-        ref = node.get("$ref")
-        if isinstance(ref, str):
-            if ref in seen:
-                raise ConfigError(f"schema: expected $ref {ref!r} to end somewhere, it leads back to itself; change it")
-            follow(_resolve(schema, ref), seen | {ref})
-        for key in _SAME_PLACE:
-            for inner in node.get(key) or () if isinstance(node.get(key), list) else ():
-                follow(inner, seen)
-
-    for node in _walk(schema):
-        if isinstance(node.get("$ref"), str):
-            follow(node, frozenset())
-
-
-def _resolve(schema: Any, ref: str) -> Any:
-    if not ref.startswith("#"):
-        raise ConfigError(f"schema: expected a $ref that begins with #, got {ref[:80]!r}; put the definition inside")
-    node = schema
-    for step in (part.replace("~1", "/").replace("~0", "~") for part in ref[1:].split("/")[1:]):
-        if isinstance(node, Mapping) and step in node:
-            node = node[step]
-        elif isinstance(node, list) and step.isdecimal() and int(step) < len(node):
-            node = node[int(step)]
-        else:
-            raise ConfigError(f"schema: expected a definition at $ref {ref[:80]!r}, found none; add it")
-    return node
-
-
-def check_schema(schema: Any) -> None:
-    """Converting the schema stays within bounds.
+def check_schema(schema: Any) -> int:
+    """Converting the schema stays within bounds; the visits that it takes (:mod:`qap_gguf.chat.schema_cost`).
 
     Raises:
         ConfigError: no JSON object, too large, too deep, with numbers that no grammar repeats, a ``$ref`` that leads
-            nowhere or back to itself, or a pattern that cannot become a grammar.
+            nowhere or back to itself, or more work for the converter than the text shows (schema_cost.py).
 
     Example:
         >>> check_schema({"type": "string", "minLength": 1_000_000_000})
@@ -111,13 +76,13 @@ def check_schema(schema: Any) -> None:
         total += sum(_count(node, key) for key in _REPEATS)
         if total > MAX_TOTAL:
             raise ConfigError(f"schema: expected lengths of at most {MAX_TOTAL} together, got more; make them smaller")
-    _check_references(schema)
     try:
         size = len(json.dumps(schema, ensure_ascii=False, allow_nan=False).encode())
     except (TypeError, ValueError) as err:  # UnicodeEncodeError is a ValueError
         raise ConfigError(f"schema: expected JSON and Unicode, got other values ({err}); check it") from err
     if size > MAX_CHARACTERS:
         raise ConfigError(f"schema: expected at most {MAX_CHARACTERS} bytes, got {size}; make it smaller")
+    return check_cost(schema)
 
 
 def _convert(text: str) -> str:

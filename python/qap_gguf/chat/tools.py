@@ -18,8 +18,11 @@ import llama_cpp
 from llama_cpp.llama_grammar import LlamaGrammar
 
 from qap_gguf import _core
+from qap_gguf.chat.schema_cost import MAX_WORK
 from qap_gguf.chat.schemas import SchemaGrammar, check_schema, schema_grammar
 from qap_gguf.errors import ConfigError
+
+_MAX_TOOLS = 128  # as at OpenAI
 
 
 def response_schema(response_format: Mapping[str, Any] | None) -> Any:
@@ -140,12 +143,17 @@ def _checked(tools: Any) -> tuple[Mapping[str, Any], ...]:
         return ()
     if not isinstance(tools, Sequence) or isinstance(tools, (str, bytes)):
         raise ConfigError(form)
-    out = []
+    out: list[Mapping[str, Any]] = []
+    work = 0
     for tool in tools:
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
             raise ConfigError(form)
-        check_schema(function.get("parameters") or {})
+        work += check_schema(function.get("parameters") or {})
+        if len(out) >= _MAX_TOOLS or work > MAX_WORK:
+            raise ConfigError(
+                f"tools: expected at most {_MAX_TOOLS}, with schemas that are little work together; send fewer"
+            )
         words = {"name": function["name"], "description": str(function.get("description") or "")}
         out.append({"type": "function", "function": {**words, "parameters": function.get("parameters") or {}}})
     return tuple(out)

@@ -155,8 +155,17 @@ def select(
     if needs_cosines(method):
         if features is None:
             raise ConfigError(f"features: {method} compares tokens, got None; pass the features")
+        if _core.selects_by_rows(method, n_tokens):
+            return _select_by_rows(total, features, int(n_keep))
         table = cosines(features)
     return select_by(total, table, int(n_keep), method, int(seed))
+
+
+def _select_by_rows(total: FloatArray, features: FloatArray, n_keep: int) -> IndexArray:
+    try:
+        return _core.select_by_rows(features, total, n_keep, n_threads_default())
+    except ValueError as err:
+        raise ArrayError(str(err)) from err
 
 
 def needs_cosines(method: str) -> bool:

@@ -31,6 +31,8 @@ from qap_gguf.serve.upstream import Upstream
 
 #: Headers of a route of llama-server's that is passed on as it is.
 _PASSED = ("content-type", "cache-control", "etag")
+#: Commas and brackets of a body: its fields, a schema, tools; and those in texts that fit the context.
+_VALUES, _VALUES_OF_A_TOKEN = 100_000, 8
 
 
 class _Weight:
@@ -176,7 +178,7 @@ class Application:
     ) -> None:
         seconds = self.settings.max_seconds
         begun = time.monotonic()
-        body = await _json(request)
+        body = await self._json(request)
         async with self._admitted(), contextlib.AsyncExitStack() as stack:
             try:
                 with anyio.fail_after(seconds):
@@ -197,6 +199,10 @@ class Application:
             self.metrics.add("seconds_total", time.perf_counter() - started, 'step="images"')
         return prepared
 
+    async def _json(self, request: Request) -> dict[str, Any]:
+        most = _VALUES + _VALUES_OF_A_TOKEN * self.settings.n_ctx
+        return parse(await request.body(), request.headers.get("content-type", ""), most)
+
     # --- what is answered here ---
 
     async def models(self, _request: Request) -> Response:
@@ -206,17 +212,17 @@ class Application:
 
     async def tokenize(self, request: Request) -> Response:
         """Token ids of a text."""
-        body = await _json(request)
+        body = await self._json(request)
         return JSONResponse({"tokens": await anyio.to_thread.run_sync(self.preparer.tokens, body.get("input"))})
 
     async def count(self, request: Request) -> Response:
         """Number of tokens of a text."""
-        body = await _json(request)
+        body = await self._json(request)
         return JSONResponse({"count": len(await anyio.to_thread.run_sync(self.preparer.tokens, body.get("input")))})
 
     async def detokenize(self, request: Request) -> Response:
         """Text of token ids."""
-        body = await _json(request)
+        body = await self._json(request)
         return JSONResponse({"text": await anyio.to_thread.run_sync(self.preparer.text, body.get("tokens"))})
 
     async def health(self, _request: Request) -> Response:
@@ -256,7 +262,3 @@ class Application:
 
         headers = {name: value for name, value in reply.headers.items() if name in _PASSED}
         return StreamingResponse(blocks(), reply.status, headers=headers)
-
-
-async def _json(request: Request) -> dict[str, Any]:
-    return parse(await request.body(), request.headers.get("content-type", ""))

@@ -1,6 +1,7 @@
 """What stands in front of all routes: how many requests there are, the key, and the size of a request's body.
 
 The body is read here, before anything looks at it, so that its size is bounded whether or not the client announces it.
+Where there are too many requests, the one whose body has been coming for longest makes room.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _BODY_SECONDS = 60.0
+_SLOW_SECONDS = 1.0  # after which a body that still comes makes room for others
 #: What needs no key; the page's files are the same for everyone, and hold nothing of this server.
 _OPEN = ("/health", *FILES)
 
@@ -38,6 +40,7 @@ class Guard:
     ) -> None:
         self._app, self._metrics, self._max_bytes = app, metrics, max_body_bytes
         self._max_requests, self._n_now = max_requests, 0
+        self._coming: dict[anyio.CancelScope, float] = {}  # bodies, the oldest first, and since when
         self._token = None if api_key is None else f"Bearer {api_key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,7 +61,7 @@ class Guard:
             await send(message)
 
         try:
-            if self._n_now > self._max_requests:
+            if self._n_now > self._max_requests and not self._make_room():
                 raise RefusedError(503, f"{self._n_now - 1} requests are open; come back later", "overloaded")
             self._check_key(scope)
             body = await self._read(scope, receive)
@@ -76,6 +79,15 @@ class Guard:
 
         await self._app(scope, replay, counted)
 
+    def _make_room(self) -> bool:
+        """End the body that has been coming for longest, unless all are new."""
+        oldest = next(iter(self._coming), None)
+        if oldest is None or anyio.current_time() - self._coming[oldest] < _SLOW_SECONDS:
+            return False
+        del self._coming[oldest]
+        oldest.cancel()
+        return True
+
     def _check_key(self, scope: Scope) -> None:
         if self._token is None or scope["path"] in _OPEN or scope["method"] == "OPTIONS":
             return
@@ -91,8 +103,9 @@ class Guard:
         too_large = RefusedError(413, f"body: expected at most {self._max_bytes} bytes; send smaller or fewer images")
         if announced.isdigit() and int(announced) > most:
             raise too_large
-        try:
-            with anyio.fail_after(_BODY_SECONDS):
+        with anyio.CancelScope(deadline=anyio.current_time() + _BODY_SECONDS) as limit:
+            self._coming[limit] = anyio.current_time()
+            try:
                 while True:
                     message = await receive()
                     if message["type"] != "http.request":
@@ -104,10 +117,12 @@ class Guard:
                         raise too_large
                     if not message.get("more_body", False):
                         break
-        except TimeoutError as err:
+            finally:
+                self._coming.pop(limit, None)
+        if limit.cancelled_caught:
             raise RefusedError(
-                408, f"body: expected all of it within {_BODY_SECONDS:g} seconds; send it faster"
-            ) from err
+                408, f"body: expected all of it within {_BODY_SECONDS:g} seconds, or where many wait {_SLOW_SECONDS:g}"
+            )
         if n_bytes > self._max_bytes:
             raise too_large
         return bytes(body)

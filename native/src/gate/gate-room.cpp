@@ -1,0 +1,61 @@
+// gate-room.cpp: the memory that an encoder and one picture take. docs/robustness.md has it beside what was measured
+// (benchmarks/memory_estimates.py).
+#include "gate-mmproj.h"
+#include "qap.h"
+
+#include <algorithm>
+
+namespace qap_gate {
+
+// Graphs of int errors and of ggml's quantizers: rows of features that they have at a time.
+static const double SCORED_ROWS = 3.0;
+
+static const double MAX_TILES = 256.0; // families/pack.cpp
+
+// What a picture of LLaVA-NeXT is cut into: the whole, and the largest grid of the file.
+struct tiling {
+    double tokens = 0.0, tiles = 0.0;
+};
+
+static tiling largest_tiling(const file & f, const tower & t) {
+    const char * const key = "clip.vision.image_grid_pinpoints"; // i32 (gate-mmproj.cpp): width, height, width, ...
+    const bool         known =
+        f.find("v.image_newline") != nullptr || f.find("model.image_newline") != nullptr; // else one tile is encoded
+    tiling found;
+    if (!known || !f.has(key) || t.image_size < 1) {
+        return found;
+    }
+    const auto * sides = static_cast<const int32_t *>(f.data(key));
+    for (size_t i = 0; i + 1 < f.length(key); i += 2) {
+        const double x = (double) (sides[i] / t.image_size), y = (double) (sides[i + 1] / t.image_size);
+        if (sides[i] % t.image_size != 0 || sides[i + 1] % t.image_size != 0 || x * y > MAX_TILES) {
+            return {}; // then no picture is cut (qap_tiles_why_not)
+        }
+        const double side   = (double) t.n_side();
+        const double tokens = side * side + y * side * x * side; // the ends of lines are no tokens
+        found.tokens        = std::max(found.tokens, tokens);
+        found.tiles         = std::max(found.tiles, 1.0 + x * y);
+    }
+    return found;
+}
+
+// Encoder weights are read into memory; activations of one picture, or of one tile, come on top: a few rows of every width,
+// and the patches laid out for the convolution. Attention is computed in blocks (flash attention) or n x n for each head.
+// Then the tokens' rows on the host, the graph that scores them, and the choice.
+double needed_bytes(const file & f, const tower & t, int64_t width) {
+    const double n        = (double) t.n_patches() + 1.0;
+    const double row      = 8.0 * (double) t.n_embd + 3.0 * (double) t.n_ff;
+    const double unfolded = 6.0 * (double) (t.patch_size * t.patch_size);
+    const double merge    = (double) f.whole("clip.vision.projector.scale_factor", 1, 64, 1);
+    const tiling tiled    = largest_tiling(f, t);
+    const double tokens   = std::max(n / (merge * merge), tiled.tokens);
+    const double pixels   = 3.0 * (double) (t.image_size * t.image_size) * tiled.tiles; // as bytes, and in f32
+    const double rows     = 4.0 * tokens * (double) (width > 0 ? width : t.n_embd);
+    const auto   params   = qap_params_default();
+    const auto   n_tokens = (int32_t) std::min(tokens, 1e9);
+    const double choice   = qap_choice_bytes(&params, n_tokens, (int32_t) (width > 0 ? width : t.n_embd), n_tokens / 4);
+    const double pruned   = (tiled.tiles > 0.0 ? 3.0 : 2.0) * rows + std::max(SCORED_ROWS * rows, choice);
+    return (double) f.n_bytes + 4.0 * n * row + 2.0 * n * unfolded + 6.0 * pixels + std::max(2.0 * n * n, pruned);
+}
+
+} // namespace qap_gate
