@@ -142,9 +142,11 @@ def table(found: Found, types: Sequence[str], way: str, pictures: Sequence[Path]
             cells = []
             for key in KEYS:
                 mine, none = (column(found, name, one, way, key) for one in (kind, "none"))
-                compared = mine is not None and none is not None and kind != "none"
-                cells.append("-" if mine is None else f"{100 * mine.mean():.1f}")
-                cells.append(cell(interval(mine - none, pictures)) if compared else "")
+                if mine is None:
+                    cells += ["-", ""]
+                    continue
+                versus = "" if none is None or kind == "none" else cell(interval(mine - none, pictures))
+                cells += [f"{100 * mine.mean():.1f}", versus]
             body.append((name, kind, *cells))
     return ("type", "imatrix", "right, %", "minus none", "KL, 1/1000 nat", "minus none"), body
 
