@@ -12,6 +12,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 
 import qap_gguf as qap
 from convert.test_imatrix import write_gguf
+from dropin.gguf_copy import rewrite
 from native.features import F32
 from ops.graphs import WatchedEncoder
 from qap_gguf import _core, reference
@@ -121,7 +122,9 @@ def test_an_early_drop_needs_none(weighted: Path) -> None:
     np.testing.assert_array_equal(image.kept_early, plain.kept_early)
 
 
-def test_an_imatrix_that_does_not_fit_is_refused(imatrix: Path, tmp_path: Path) -> None:
+def test_an_imatrix_that_does_not_fit_is_refused(
+    imatrix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     narrow = write_gguf(tmp_path / "narrow.gguf", {"blk.0.attn_q.weight": np.ones(64)}, [4.0])
     with pytest.raises(ConvertError, match=r"tokens have 256 channels, got 64 in .*narrow"):
         qap.annotate(PACKAGED.mmproj, tmp_path / "a.gguf", MODEL, imatrix=narrow)
@@ -131,6 +134,9 @@ def test_an_imatrix_that_does_not_fit_is_refused(imatrix: Path, tmp_path: Path) 
     zeros = write_gguf(tmp_path / "zeros.gguf", {"blk.0.attn_q.weight": np.zeros(256)}, [4.0])
     with pytest.raises(ConvertError, match="numbers above 0"):
         channel_weights(zeros)
+    few = rewrite(PACKAGED.mmproj, tmp_path / "few.gguf", {"qap.version": 1, WEIGHTS_KEY: [1.0, 2.0]})
+    assert main(["convert", "--check", str(few)]) == 1
+    assert "each of the 256 channels of a token, got 2" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="expected defaults beside it"):
         qap.annotate(PACKAGED.mmproj, tmp_path / "a.gguf", None, imatrix=imatrix)
     assert not (tmp_path / "a.gguf").exists()
