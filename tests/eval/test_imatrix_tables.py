@@ -44,7 +44,7 @@ def test_a_row_for_each_type_and_matrix() -> None:
     assert rows["Q4_0", "dense"] == ("-", "", "-", "")
     right, gained, kl, lower = rows["Q4_0", "pruned"]
     assert (right, kl, lower) == ("80.0", "5.0", "**-15.0** (-15.0 to -15.0)")
-    assert gained.startswith("**+30.0** (+")
+    assert gained.startswith("+30.0 (+0.0 to ")
     assert rows["IQ1_M", "pruned"] == ("20.0", "", "100.0", "")
 
 

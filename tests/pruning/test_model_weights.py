@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from convert.test_imatrix import write_gguf
 from dropin.gguf_copy import rewrite
 from native.features import F32
 from ops.graphs import WatchedEncoder
-from qap_gguf import _core, reference
+from qap_gguf import reference
 from qap_gguf.cli.main import main
 from qap_gguf.config import WEIGHTS_KEY
 from qap_gguf.convert import channel_weights
@@ -30,8 +31,8 @@ WEIGHTS = (np.random.default_rng(5).gamma(0.3, size=256) + 1e-3).astype(np.float
 
 
 def stored(path: Path) -> F32 | None:
-    found = _core.gguf_arrays(str(path), WEIGHTS_KEY).get(WEIGHTS_KEY)
-    return None if found is None else np.array(found, np.float32)
+    field = gguf.GGUFReader(path).fields.get(WEIGHTS_KEY)
+    return None if field is None else np.array(field.contents(), np.float32)
 
 
 @pytest.fixture(scope="module")

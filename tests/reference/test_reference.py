@@ -299,7 +299,7 @@ def test_bad_settings_are_refused(kwargs: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("error", GGML_ERRORS)
 def test_ggml_types_are_not_in_the_reference(error: str) -> None:
-    with pytest.raises(ValueError, match=r"int8, got .*; ggml types are ggml's own quantizers"):
+    with pytest.raises(ValueError, match=r"int8, model, got .*; ggml types are ggml's own quantizers"):
         ref.quantization_error(np.ones((2, 32), np.float32), error)
 
 
