@@ -128,7 +128,7 @@ def test_weights_of_channels_in_a_file_are_used(plain_probe: Probe, tmp_path: Pa
     """With the chunk saved as well; without them and with too few of them nothing is encoded."""
     config = PruneConfig(n_keep=25, error="model", alpha=0.0, outlier_weight=0.0, select="topk")
     found = {}
-    for name, weights in {"even": [1.0] * 256, "odd": [0.01 + i % 7 for i in range(256)]}.items():
+    for name, weights in {"even": [1.0] * 256, "odd": [float(i % 32 == 0) for i in range(256)]}.items():
         keyed = rewrite(
             packaged_mmproj, tmp_path / f"{name}.gguf", config.to_metadata() | {"qap.channel_weights": weights}
         )
