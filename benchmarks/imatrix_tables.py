@@ -6,16 +6,20 @@
 
 Matrices: none, text (chunks of --text), dense (pictures of --measure with all tokens), pruned (the same with a part of
 them). Each quantized model answers the questions of --test, with all tokens and with that part, and its logits of the
-first token are compared with the F16 model's (KL divergence in nats). What is in --out is not made again, so that the
-script goes on where it was stopped; answers are appended as they come. Intervals are 95 %, paired, by a bootstrap over
-pictures; bold where they exclude 0. A type that needs a matrix has "-" without one.
+first token are compared with the F16 model's (KL divergence in nats, 0 where they agree). What is in --out is not made
+again, so that the script goes on where it was stopped; answers are appended as they come. Every picture is encoded once
+for all models. Intervals are 95 %, paired, by a bootstrap over pictures; bold where they exclude 0. A type that needs a
+matrix has "-" without one. Tables go to OUT/tables.md, and with --write into FILE, between the lines
+`<!-- table imatrix -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +29,16 @@ import numpy.typing as npt
 import qap_gguf as qap
 from compare import cell
 from qap_gguf.convert import quantize
-from qap_gguf.errors import ConvertError
-from qap_gguf.eval import Question, load_questions, markdown, measure_imatrix
+from qap_gguf.errors import ConvertError, QapError
+from qap_gguf.eval import Question, fingerprint, load_questions, markdown, measure_imatrix
+from qap_gguf.eval.report import Table
+from results_tables import replaced
 
 Array = npt.NDArray[np.float64]
 KINDS = ("none", "text", "dense", "pruned")
 TYPES = "Q4_0,Q4_K_M,Q3_K_S,Q2_K,IQ2_XS,IQ1_M"
-RESAMPLES, MOST_TOKENS = 2000, 12
+RESAMPLES, MOST_TOKENS, CACHE = 2000, 12, 2 << 30
+KEYS = {"right": "points", "kl": "1/1000 nat"}  # what is compared, and the unit of its differences
 
 
 def log_softmax(logits: Any) -> Array:
@@ -59,6 +66,8 @@ class Answers:
         self.path = path
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         self.rows = [json.loads(line) for line in text.split("\n")[:-1]]
+        if text and not text.endswith("\n"):  # the last line was cut off
+            path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
 
     def add(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -66,43 +75,43 @@ class Answers:
         self.rows.append(row)
 
 
-def ways(config: qap.PruneConfig) -> Iterator[tuple[str, qap.PruneConfig | None]]:
-    yield "all tokens", None
-    yield f"{config.keep_ratio:g} of them", config
+class Asker:
+    """Asks one model after another the same questions; the F16 model, whose logits are the truth, comes first."""
 
+    def __init__(self, args: argparse.Namespace, questions: Sequence[Question], config: qap.PruneConfig) -> None:
+        self._mmproj, self._out, self._threads = args.mmproj, args.out, args.threads
+        self._questions, self._cache = questions, qap.EmbeddingCache(max_bytes=CACHE)
+        self.ways: dict[str, qap.PruneConfig | None] = {
+            "all tokens": None,
+            f"{config.keep_ratio:g} of the tokens": config,
+        }
+        self._truth = args.out / "truth"
+        self._truth.mkdir(exist_ok=True)
 
-def ask(
-    model: Path,
-    mmproj: Path,
-    questions: Sequence[Question],
-    config: qap.PruneConfig,
-    out: Path,
-    truth: Path,
-    threads: int,
-) -> list[dict[str, Any]]:
-    """Answers of one model; `truth` is a folder with the F16 model's log probabilities, which that one writes."""
-    known = Answers(out / f"{model.stem}.jsonl")
-    jobs = [(n, way, cfg) for n in range(len(questions)) for way, cfg in ways(config)]
-    if len(known.rows) >= len(jobs):
+    def ask(self, model: Path, *, is_truth: bool = False) -> list[dict[str, Any]]:
+        """A row for each way and question, in that order: a picture stays in the KV cache for all of its questions."""
+        known = Answers(self._out / f"{model.stem}.jsonl")
+        jobs = [(way, number) for way in self.ways for number in range(len(self._questions))]
+        if len(known.rows) >= len(jobs):
+            return known.rows
+        started = time.perf_counter()
+        with qap.VisionModel(self._mmproj, model, n_threads=self._threads, cache=self._cache) as vlm:
+            last, image = Path(), None
+            for way, number in jobs[len(known.rows) :]:
+                question = self._questions[number]
+                if question.image != last:
+                    last, image = question.image, vlm.encode(question.image)
+                generation = vlm.generate(
+                    [image, question.text], prune=self.ways[way], max_tokens=MOST_TOKENS, temperature=0.0, stream=True
+                )
+                found, file = log_softmax(vlm.last_logits()), self._truth / f"{number}-{way[:3]}.npy"
+                if is_truth:
+                    np.save(file, found)
+                said = "".join(generation)
+                row = {"number": number, "way": way, "said": said, "right": question.score(said)}
+                known.add(row | {"kl": divergence(np.load(file), found)})
+        print(f"{model.stem}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
         return known.rows
-    truth.mkdir(exist_ok=True)
-    with qap.VisionModel(mmproj, model, n_threads=threads) as vlm:
-        for number, way, cfg in jobs[len(known.rows) :]:
-            question = questions[number]
-            generation = vlm.generate(
-                [vlm.encode(question.image), question.text],
-                prune=cfg,
-                max_tokens=MOST_TOKENS,
-                temperature=0.0,
-                stream=True,
-            )
-            found, file = log_softmax(vlm.last_logits()), truth / f"{number}-{'all' if cfg is None else 'part'}.npy"
-            if not file.exists():  # the F16 model comes first
-                np.save(file, found)
-            said = "".join(generation)
-            row = {"number": number, "way": way, "said": said, "right": question.score(said)}
-            known.add(row | {"kl": divergence(np.load(file), found)})
-    return known.rows
 
 
 def interval(values: Array, pictures: Sequence[Path]) -> dict[str, float]:
@@ -115,48 +124,91 @@ def interval(values: Array, pictures: Sequence[Path]) -> dict[str, float]:
     return {"value": float(values.mean()), "low": float(low), "high": float(high)}
 
 
-def table(
-    found: dict[tuple[str, str], list[dict[str, Any]]], way: str, key: str, questions: Sequence[Question]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """A row for each type and matrix: the mean, and the difference to none and to dense, all in hundredths."""
+Found = dict[tuple[str, str], list[dict[str, Any]]]  #: (type, matrix) -> its answers
 
-    def column(name: str, kind: str) -> Array | None:
-        rows = found.get((name, kind))
-        return None if rows is None else np.array([row[key] for row in rows if row["way"] == way])
 
-    pictures = [question.image for question in questions]
+def column(found: Found, name: str, kind: str, way: str, key: str) -> Array | None:
+    """Of each question, in hundredths of the unit that is printed; None where the type cannot be without a matrix."""
+    rows = found.get((name, kind))
+    scale = 10 if key == "kl" else 1
+    return None if rows is None else scale * np.array([row[key] for row in rows if row["way"] == way], np.float64)
+
+
+def table(found: Found, types: Sequence[str], way: str, pictures: Sequence[Path]) -> Table:
+    """A row for each type and matrix: right answers and divergence, and how they differ from those without a matrix."""
     body: list[tuple[str, ...]] = []
-    for name in dict.fromkeys(name for name, _ in found):
+    for name in types:
         for kind in KINDS:
-            mine = column(name, kind)
-            if mine is None:
-                body.append((name, kind, "-", "-", "-"))
-                continue
-            others = [None if other == kind else column(name, other) for other in ("none", "dense")]
-            versus = ["" if other is None else cell(interval(mine - other, pictures)) for other in others]
-            body.append((name, kind, f"{100 * mine.mean():.2f}", *versus))
-    return ("type", "imatrix", key, "against none", "against dense"), body
+            cells = []
+            for key in KEYS:
+                mine, none = (column(found, name, one, way, key) for one in (kind, "none"))
+                if mine is None:
+                    cells += ["-", ""]
+                    continue
+                versus = "" if none is None or kind == "none" else cell(interval(mine - none, pictures))
+                cells += [f"{100 * mine.mean():.1f}", versus]
+            body.append((name, kind, *cells))
+    return ("type", "imatrix", "right, %", "minus none", "KL, 1/1000 nat", "minus none"), body
+
+
+def over_types(found: Found, types: Sequence[str], way: str, key: str, pictures: Sequence[Path]) -> Table:
+    """The difference between two matrices, mean over the types that both were used with."""
+    body = []
+    for kind in KINDS[1:]:
+        cells = []
+        for other in KINDS[:-1]:
+            pairs = [(column(found, name, kind, way, key), column(found, name, other, way, key)) for name in types]
+            whole = [mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None]
+            before = KINDS.index(other) < KINDS.index(kind)
+            cells.append(cell(interval(np.mean(whole, axis=0), pictures)) if before and whole else "")
+        body.append((kind, *cells))
+    return (f"imatrix, {KEYS[key]}", *(f"minus {kind}" for kind in KINDS[:-1])), body
 
 
 def measure(args: argparse.Namespace, config: qap.PruneConfig) -> dict[str, Path]:
     """The imatrix files by kind."""
     made: dict[str, Path] = {}
+    common: dict[str, Any] = {"model": args.model, "n_threads": args.threads}
     runs: dict[str, Callable[[Path], Any]] = {
-        "text": lambda path: measure_imatrix(
-            args.text, path, model=args.model, text=True, chunk=args.chunk, n_threads=args.threads
-        ),
-        "dense": lambda path: measure_imatrix(
-            args.measure, path, model=args.model, mmproj=args.mmproj, prune=None, n_threads=args.threads
-        ),
-        "pruned": lambda path: measure_imatrix(
-            args.measure, path, model=args.model, mmproj=args.mmproj, prune=config, n_threads=args.threads
-        ),
+        "text": lambda path: measure_imatrix(args.text, path, text=True, chunk=args.chunk, limit=args.chunks, **common),
+        "dense": lambda path: measure_imatrix(args.measure, path, mmproj=args.mmproj, prune=None, **common),
+        "pruned": lambda path: measure_imatrix(args.measure, path, mmproj=args.mmproj, prune=config, **common),
     }
     for kind, run in runs.items():
         made[kind] = args.out / f"imatrix-{kind}.gguf"
         if not made[kind].exists():
-            run(made[kind])
+            print(f"imatrix, {kind}: {run(made[kind]).seconds:.0f} s", file=sys.stderr, flush=True)
     return made
+
+
+def check_run(args: argparse.Namespace) -> None:
+    """What is in --out was made from the same files with the same settings."""
+    run: dict[str, Any] = {name: fingerprint(getattr(args, name)) for name in ("model", "mmproj", "measure", "text")}
+    run |= {name: getattr(args, name) for name in ("keep_ratio", "limit", "chunk", "chunks")}
+    run |= {"test": fingerprint(args.test)}
+    file = args.out / "run.json"
+    if not file.exists():
+        file.write_text(json.dumps(run), encoding="utf-8")
+    theirs = json.loads(file.read_text(encoding="utf-8"))
+    differs = [name for name in run if theirs.get(name) != run[name]]
+    if differs:
+        raise SystemExit(
+            f"imatrix_tables: {args.out} is of a run with another {', '.join(differs)}; choose another --out"
+        )
+
+
+def report(
+    types: Sequence[str], asker: Asker, found: Found, exact: Sequence[dict[str, Any]], pictures: Sequence[Path]
+) -> str:
+    """All tables as Markdown."""
+    parts = []
+    for way in asker.ways:
+        right = [row["right"] for row in exact if row["way"] == way]
+        parts.append(f"With {way}: {len(right)} questions, of which F16 answers {100 * float(np.mean(right)):.1f} %.")
+        parts.append(markdown(table(found, types, way, pictures)))
+        parts.append("Mean over the types, right answers and divergence:")
+        parts += [markdown(over_types(found, types, way, key, pictures)) for key in KEYS]
+    return "\n\n".join(parts)
 
 
 def main() -> None:
@@ -170,15 +222,18 @@ def main() -> None:
     parser.add_argument("--types", default=TYPES)
     parser.add_argument("--keep-ratio", type=float, default=0.125)
     parser.add_argument("--limit", type=int, help="the first questions of --test only")
-    parser.add_argument("--chunk", type=int, default=512)
+    parser.add_argument("--chunk", type=int, default=512, help="tokens of a chunk of text")
+    parser.add_argument("--chunks", type=int, help="the first chunks of --text only")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into FILE too")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    check_run(args)
     config, questions = qap.PruneConfig(keep_ratio=args.keep_ratio), load_questions(args.test, args.limit)
-    matrices, truth = measure(args, config), args.out / "truth"
-    exact = ask(args.model, args.mmproj, questions, config, args.out, truth, args.threads)
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    matrices, asker = measure(args, config), Asker(args, questions, config)
+    exact = asker.ask(args.model, is_truth=True)
+    found: Found = {}
     for name in args.types.split(","):
         for kind in KINDS:
             path = args.out / f"{name}-{kind}.gguf"
@@ -186,15 +241,18 @@ def main() -> None:
                 if not path.exists():
                     quantize(args.model, path, type=name, imatrix=matrices.get(kind))
             except ConvertError as err:  # a type that needs a matrix
-                print(f"{name}, {kind}: {err}\n")
+                print(f"{name}, {kind}: {err}", file=sys.stderr, flush=True)
                 continue
-            found[name, kind] = ask(path, args.mmproj, questions, config, args.out, truth, args.threads)
-    for way, _ in ways(config):
-        right = [row["right"] for row in exact if row["way"] == way]
-        print(f"## {way}: {len(right)} questions, F16 answers {100 * float(np.mean(right)):.2f} % rightly\n")
-        print(markdown(table(found, way, "right", questions)) + "\n")
-        print(markdown(table(found, way, "kl", questions)) + "\n")
+            found[name, kind] = asker.ask(path)
+    text = report(args.types.split(","), asker, found, exact, [question.image for question in questions])
+    (args.out / "tables.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    if args.write is not None:
+        args.write.write_text(replaced(args.write.read_text(encoding="utf-8"), {"imatrix": text}), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except QapError as err:
+        raise SystemExit(f"imatrix_tables: error: {err}") from err

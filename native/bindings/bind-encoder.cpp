@@ -236,6 +236,12 @@ public:
         return qap_context_file_params(open(), &params) ? std::optional<qap_params>(params) : std::nullopt;
     }
 
+    py::object channel_weights() {
+        int32_t       n    = 0;
+        const float * data = qap_context_channel_weights(open(), &n);
+        return data != nullptr ? py::object(copy_array(data, (size_t) n)) : py::object(py::none());
+    }
+
     void close() {
         const py::gil_scoped_release      nogil; // who holds the mutex may want the GIL (bind-interrupt.cpp)
         const std::lock_guard<std::mutex> lock(mutex);
@@ -313,5 +319,6 @@ void register_encoder(py::module_ & m) {
         .def("non_causal", &encoder::non_causal)
         .def("tiles_why_not", &encoder::tiles_why_not)
         .def("file_params", &encoder::file_params)
+        .def("channel_weights", &encoder::channel_weights)
         .def("close", &encoder::close);
 }

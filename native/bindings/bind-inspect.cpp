@@ -86,8 +86,9 @@ static py::dict inspect_mmproj(const std::string & path, const std::optional<std
         refuse(qap_last_error(), quiet);
     }
     return py::dict(
-        "n_embd"_a = info.n_embd, "vision"_a = info.vision, "audio"_a = info.audio, "batch_rows"_a = info.batch_rows,
-        "why_not"_a = info.why_not != nullptr ? py::object(py::str(info.why_not)) : py::object(py::none()));
+        "n_embd"_a = info.n_embd, "n_channels"_a = info.n_channels, "vision"_a = info.vision, "audio"_a = info.audio,
+        "batch_rows"_a = info.batch_rows,
+        "why_not"_a    = info.why_not != nullptr ? py::object(py::str(info.why_not)) : py::object(py::none()));
 }
 
 // Let libllama read a vocabulary, all that a loader reads of the header, and build the graphs of a small context.

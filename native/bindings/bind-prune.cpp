@@ -1,6 +1,8 @@
 // bind-prune.cpp: one piece of a picture, from its rows to those that are kept. The GIL is released while it is pruned.
 #include "bindings.h"
 
+#include <algorithm>
+
 using optional_floats = std::optional<float_array>;
 
 static int32_t signal_id(const std::string & name) {
@@ -47,7 +49,7 @@ static py::dict prune(
     const float_array & rows, int32_t n_planes, const std::vector<int32_t> & special,
     const std::vector<int32_t> & padding, const optional_floats & attention, const optional_floats & received,
     const optional_floats & prompt, const std::string & prompt_semantic, const qap_params & params, int32_t n_keep,
-    const std::optional<std::string> & device, int32_t n_threads) {
+    const std::optional<std::string> & device, int32_t n_threads, const optional_floats & channel_weights) {
     const auto n_special = (py::ssize_t) special.size(), n_padding = (py::ssize_t) padding.size();
     if (rows.ndim() != 2 || rows.shape(0) > INT32_MAX || rows.shape(1) > INT32_MAX || rows.shape(0) < n_special) {
         throw py::value_error("rows: expected shape (n_rows, n_embd)");
@@ -71,6 +73,7 @@ static py::dict prune(
     piece.received        = signal_data("received", received, n_tokens);
     piece.prompt          = signal_data("prompt", prompt, n_tokens);
     piece.prompt_semantic = signal_id(prompt_semantic);
+    piece.channel_weights = weights_data(channel_weights, rows.shape(1) / std::max(n_planes, 1));
 
     const py::ssize_t n_kept = n_keep + n_special;
     index_array       indices(n_keep), kept(n_kept);
@@ -123,5 +126,6 @@ void register_prune(py::module_ & m) {
         "prune", &prune, py::kw_only(), py::arg("rows").noconvert(), py::arg("n_planes"), py::arg("special"),
         py::arg("padding"), py::arg("attention").noconvert().none(true), py::arg("received").noconvert().none(true),
         py::arg("prompt").noconvert().none(true), py::arg("prompt_semantic"), py::arg("params"), py::arg("n_keep"),
-        py::arg("device").none(true), py::arg("n_threads"));
+        py::arg("device").none(true), py::arg("n_threads"),
+        py::arg("channel_weights").noconvert().none(true) = py::none());
 }

@@ -3,7 +3,7 @@
 
 static py::dict score_tokens(
     const float_array & x, const std::optional<float_array> & semantic, const qap_params & params,
-    const std::optional<std::string> & device, int32_t n_threads) {
+    const std::optional<std::string> & device, int32_t n_threads, const std::optional<float_array> & channel_weights) {
     if (x.ndim() != 2) {
         throw py::value_error("x: expected shape (n_tok, n_embd), got " + std::to_string(x.ndim()) + " dimensions");
     }
@@ -14,9 +14,10 @@ static py::dict score_tokens(
     if (semantic && (semantic->ndim() != 1 || semantic->shape(0) != n)) {
         throw py::value_error("semantic: expected shape (" + std::to_string(n) + ",)");
     }
-    float_array error(n), outlier(n), sensitivity(n), relevance(n), total(n);
-    qap_scores  out = { error.mutable_data(),     outlier.mutable_data(), sensitivity.mutable_data(),
-                        relevance.mutable_data(), total.mutable_data(),   0.0f };
+    const float * w_data = weights_data(channel_weights, x.shape(1));
+    float_array   error(n), outlier(n), sensitivity(n), relevance(n), total(n);
+    qap_scores    out = { error.mutable_data(),     outlier.mutable_data(), sensitivity.mutable_data(),
+                          relevance.mutable_data(), total.mutable_data(),   0.0f };
 
     const float * x_data = x.data();
     const float * p_data = semantic ? semantic->data() : nullptr;
@@ -24,7 +25,7 @@ static py::dict score_tokens(
     int           status = 0;
     {
         const py::gil_scoped_release nogil;
-        status = qap_score(x_data, (int32_t) n, (int32_t) x.shape(1), p_data, &params, name, n_threads, &out);
+        status = qap_score(x_data, (int32_t) n, (int32_t) x.shape(1), p_data, w_data, &params, name, n_threads, &out);
     }
     check(status);
 
@@ -140,7 +141,8 @@ static float_array merge_average(const float_array & x, const float_array & cosi
 void register_score(py::module_ & m) {
     m.def(
         "score", &score_tokens, py::arg("x").noconvert(), py::arg("semantic").noconvert().none(true), py::arg("params"),
-        py::arg("device").none(true), py::arg("n_threads"));
+        py::arg("device").none(true), py::arg("n_threads"),
+        py::arg("channel_weights").noconvert().none(true) = py::none());
     m.def("cosines", &cosines_of, py::arg("x").noconvert(), py::arg("device").none(true), py::arg("n_threads"));
     m.def("selects_by_rows", [](const std::string & method, int32_t n_tokens) {
         return qap_selects_by_rows(selector_id(method), n_tokens);

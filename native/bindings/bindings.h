@@ -38,6 +38,16 @@ inline void check(int status) {
     }
 }
 
+// Weights of n_embd channels, or null for None.
+inline const float * weights_data(const std::optional<float_array> & weights, py::ssize_t n_embd) {
+    if (weights && (weights->ndim() != 1 || weights->shape(0) != n_embd)) {
+        throw py::value_error(
+            "channel_weights: expected shape (" + std::to_string(n_embd) + ",), one for each channel of a token, got " +
+            std::to_string(weights->size()) + " numbers");
+    }
+    return weights ? weights->data() : nullptr;
+}
+
 // a new array with a copy of data[0..size)
 template <typename T> py::array_t<T> copy_array(const T * data, size_t size) {
     py::array_t<T> result((py::ssize_t) size);

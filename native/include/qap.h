@@ -31,10 +31,11 @@ struct mtmd_input_chunk;
 
 /* ids; the names are in the tables of src/params.cpp and equal those of Python and the CLI */
 enum qap_error {
-    QAP_ERROR_INT2 = 2, /* int<b>: the id is b, 2..8 */
-    QAP_ERROR_INT4 = 4,
-    QAP_ERROR_INT8 = 8,
-    QAP_ERROR_GGML = 100 /* a ggml type: 100 + enum ggml_type */
+    QAP_ERROR_MODEL = 1, /* that of int4, each channel as important as it is to the language model */
+    QAP_ERROR_INT2  = 2, /* int<b>: the id is b, 2..8 */
+    QAP_ERROR_INT4  = 4,
+    QAP_ERROR_INT8  = 8,
+    QAP_ERROR_GGML  = 100 /* a ggml type: 100 + enum ggml_type */
 };
 enum qap_outlier { QAP_OUTLIER_RANGE = 0, QAP_OUTLIER_ABSMAX = 1, QAP_OUTLIER_CREST = 2 };
 enum qap_semantic {
@@ -177,11 +178,12 @@ QAP_API int32_t qap_resize_get(void);
 
 /* --- scores and selection over features --- */
 
-/* x: [n_tokens, n_embd]; semantic: [n_tokens] raw relevance or NULL; device: a ggml device name or NULL (CPU);
- * n_threads: at most, int errors take one */
+/* x: [n_tokens, n_embd]; semantic: [n_tokens] raw relevance or NULL; channel_weights: [n_embd], from 0 in any unit, not all
+ * 0; needed by error "model" and not looked at by others; device: a ggml device name or NULL (CPU); n_threads: at most, int
+ * errors take one */
 QAP_API int qap_score(
-    const float * x, int32_t n_tokens, int32_t n_embd, const float * semantic, const struct qap_params * params,
-    const char * device, int32_t n_threads, struct qap_scores * out);
+    const float * x, int32_t n_tokens, int32_t n_embd, const float * semantic, const float * channel_weights,
+    const struct qap_params * params, const char * device, int32_t n_threads, struct qap_scores * out);
 
 /* cos(x_i, x_j), [n_tokens, n_tokens]; a token of zeros has cosine 0 with every token, itself included */
 QAP_API int qap_cosines(
@@ -237,6 +239,7 @@ struct qap_piece {
     const float *   received;        /* attention received, likewise */
     const float *   prompt;          /* relevance to a prompt, likewise */
     int32_t         prompt_semantic; /* which one: QAP_SEMANTIC_TEXT or QAP_SEMANTIC_CLIP_TEXT */
+    const float *   channel_weights; /* as for qap_score(), [n_width / n_planes] or NULL */
 };
 
 /* Caller-owned arrays, each may be NULL. */
@@ -329,6 +332,9 @@ QAP_API int64_t qap_context_repacked(const struct mtmd_context * ctx);
 QAP_API int qap_context_params(const struct mtmd_context * ctx, struct qap_params * params);
 /* the qap.* keys of the file that the context was made from; false when it has none */
 QAP_API bool qap_context_file_params(const struct mtmd_context * ctx, struct qap_params * params);
+/* qap.channel_weights of that file, [count], as they stand there: importance of the language model's input channels, for
+ * error "model". NULL when it has none. */
+QAP_API const float * qap_context_channel_weights(const struct mtmd_context * ctx, int32_t * count);
 /* What a kept token's own place is in the language model's sequence: nothing that can be kept (one position, and gaps are
  * refused), a row and a column of the picture (M-RoPE), or its index among the picture's rows (one position, in a file
  * relabelled as M-RoPE). */
@@ -344,7 +350,8 @@ QAP_API const char * qap_context_tiles_why_not(const struct mtmd_context * ctx);
 
 /* What libmtmd makes of an mmproj file's header; the weights are not read. */
 struct qap_mmproj_info {
-    int32_t      n_embd; /* width of the embeddings that the language model gets */
+    int32_t      n_embd;     /* width of the embeddings that the language model gets */
+    int32_t      n_channels; /* of them, numbers of a token's main plane: all but DeepStack's */
     bool         vision;
     bool         audio;
     const char * why_not;    /* as above */

@@ -115,7 +115,7 @@ ggml_tensor * qap_hook_early_drop(clip_graph & graph, ggml_tensor * hidden, int 
     tokens                  = qap_build_window(ctx, tokens, window);
     weights                 = qap_build_window(ctx, ggml_reshape_2d(ctx, weights, 1, layout.n_tokens), window);
     weights                 = log_attention(ctx, ggml_reshape_1d(ctx, weights, weights->ne[1]), hidden->ne[1]);
-    ggml_tensor * total     = qap_build_scores(ctx, tokens, weights, plan->params).total;
+    ggml_tensor * total     = qap_build_scores(ctx, tokens, weights, /* roots */ nullptr, plan->params).total;
     graph.early.kept        = whole_numbers(ctx, best_in_order(ctx, total, plan->n_early), window, layout.n_tokens);
     ggml_set_name(total, TOTAL_NAME);
     ggml_set_name(graph.early.kept, KEPT_NAME);

@@ -62,6 +62,27 @@ static void make_output(ggml_cgraph * gf, ggml_tensor * node) {
     }
 }
 
+// What error "model" multiplies the channels with, [n_embd], or null where the plan has no weights of this many channels
+// (choose() says so). In host memory: the scheduler brings it to where it is needed.
+static ggml_tensor * build_roots(qap_graph & graph, const qap_params & params) {
+    const std::vector<float> * weights = graph.plan != nullptr ? graph.plan->channel_weights.get() : nullptr;
+    std::vector<float>         roots;
+    if (params.error != QAP_ERROR_MODEL || weights == nullptr || (int64_t) weights->size() != graph.n_embd ||
+        qap_weight_roots(weights->data(), (int32_t) graph.n_embd, roots) != 0) {
+        return nullptr;
+    }
+    ggml_tensor * tensor = ggml_new_tensor_1d(graph.ctx.get(), GGML_TYPE_F32, graph.n_embd);
+    graph.weights.reset(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), ggml_nbytes(tensor)));
+    ggml_backend_buffer_t buffer = graph.weights.get();
+    if (buffer == nullptr ||
+        ggml_backend_tensor_alloc(buffer, tensor, ggml_backend_buffer_get_base(buffer)) != GGML_STATUS_SUCCESS) {
+        graph.weights.reset();
+        return nullptr;
+    }
+    ggml_backend_tensor_set(tensor, roots.data(), 0, ggml_nbytes(tensor));
+    return tensor;
+}
+
 void qap_append_scores(qap_graph & graph, ggml_cgraph * gf, const qap_layout & layout, const qap_params & params) {
     ggml_context * ctx            = graph.ctx.get();
     const int32_t  signal         = qap_signal(&params, graph.signals); // -1 is an error after the graph ran
@@ -76,7 +97,8 @@ void qap_append_scores(qap_graph & graph, ggml_cgraph * gf, const qap_layout & l
         raw = qap_build_window(ctx, ggml_reshape_2d(ctx, raw, 1, layout.n_tokens), window);
         raw = ggml_reshape_1d(ctx, raw, ggml_nelements(raw));
     }
-    graph.scores        = qap_build_scores(ctx, x, raw, params);
+    graph.n_embd        = x->ne[0];
+    graph.scores        = qap_build_scores(ctx, x, raw, build_roots(graph, params), params);
     const auto n_scored = (int32_t) x->ne[1];
     const auto n_chosen =
         graph.plan != nullptr ? graph.plan->n_keep : n_scored - 1; // without a plan: what may be needed
@@ -209,6 +231,14 @@ static void gather_rows(ggml_tensor * embeddings, const std::vector<int32_t> & r
     }
 }
 
+static int check_weights(const qap_graph & graph, const qap_plan & plan) {
+    if (qap_check_weights(plan, (int32_t) graph.n_embd) != 0) {
+        return -1;
+    }
+    const bool done = plan.params.error != QAP_ERROR_MODEL || graph.weights;
+    return done ? 0 : qap_fail("channel_weights: expected more memory for %d numbers", (int) graph.n_embd);
+}
+
 // The choice, by what the graph found, into the plan. cosines: empty where neither the selection nor the merge needs them
 static int choose(
     const qap_graph & graph, qap_plan & plan, const std::vector<int32_t> & left, std::vector<int32_t> & chosen,
@@ -216,7 +246,7 @@ static int choose(
     std::vector<float> total;
     read_floats(graph.cosines, cosines);
     plan.semantic_id = qap_signal(&plan.params, graph.signals);
-    if (plan.semantic_id < 0 || read_scores(graph, plan, left, total) != 0) {
+    if (plan.semantic_id < 0 || check_weights(graph, plan) != 0 || read_scores(graph, plan, left, total) != 0) {
         return -1;
     }
     if (qap_choose(plan.params, total.data(), cosines.data(), (int32_t) left.size(), plan.n_keep, chosen) != 0) {

@@ -86,11 +86,31 @@ struct key_reader {
                 break;
         }
     }
+
+    // null where the file has none
+    qap_weights_ptr weights(const std::string & key) const {
+        const int64_t id = find(key, GGUF_TYPE_ARRAY);
+        if (id < 0) {
+            return nullptr;
+        }
+        if (gguf_get_arr_type(gguf, id) != GGUF_TYPE_FLOAT32) {
+            refuse(
+                key,
+                "expected an array of f32, got one of " + std::string(gguf_type_name(gguf_get_arr_type(gguf, id))));
+        }
+        const auto *       data = static_cast<const float *>(gguf_get_arr_data(gguf, id));
+        const size_t       n    = gguf_get_arr_n(gguf, id);
+        std::vector<float> roots;
+        if (n > INT32_MAX || qap_weight_roots(data, (int32_t) n, roots) != 0) {
+            refuse(key, n > INT32_MAX ? "too long" : qap_last_error());
+        }
+        return std::make_shared<const std::vector<float>>(data, data + n);
+    }
 };
 
 } // namespace
 
-std::unique_ptr<qap_params> qap_params_from_gguf(const gguf_context * gguf, const std::string & file) {
+std::unique_ptr<qap_file_params> qap_params_from_gguf(const gguf_context * gguf, const std::string & file) {
     const key_reader keys    = { gguf, file };
     const int64_t    version = keys.find("qap.version", GGUF_TYPE_UINT32);
     if (version < 0) {
@@ -101,7 +121,8 @@ std::unique_ptr<qap_params> qap_params_from_gguf(const gguf_context * gguf, cons
             "qap.version",
             "expected " + std::to_string(QAP_VERSION) + ", got " + std::to_string(gguf_get_val_u32(gguf, version)));
     }
-    auto params = std::make_unique<qap_params>(qap_params_default());
+    auto params                        = std::make_unique<qap_file_params>();
+    static_cast<qap_params &>(*params) = qap_params_default();
     for (const qap_field & field : qap_fields()) {
         keys.read(field, *params);
     }
@@ -109,6 +130,10 @@ std::unique_ptr<qap_params> qap_params_from_gguf(const gguf_context * gguf, cons
     params->alpha_dynamic = dynamic >= 0 && gguf_get_val_bool(gguf, dynamic);
     if (qap_params_check(params.get()) != 0) {
         throw std::runtime_error("qap: " + file + ": " + qap_last_error());
+    }
+    params->channel_weights = keys.weights("qap.channel_weights");
+    if (params->error == QAP_ERROR_MODEL && params->channel_weights == nullptr) {
+        keys.refuse("qap.error", "model needs the key qap.channel_weights, found none");
     }
     return params;
 }

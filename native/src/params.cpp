@@ -5,6 +5,7 @@
 #include "ggml.h"
 #include "qap-error.h"
 
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 
@@ -32,6 +33,7 @@ static const name_row NAMES[] = {
     { "error",     "iq4_nl",    QAP_ERROR_GGML + GGML_TYPE_IQ4_NL },
     { "error",     "q4_K",      QAP_ERROR_GGML + GGML_TYPE_Q4_K   },
     { "error",     "q6_K",      QAP_ERROR_GGML + GGML_TYPE_Q6_K   },
+    { "error",     "model",     QAP_ERROR_MODEL                   },
     { "outlier",   "range",     QAP_OUTLIER_RANGE                 },
     { "outlier",   "absmax",    QAP_OUTLIER_ABSMAX                },
     { "outlier",   "crest",     QAP_OUTLIER_CREST                 },
@@ -166,5 +168,25 @@ int qap_params_check(const struct qap_params * params) {
                    : qap_fail("%s: expected %s, got %g", field.name, qap_expected(field.kind), got);
     }
     qap_clear_error();
+    return 0;
+}
+
+int qap_weight_roots(const float * weights, int32_t n, std::vector<float> & roots) {
+    double sum = 0.0;
+    for (int32_t i = 0; i < n; i++) {
+        if (!std::isfinite(weights[i]) || weights[i] < 0.0f) {
+            return qap_fail(
+                "channel_weights: expected finite numbers from 0, got %g for channel %d", (double) weights[i], (int) i);
+        }
+        sum += (double) weights[i];
+    }
+    if (!(sum > 0.0)) {
+        return qap_fail("channel_weights: expected a weight above 0, got %d that are 0", (int) n);
+    }
+    const double mean = sum / n; // of equal weights it is exact
+    roots.resize((size_t) n);
+    for (int32_t i = 0; i < n; i++) {
+        roots[(size_t) i] = (float) std::sqrt((double) weights[i] / mean);
+    }
     return 0;
 }

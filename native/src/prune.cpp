@@ -71,6 +71,17 @@ int qap_choose(
     return n_keep == 0 ? 0 : qap_select(total, cosines, n_real, n_keep, params.select, params.seed, chosen.data());
 }
 
+int qap_check_weights(const qap_plan & plan, int32_t n_embd) {
+    const size_t n = plan.channel_weights ? plan.channel_weights->size() : 0;
+    if (plan.params.error != QAP_ERROR_MODEL || n == (size_t) n_embd) {
+        return 0;
+    }
+    return qap_fail(
+        "channel_weights: expected one for each of the %d channels of a token, got %zu in the mmproj file; write them "
+        "with qap-gguf convert --annotate and an imatrix of this model, or choose another error",
+        (int) n_embd, n);
+}
+
 // --- rows ---
 
 int qap_copy_kept(
@@ -191,7 +202,7 @@ static int score_tokens(
     qap_scores found = { error.data(), outlier.data(), sensitivity.data(), semantic.data(), total.data(), 0.0f };
     if (qap_score(
             in.x, (int32_t) n, piece.n_width / piece.n_planes, signal != nullptr ? in.relevance.data() : nullptr,
-            &plan.params, device, n_threads, &found) != 0) {
+            piece.channel_weights, &plan.params, device, n_threads, &found) != 0) {
         return -1;
     }
     out.alpha             = found.alpha;
@@ -305,6 +316,10 @@ int qap_prune_plan(
     piece.n_padding  = (int32_t) plan.padding.size();
     piece.attention  = data(plan.attention);
     piece.received   = data(plan.received);
+    if (qap_check_weights(plan, width / n_planes) != 0) {
+        return -1;
+    }
+    piece.channel_weights       = plan.channel_weights ? plan.channel_weights->data() : nullptr;
     const size_t         n_kept = (size_t) plan.n_keep + plan.special.size();
     std::vector<int32_t> indices((size_t) plan.n_keep);
     for (std::vector<float> * scores : { &plan.error, &plan.outlier, &plan.sensitivity, &plan.semantic, &plan.total }) {

@@ -22,6 +22,9 @@ int qap_choose(
 // Does choosing n_keep of n_real and making their rows need cosines?
 bool qap_needs_cosines(const qap_params & params, int32_t n_real, int32_t n_keep);
 
+// Error "model" needs a weight for each channel: -1 with an error where the plan has others or none.
+int qap_check_weights(const qap_plan & plan, int32_t n_embd);
+
 // The rows that are kept, from all rows in host memory; dropped tokens are merged into them if the parameters say so.
 // all: [n_rows, width]; token_rows: [n_real] the row of each token that is no padding; chosen: as above;
 // kept: [n_kept] rows, ascending; out: [n_kept, width]

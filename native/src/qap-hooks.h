@@ -5,6 +5,7 @@
 
 #include "ggml-cpp.h"
 #include "ggml.h"
+#include "qap-params.h"
 #include "scorers/scorers.h"
 
 #include <map>
@@ -61,7 +62,10 @@ struct qap_graph {
     qap_score_nodes  scores;                // [n_scored]: tokens that are left and no padding
     uint32_t         signals   = 0;         // what relevance can be made of here, see qap_signal()
     int64_t          n_tokens  = 0;         // rows of `embeddings` that are no special ones
+    int64_t          n_embd    = 0;         // numbers of a token that the scores look at
     int64_t          n_columns = 0;         // tokens of a line of the picture
+
+    ggml_backend_buffer_ptr weights; // of the channels, for error "model"; null for others, and where they do not fit
 };
 
 // A member of clip_graph, upstream's builder of towers: what was dropped while it built. 012-early-drop.patch
@@ -123,7 +127,7 @@ int32_t qap_hook_batch(
     const mtmd_context * ctx, const llama_context * lctx, const mtmd_input_chunk * chunk, int32_t n_batch);
 
 // mtmd.cpp, end of mtmd_context's constructor. The qap.* keys of the file or null; throws for invalid ones.
-std::unique_ptr<qap_params> qap_hook_load(const char * mmproj);
+std::unique_ptr<qap_file_params> qap_hook_load(const char * mmproj);
 
 // mtmd.cpp, mtmd_tokenizer::add_media(): before a picture is preprocessed. Throws for sides that clip.h asserts on.
 void qap_hook_picture(uint32_t width, uint32_t height);

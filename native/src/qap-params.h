@@ -44,6 +44,18 @@ const char * qap_expected(qap_kind kind); // "a number in [0, 1]"
 // Returns false for dense.
 bool qap_params_active(const qap_params * file, qap_params & out);
 
-// Parameters from the qap.* keys, null when the file has no qap.version key.
+// Importance of the language model's input channels, for error "model": [n_embd], in any unit. Null: none are known.
+using qap_weights_ptr = std::shared_ptr<const std::vector<float>>;
+
+// sqrt(weights / their mean) to `roots`, [n]: an error of which each channel is multiplied by these has the weighted norm,
+// and equal weights give ones. -1 with an error for weights that are not finite, negative or all zero.
+int qap_weight_roots(const float * weights, int32_t n, std::vector<float> & roots);
+
+// What an mmproj file says of pruning.
+struct qap_file_params : qap_params {
+    qap_weights_ptr channel_weights;
+};
+
+// From the qap.* keys, null when the file has no qap.version key.
 // Throws std::runtime_error with one line for a key of the wrong type or a value out of range.
-std::unique_ptr<qap_params> qap_params_from_gguf(const gguf_context * gguf, const std::string & file);
+std::unique_ptr<qap_file_params> qap_params_from_gguf(const gguf_context * gguf, const std::string & file);

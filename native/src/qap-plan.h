@@ -5,7 +5,7 @@
 // and asks the original for positions afterwards.
 #pragma once
 
-#include "qap.h"
+#include "qap-params.h"
 
 #include <algorithm>
 #include <cstddef>
@@ -39,6 +39,8 @@ struct qap_plan {
     bool       capture_hidden = false; // note the projector's input as well
     int32_t    early_after    = 0;     // layers of the encoder that see all patches
     int32_t    n_early        = 0;     // tokens whose patches the other layers see, or 0: all
+
+    qap_weights_ptr channel_weights; // for error "model"
 
     // filled by the encode
     bool                 done        = false;

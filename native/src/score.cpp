@@ -3,7 +3,7 @@
 #include "device.h"
 #include "ggml-backend.h"
 #include "qap-error.h"
-#include "qap.h"
+#include "qap-params.h"
 #include "scorers/scorers.h"
 
 #include <algorithm>
@@ -12,8 +12,8 @@
 static const size_t MAX_NODES = 256;
 
 int qap_score(
-    const float * x, int32_t n_tokens, int32_t n_embd, const float * semantic, const struct qap_params * params,
-    const char * device, int32_t n_threads, struct qap_scores * out) {
+    const float * x, int32_t n_tokens, int32_t n_embd, const float * semantic, const float * channel_weights,
+    const struct qap_params * params, const char * device, int32_t n_threads, struct qap_scores * out) {
     if (qap_check_features(x, n_tokens, n_embd) != 0 || qap_params_check(params) != 0) {
         return -1;
     }
@@ -21,6 +21,15 @@ int qap_score(
         const int64_t bad = qap_find_unusable(semantic, n_tokens);
         if (bad >= 0) {
             return qap_fail("semantic: expected finite numbers, got %g at token %d", (double) semantic[bad], (int) bad);
+        }
+    }
+    std::vector<float> roots; // for error "model"
+    if (params->error == QAP_ERROR_MODEL) {
+        if (channel_weights == nullptr) {
+            return qap_fail("channel_weights: expected %d numbers for error model, got none", (int) n_embd);
+        }
+        if (qap_weight_roots(channel_weights, n_embd, roots) != 0) {
+            return -1;
         }
     }
     device_graph graph;
@@ -32,7 +41,8 @@ int qap_score(
     }
     ggml_tensor *         inp_x = graph.input(GGML_TYPE_F32, n_embd, n_tokens);
     ggml_tensor *         inp_p = semantic != nullptr ? graph.input(GGML_TYPE_F32, n_tokens, 1) : nullptr;
-    const qap_score_nodes nodes = qap_build_scores(graph.ctx.get(), inp_x, inp_p, *params);
+    ggml_tensor *         inp_w = roots.empty() ? nullptr : graph.input(GGML_TYPE_F32, n_embd, 1);
+    const qap_score_nodes nodes = qap_build_scores(graph.ctx.get(), inp_x, inp_p, inp_w, *params);
     qap_expand_scores(graph.gf, nodes);
     if (graph.allocate() != 0) {
         return -1;
@@ -40,6 +50,9 @@ int qap_score(
     ggml_backend_tensor_set(inp_x, x, 0, ggml_nbytes(inp_x));
     if (inp_p != nullptr) {
         ggml_backend_tensor_set(inp_p, semantic, 0, ggml_nbytes(inp_p));
+    }
+    if (inp_w != nullptr) {
+        ggml_backend_tensor_set(inp_w, roots.data(), 0, ggml_nbytes(inp_w));
     }
     if (graph.run() != 0) {
         return -1;

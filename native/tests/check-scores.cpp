@@ -14,6 +14,7 @@ static const double LIMIT = 1e-6; // NMSE in f32
 struct features {
     std::vector<float> x;         // [n_tokens, n_embd], rows of different sizes
     std::vector<float> relevance; // [n_tokens]
+    std::vector<float> weights;   // [n_embd], of the channels
 };
 
 static features make_features(int n_tokens, int n_embd) {
@@ -28,6 +29,9 @@ static features make_features(int n_tokens, int n_embd) {
             out.x.push_back(scale * normal(random));
         }
         out.relevance.push_back(gamma(random));
+    }
+    for (int j = 0; j < n_embd; j++) {
+        out.weights.push_back(gamma(random));
     }
     return out;
 }
@@ -46,8 +50,8 @@ static bool run_scores(
     qap_scores to = { out.error.data(),    out.outlier.data(), out.sensitivity.data(),
                       out.semantic.data(), out.total.data(),   0.0f };
     return qap_score(
-               in.x.data(), n_tokens, n_embd, in.relevance.data(), &params, ggml_backend_dev_name(device), n_threads,
-               &to) == 0;
+               in.x.data(), n_tokens, n_embd, in.relevance.data(), in.weights.data(), &params,
+               ggml_backend_dev_name(device), n_threads, &to) == 0;
 }
 
 ordered_json check_scorers(check_state & state, int n_tokens, int n_embd) {
@@ -126,7 +130,7 @@ static ordered_json time_method(
     }
     ggml_tensor *         x     = graph.input(GGML_TYPE_F32, n_embd, n_tokens);
     ggml_tensor *         p     = graph.input(GGML_TYPE_F32, n_tokens, 1);
-    const qap_score_nodes nodes = qap_build_scores(graph.ctx.get(), x, p, params);
+    const qap_score_nodes nodes = qap_build_scores(graph.ctx.get(), x, p, nullptr, params);
     ggml_tensor *         table = cosines ? qap_build_cosines(graph.ctx.get(), x) : nullptr;
     ggml_set_output(x); // an input that is an output too is not written over: it serves every round
     ggml_set_output(p);

@@ -46,11 +46,17 @@ static int test_scores(generator & rng, int rounds) {
         if (between(rng, 0, 19) == 0) {
             x[(size_t) between(rng, 0, n * d - 1)] = between(rng, 0, 1) != 0 ? NAN : INFINITY;
         }
+        std::vector<float> weights((size_t) d); // of the channels; now and then all zero, which "model" refuses
+        const bool         zero = between(rng, 0, 9) == 0;
+        for (float & weight : weights) {
+            weight = zero ? 0.0f : (float) between(rng, 0, 5);
+        }
         const std::vector<float> semantic = features(rng, (size_t) n, 1.0f);
         std::vector<float>       e((size_t) n), r((size_t) n), q((size_t) n), p((size_t) n), s((size_t) n);
         const bool               with = between(rng, 0, 1) != 0;
         qap_scores               out  = { e.data(), r.data(), q.data(), p.data(), s.data(), 0.0f };
-        if (qap_score(x.data(), n, d, with ? semantic.data() : nullptr, &params, nullptr, 1, &out) != 0) {
+        if (qap_score(x.data(), n, d, with ? semantic.data() : nullptr, weights.data(), &params, nullptr, 1, &out) !=
+            0) {
             CHECK(std::strlen(qap_last_error()) > 0);
             refused++;
             continue;
@@ -109,7 +115,8 @@ static void test_pruning(generator & rng, int rounds) {
                                         special.data(), (int32_t) special.size(),
                                         padding.data(), (int32_t) padding.size(),
                                         given,          given,
-                                        given,          QAP_SEMANTIC_TEXT };
+                                        given,          QAP_SEMANTIC_TEXT,
+                                        nullptr };
         qap_params    p             = qap_params_default();
         p.select                    = any_id(rng, "select");
         p.merge                     = between(rng, 0, 1);
@@ -137,23 +144,33 @@ static void test_bad_arguments() {
     std::vector<int32_t> i(3, 0);
     qap_params           good = qap_params_default(), bad = good;
     qap_scores           out = {};
-    CHECK(qap_score(nullptr, 3, 4, nullptr, &good, nullptr, 1, &out) == -1);
-    CHECK(qap_score(x.data(), 0, 4, nullptr, &good, nullptr, 1, &out) == -1);
-    CHECK(qap_score(x.data(), 3, -1, nullptr, &good, nullptr, 1, &out) == -1);
-    CHECK(qap_score(x.data(), 3, 4, nan.data(), &good, nullptr, 1, &out) == -1);
-    CHECK(qap_score(x.data(), 3, 4, nullptr, nullptr, nullptr, 1, &out) == -1);
-    CHECK(qap_score(x.data(), 3, 4, nullptr, &good, "no such device", 1, &out) == -1);
-    CHECK(qap_score(x.data(), 3, 4, nullptr, &good, nullptr, 1, &out) == 0); // outputs may all be missing
+    CHECK(qap_score(nullptr, 3, 4, nullptr, nullptr, &good, nullptr, 1, &out) == -1);
+    CHECK(qap_score(x.data(), 0, 4, nullptr, nullptr, &good, nullptr, 1, &out) == -1);
+    CHECK(qap_score(x.data(), 3, -1, nullptr, nullptr, &good, nullptr, 1, &out) == -1);
+    CHECK(qap_score(x.data(), 3, 4, nan.data(), nullptr, &good, nullptr, 1, &out) == -1);
+    CHECK(qap_score(x.data(), 3, 4, nullptr, nullptr, nullptr, nullptr, 1, &out) == -1);
+    CHECK(qap_score(x.data(), 3, 4, nullptr, nullptr, &good, "no such device", 1, &out) == -1);
+    CHECK(qap_score(x.data(), 3, 4, nullptr, nullptr, &good, nullptr, 1, &out) == 0); // outputs may all be missing
     for (const int32_t id : { -1, 1, 9, 99, 100, 101, 1000000, INT32_MIN, INT32_MAX }) {
         bad       = good;
         bad.error = id;
-        CHECK(qap_score(x.data(), 3, 4, nullptr, &bad, nullptr, 1, &out) == -1);
+        CHECK(qap_score(x.data(), 3, 4, nullptr, nullptr, &bad, nullptr, 1, &out) == -1);
+    }
+    bad       = good;
+    bad.error = QAP_ERROR_MODEL;
+    std::vector<float> weights(4, 0.0f);
+    CHECK(qap_score(x.data(), 3, 4, nullptr, weights.data(), &bad, nullptr, 1, &out) == -1);
+    weights[2] = 1e-40f;
+    CHECK(qap_score(x.data(), 3, 4, nullptr, weights.data(), &bad, nullptr, 1, &out) == 0);
+    for (const float wrong : { -1.0f, NAN, INFINITY }) {
+        weights[1] = wrong;
+        CHECK(qap_score(x.data(), 3, 4, nullptr, weights.data(), &bad, nullptr, 1, &out) == -1);
     }
     bad            = good;
     bad.group_size = 0;
     CHECK(qap_params_check(&bad) == -1);
     bad.group_size = INT32_MAX;
-    CHECK(qap_score(x.data(), 3, 4, nullptr, &bad, nullptr, 1, &out) == 0);
+    CHECK(qap_score(x.data(), 3, 4, nullptr, nullptr, &bad, nullptr, 1, &out) == 0);
     CHECK(qap_select(s.data(), nullptr, 3, 0, QAP_SELECT_TOPK, 0, i.data()) == -1);
     CHECK(qap_select(s.data(), nullptr, 3, 4, QAP_SELECT_TOPK, 0, i.data()) == -1);
     CHECK(qap_select(nullptr, nullptr, 3, 1, QAP_SELECT_TOPK, 0, i.data()) == -1);
@@ -190,23 +207,28 @@ static void test_parameters(generator & rng) {
     CHECK(!qap_params_active(nullptr, got));
 
     // qap.* keys of any type with any value: parameters or an exception
-    const char * const keys[]  = { "qap.version",        "qap.keep_ratio",   "qap.n_keep",       "qap.alpha",
-                                   "qap.alpha_dynamic",  "qap.error",        "qap.group_size",   "qap.outlier",
-                                   "qap.outlier_weight", "qap.semantic",     "qap.select",       "qap.positions",
-                                   "qap.merge",          "qap.encoder_keep", "qap.encoder_layer" };
+    const char * const keys[] = {
+        "qap.version",        "qap.keep_ratio",   "qap.n_keep",        "qap.alpha",
+        "qap.alpha_dynamic",  "qap.error",        "qap.group_size",    "qap.outlier",
+        "qap.outlier_weight", "qap.semantic",     "qap.select",        "qap.positions",
+        "qap.merge",          "qap.encoder_keep", "qap.encoder_layer", "qap.channel_weights"
+    };
+    const char * const words[] = { "dpp", "model", "\xff\n%s%n" };
     const float        reals[] = { 0.0f, 0.5f, 1.0f, -1.0f, 1e30f, NAN, INFINITY };
     int                found = 0, refused = 0;
     for (int i = 0; i < 3000; i++) {
         const gguf_context_ptr gguf(gguf_init_empty());
         gguf_set_val_u32(gguf.get(), "qap.version", 1);
         for (int k = between(rng, 0, 5); k > 0; k--) {
-            const char * key = keys[between(rng, 0, 14)];
+            const char * key = keys[between(rng, 0, 15)];
             switch (between(rng, 0, 5)) {
                 case 0: gguf_set_val_u32(gguf.get(), key, (uint32_t) between(rng, -2, 3)); break;
                 case 1: gguf_set_val_f32(gguf.get(), key, reals[between(rng, 0, 6)]); break;
-                case 2: gguf_set_val_str(gguf.get(), key, between(rng, 0, 1) != 0 ? "dpp" : "\xff\n%s%n"); break;
+                case 2: gguf_set_val_str(gguf.get(), key, words[between(rng, 0, 2)]); break;
                 case 3: gguf_set_val_bool(gguf.get(), key, true); break;
-                case 4: gguf_set_arr_data(gguf.get(), key, GGUF_TYPE_FLOAT32, reals, 7); break;
+                case 4:
+                    gguf_set_arr_data(gguf.get(), key, GGUF_TYPE_FLOAT32, reals, (size_t) between(rng, 0, 7));
+                    break;
                 default: gguf_set_val_i64(gguf.get(), key, INT64_MIN); break;
             }
         }
@@ -228,7 +250,7 @@ static void overrun() {
     const qap_params         params = qap_params_default();
     qap_scores               out    = {};
     out.total                       = s.data();
-    qap_score(x.data(), 3, 4, nullptr, &params, nullptr, 1, &out);
+    qap_score(x.data(), 3, 4, nullptr, nullptr, &params, nullptr, 1, &out);
 }
 
 int main(int argc, char ** argv) {

@@ -52,14 +52,14 @@ static void test_scores(int rounds) {
         std::vector<float>       want((size_t) n);
         qap_scores               alone = {};
         alone.total                    = want.data();
-        CHECK(qap_score(x.data(), n, d, nullptr, &params, nullptr, 1, &alone) == 0);
+        CHECK(qap_score(x.data(), n, d, nullptr, nullptr, &params, nullptr, 1, &alone) == 0);
         in_threads([&](int) {
             for (int i = 0; i < rounds; i++) {
                 std::vector<float>   s((size_t) n), cosines((size_t) n * (size_t) n);
                 std::vector<int32_t> indices(5);
                 qap_scores           out = {};
                 out.total                = s.data();
-                CHECK(qap_score(x.data(), n, d, nullptr, &params, nullptr, 1, &out) == 0);
+                CHECK(qap_score(x.data(), n, d, nullptr, nullptr, &params, nullptr, 1, &out) == 0);
                 CHECK(s == want);
                 CHECK(qap_cosines(x.data(), n, d, nullptr, 1, cosines.data()) == 0);
                 CHECK(qap_select(s.data(), cosines.data(), n, 5, QAP_SELECT_DPP, 0, indices.data()) == 0);

@@ -33,7 +33,7 @@ __all__ = [
 
 ERRORS: Final = _core.names("error")
 INT_ERRORS: Final = tuple(name for name in ERRORS if name.startswith("int"))
-GGML_ERRORS: Final = tuple(name for name in ERRORS if name not in INT_ERRORS)
+GGML_ERRORS: Final = tuple(name for name in ERRORS if name not in (*INT_ERRORS, "model"))
 OUTLIERS: Final = _core.names("outlier")
 SEMANTICS: Final = _core.names("semantic")
 SELECTORS: Final = _core.names("select")
@@ -41,6 +41,9 @@ POSITIONS: Final = _core.names("positions")
 MERGES: Final = _core.names("merge")
 
 METADATA_VERSION: Final = 1
+#: In an mmproj file, an array of f32: how important each channel of a token is to the language model, for the error
+#: "model". It belongs to the model, not to a config.
+WEIGHTS_KEY: Final = "qap.channel_weights"
 #: GGUF value type of each key that :meth:`PruneConfig.to_metadata` writes.
 METADATA_TYPES: Final[Mapping[str, str]] = {
     "qap.version": "u32",
@@ -119,7 +122,8 @@ class PruneConfig:
             becomes None.
         alpha: weight of the semantic score in [0, 1]; 1 - alpha is the weight of the sensitivity to quantization.
             "dynamic" derives it from the image (0.45..0.55).
-        error: quantizer whose error is measured, see ``ERRORS``.
+        error: quantizer whose error is measured, see ``ERRORS``. "model" weighs the channels by the mmproj file's
+            weights, which ``annotate(..., imatrix=...)`` writes; :func:`~qap_gguf.score` takes an array.
         group_size: channels that share one scale, at least 1; a last, shorter group is its own group. ggml types
             have block sizes of their own and ignore it.
         outlier: outlier magnitude, see ``OUTLIERS``.
@@ -329,7 +333,7 @@ class PruneConfig:
             >>> PruneConfig.from_metadata(cfg.to_metadata()) == cfg
             True
         """
-        found = {key: value for key, value in metadata.items() if key.startswith("qap.")}
+        found = {key: value for key, value in metadata.items() if key.startswith("qap.") and key != WEIGHTS_KEY}
         if not found:
             return None
         unknown = sorted(found.keys() - METADATA_TYPES.keys())

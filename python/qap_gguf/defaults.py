@@ -9,13 +9,14 @@ all tokens, for an import must not change their answers, while what is ours (:cl
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from typing import Final
 
 from qap_gguf import _core
 from qap_gguf.config import PruneConfig, shortest
-from qap_gguf.errors import ConfigError
+from qap_gguf.errors import ConfigError, UnsupportedError
 
 
 class Unset:
@@ -41,6 +42,22 @@ def to_params(cfg: PruneConfig) -> _core.Params:
     """The native form of a config."""
     check_config(cfg)
     return cfg.to_params()
+
+
+def check_weights(cfg: PruneConfig, known: bool, mmproj: str | os.PathLike[str] = "the mmproj file") -> None:
+    """The channel weights are `known` where `cfg` asks for them.
+
+    Raises:
+        UnsupportedError: they are not.
+
+    Example:
+        >>> check_weights(PruneConfig(), known=False)
+    """
+    if cfg.error == "model" and not known:
+        raise UnsupportedError(
+            f"error: expected channel weights in {os.fspath(mmproj)} for model, found none; write them with qap-gguf "
+            "convert --annotate MMPROJ OUT --error model --imatrix FILE, or choose int4"
+        )
 
 
 def from_params(params: _core.Params) -> PruneConfig:

@@ -170,9 +170,10 @@ class ImageSide(ABC):
         """Scores of all tokens of an image; `prompt` is for the signals that look at the question.
 
         Raises:
-            UnsupportedError: `cfg` asks for a signal that this model cannot give.
+            UnsupportedError: `cfg` asks for a signal that this model cannot give, or for weights that its file lacks.
         """
-        return score_image(image, self.signals(image, prompt), PruneConfig() if cfg is None else cfg, self._threads)
+        signals, weights = self.signals(image, prompt), self._encoder.channel_weights
+        return score_image(image, signals, PruneConfig() if cfg is None else cfg, self._threads, weights)
 
     def signals(self, image: ImageEmbedding, prompt: str | None = None) -> Signals:
         """What the semantic relevance of an image can be made of; ``signals(...).available()`` lists the names.
@@ -197,11 +198,13 @@ class ImageSide(ABC):
             prompt: the question, for signals that look at it.
 
         Raises:
-            UnsupportedError: the model cannot be pruned, or cannot give the signal.
+            UnsupportedError: the model cannot be pruned, or cannot give the signal; its file lacks weights for error
+                "model".
         """
         signals = self.signals(image, prompt)
         why_not = self.why_not_prunable
         if why_not is not None:
             raise UnsupportedError(f"cannot prune this image: {why_not}")
         cfg = PruneConfig() if cfg is None else cfg
-        return prune_image(image, signals, cfg, self._threads, places=self._encoder.places)
+        weights = self._encoder.channel_weights
+        return prune_image(image, signals, cfg, self._threads, places=self._encoder.places, channel_weights=weights)

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-Keys = Mapping[str, "bool | int | float | str | list[int] | tuple[Any, gguf.GGUFValueType] | None"]
+Keys = Mapping[str, "bool | int | float | str | list[int] | list[float] | tuple[Any, gguf.GGUFValueType] | None"]
 
 
 def _add(writer: Any, name: str, value: Any) -> None:
@@ -37,7 +37,8 @@ def rewrite(
     """Copy a GGUF file.
 
     Args:
-        keys: values to add or to replace; None drops the key. ints become uint32, floats float32, lists int32 arrays.
+        keys: values to add or to replace; None drops the key. ints become uint32, floats float32, lists arrays of int32
+            or of float32.
         tensors: arrays (NumPy order of axes) to replace; None drops the tensor.
     """
     keys, tensors = dict(keys or {}), dict(tensors or {})

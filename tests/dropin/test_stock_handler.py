@@ -124,6 +124,24 @@ def test_metadata_of_a_config_prunes_as_the_config_does(
     assert by_keys["shape"] == [25, 256]
 
 
+def test_weights_of_channels_in_a_file_are_used(plain_probe: Probe, tmp_path: Path, packaged_mmproj: Path) -> None:
+    """With the chunk saved as well; without them and with too few of them nothing is encoded."""
+    config = PruneConfig(n_keep=25, error="model", alpha=0.0, outlier_weight=0.0, select="topk")
+    found = {}
+    for name, weights in {"even": [1.0] * 256, "odd": [float(i % 32 == 0) for i in range(256)]}.items():
+        keyed = rewrite(
+            packaged_mmproj, tmp_path / f"{name}.gguf", config.to_metadata() | {"qap.channel_weights": weights}
+        )
+        found[name] = plain_probe("embed", mmproj=keyed)
+    plain = plain_probe("embed", default=config.replace(error="int4").to_dict())
+    assert [found[name]["flash=True"] == plain["flash=True"] for name in found] == [True, False]
+    assert len({one["saved"] for one in (*found.values(), plain)}) == 3
+    few = rewrite(packaged_mmproj, tmp_path / "few.gguf", config.to_metadata() | {"qap.channel_weights": [1.0, 2.0]})
+    for mmproj, says in ((few, "each of the 256 channels of a token, got 2"), (packaged_mmproj, "channel weights for")):
+        with pytest.raises(AssertionError, match=says):
+            plain_probe("embed", mmproj=mmproj, default=config.to_dict())
+
+
 def test_a_vision_model_of_a_file_with_keys_prunes_only_when_asked(tmp_path: Path, packaged_mmproj: Path) -> None:
     keyed = rewrite(packaged_mmproj, tmp_path / "keyed.gguf", {"qap.version": 1, "qap.n_keep": 10})
     results = run_probe("vision", cases=[{}, {"mmproj": keyed}, {"mmproj": keyed, "prune": {"n_keep": 20}}])
@@ -146,6 +164,11 @@ BAD_KEYS: dict[str, dict[str, Any]] = {
     "unknown outlier": {"qap.outlier": "peak"},
     "unknown selector": {"qap.select": "best"},
     "error as a number": {"qap.error": 4},
+    "error model without weights": {"qap.error": "model"},
+    "weights as whole numbers": {"qap.channel_weights": [1, 2]},
+    "weights as a number": {"qap.channel_weights": 1.0},
+    "a negative weight": {"qap.channel_weights": [1.0, -1.0]},
+    "weights of zero": {"qap.channel_weights": [0.0, 0.0]},
     "dynamic as a number": {"qap.alpha_dynamic": 1},
     "version 2": {"qap.version": 2},
     "version as text": {"qap.version": "1"},

@@ -287,7 +287,9 @@ class Arguments:
         semantic = _semantic(case["semantic"], case["shape"][0], rng)
         ends = []
         try:
-            scores = qap.score(x, qap.PruneConfig(**case["settings"]), semantic, n_threads=1)
+            cfg = qap.PruneConfig(**case["settings"])
+            weights = np.ones(case["shape"][1], np.float32) if cfg.error == "model" else None
+            scores = qap.score(x, cfg, semantic, channel_weights=weights, n_threads=1)
         except QapError as err:
             one_line(err)
             ends.append("refused")

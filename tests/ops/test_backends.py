@@ -23,7 +23,7 @@ import qap_gguf as qap
 from clip_text.clip_checkpoint import CASES, hidden_states, make_clip
 from ops.graphs import Node, WatchedEncoder, watched
 from ops.tables import BACKENDS, VIEWS, Case, Row, Tables, case_of, cases_of, read_tables, why_unsupported
-from qap_gguf.config import ERRORS, OUTLIERS
+from qap_gguf.config import ERRORS, GGML_ERRORS, OUTLIERS
 from qap_gguf.pruning.clip_text import ClipTextTower
 from qap_gguf.pruning.score import cosines
 from tiny_mmproj import PROJECTORS, tiny_mmproj
@@ -66,7 +66,9 @@ def score_nodes() -> list[Node]:
             x = rng.standard_normal((5, n_embd)).astype(np.float32)
             for error in ERRORS:
                 for outlier in OUTLIERS:
-                    qap.score(x, qap.PruneConfig(error=error, outlier=outlier), relevance, n_threads=1)
+                    cfg = qap.PruneConfig(error=error, outlier=outlier)
+                    weights = x[0] ** 2 if error == "model" else None
+                    qap.score(x, cfg, relevance, channel_weights=weights, n_threads=1)
             for alpha in (0.0, "dynamic"):
                 for semantic in (relevance, None):
                     qap.score(x, qap.PruneConfig(alpha=alpha, group_size=7), semantic, n_threads=1)
@@ -234,7 +236,7 @@ def test_what_was_seen_are_our_graphs(
     for projector, nodes in early_nodes.items():
         assert {"ARGSORT", "GET_ROWS", "LOG"} <= {str(node["name"]) for node in nodes}, projector
     kinds = {source["type"] for node in score_nodes for source in node["src"]}
-    assert {"f32", *(error for error in ERRORS if not error.startswith("int"))} == kinds
+    assert {"f32", *GGML_ERRORS} == kinds
 
 
 # --- the test of the test ---

@@ -198,7 +198,7 @@ def test_a_config_survives_gguf_keys_also_when_floats_are_stored_in_32_bits(cfg:
 
 
 def test_the_tables_of_allowed_values() -> None:
-    assert config.ERRORS == config.INT_ERRORS + config.GGML_ERRORS
+    assert (*config.INT_ERRORS, *config.GGML_ERRORS, "model") == config.ERRORS
     assert [f"int{bits}" for bits in range(2, 9)] == list(config.INT_ERRORS)
     for table, default in (
         (config.ERRORS, "int4"),

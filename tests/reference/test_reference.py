@@ -63,6 +63,23 @@ def test_other_widths_by_hand() -> None:
     assert ref.quantization_error(np.array([[127, 0.25]], np.float32), "int8")[0] == pytest.approx(0.25, rel=1e-12)
 
 
+def test_the_weighted_error_by_hand() -> None:
+    # s = 1, lost: (0, 0, 0.25, 0.5). The weights' mean is 4, so they count (0.5, 1.5, 2, 0): 2 * 0.25^2 is left.
+    x = np.array([[7, 1, -2.25, 0.5]], np.float32)
+    got = ref.quantization_error(x, "model", channel_weights=[2, 6, 8, 0])
+    assert got.tolist() == pytest.approx([math.sqrt(2) * 0.25], rel=1e-12)
+    s = ref.score(np.concatenate([x, 2 * x]), error="model", channel_weights=np.array([1.0, 3.0, 4.0, 0.0]))
+    assert s.error.tolist() == pytest.approx([math.sqrt(2) * 0.25, math.sqrt(2) * 0.5], rel=1e-7)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0], [1.0, -1.0], [0.0, 0.0], [1.0, math.nan], [[1.0, 1.0]]])
+def test_weights_that_cannot_be(weights: Any) -> None:
+    with pytest.raises(ValueError, match="channel_weights"):
+        ref.quantization_error(np.ones((3, 2), np.float32), "model", channel_weights=weights)
+    with pytest.raises(ValueError, match="leave them out"):
+        ref.quantization_error(np.ones((3, 2), np.float32), channel_weights=[1.0, 1.0])
+
+
 def test_the_epsilon_makes_tiny_features_vanish() -> None:
     # s = 1e-30 / 7 is nothing beside 1e-8: q = 0, so everything is lost.
     x = np.array([[1e-30, -1e-30]], np.float32)
@@ -282,7 +299,7 @@ def test_bad_settings_are_refused(kwargs: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("error", GGML_ERRORS)
 def test_ggml_types_are_not_in_the_reference(error: str) -> None:
-    with pytest.raises(ValueError, match=r"int8, got .*; ggml types are ggml's own quantizers"):
+    with pytest.raises(ValueError, match=r"int8, model, got .*; ggml types are ggml's own quantizers"):
         ref.quantization_error(np.ones((2, 32), np.float32), error)
 
 

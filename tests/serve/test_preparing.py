@@ -19,7 +19,7 @@ import qap_gguf as qap
 from prompts.cases import CASES, TOOL, ours_of
 from prompts.published import TEMPLATES, source_of
 from qap_gguf import _core
-from qap_gguf.errors import ModelFileError
+from qap_gguf.errors import ModelFileError, UnsupportedError
 from qap_gguf.generation.chat_formats import ChatFormat, named_format
 from qap_gguf.generation.messages import read_messages
 from qap_gguf.serve.answers import events_of
@@ -103,6 +103,11 @@ def test_only_known_fields_go_on(preparer: Preparer) -> None:
     assert set(body) == {"messages", "temperature", "max_tokens", "top_k", "mirostat"}
     text = preparer.completion({"prompt": "a", "n_probs": 9, "prompt_string": "b"}).body
     assert text == {"prompt": "a", "max_tokens": 16}
+
+
+def test_weights_that_the_file_lacks_are_refused(preparer: Preparer) -> None:
+    with pytest.raises(UnsupportedError, match="expected channel weights"):
+        preparer.chat(ask(prune={"error": "model"}))
 
 
 def test_all_of_a_pruning_is_said(preparer: Preparer) -> None:

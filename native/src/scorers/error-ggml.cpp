@@ -8,8 +8,8 @@
 
 #include <cfloat>
 
-ggml_tensor * qap_build_error_ggml(ggml_context * ctx, ggml_tensor * x, int32_t error, int32_t /* group_size */) {
-    const ggml_type type     = (ggml_type) (error - QAP_ERROR_GGML);
+ggml_tensor * qap_build_error_ggml(ggml_context * ctx, ggml_tensor * x, const qap_error_how & how) {
+    const ggml_type type     = (ggml_type) (how.error - QAP_ERROR_GGML);
     const int64_t   n_tokens = x->ne[1];
     const int64_t   n_embd   = x->ne[0];
     const int64_t   block    = ggml_blck_size(type);

@@ -29,11 +29,11 @@ static ggml_tensor * build_dynamic_alpha(ggml_context * ctx, ggml_tensor * q) {
 }
 
 qap_score_nodes qap_build_scores(
-    ggml_context * ctx, ggml_tensor * x, ggml_tensor * relevance, const qap_params & params) {
+    ggml_context * ctx, ggml_tensor * x, ggml_tensor * relevance, ggml_tensor * roots, const qap_params & params) {
     const float w = params.outlier_weight;
 
     qap_score_nodes nodes;
-    nodes.error       = qap_build_error(ctx, x, params.error, params.group_size);
+    nodes.error       = qap_build_error(ctx, x, { params.error, params.group_size, roots });
     nodes.outlier     = qap_build_outlier(ctx, x, params.outlier);
     nodes.sensitivity = ggml_add(
         ctx, ggml_scale(ctx, qap_build_minmax(ctx, nodes.error), 1.0f - w),

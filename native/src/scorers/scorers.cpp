@@ -5,12 +5,13 @@
 struct error_row {
     int32_t first; // ids first..last
     int32_t last;
-    ggml_tensor * (*build)(ggml_context * ctx, ggml_tensor * x, int32_t error, int32_t group_size);
+    ggml_tensor * (*build)(ggml_context * ctx, ggml_tensor * x, const qap_error_how & how);
 };
 
 static const error_row ERRORS[] = {
-    { QAP_ERROR_INT2, QAP_ERROR_INT8,                   qap_build_error_int  },
-    { QAP_ERROR_GGML, QAP_ERROR_GGML + GGML_TYPE_COUNT, qap_build_error_ggml },
+    { QAP_ERROR_MODEL, QAP_ERROR_MODEL,                  qap_build_error_model },
+    { QAP_ERROR_INT2,  QAP_ERROR_INT8,                   qap_build_error_int   },
+    { QAP_ERROR_GGML,  QAP_ERROR_GGML + GGML_TYPE_COUNT, qap_build_error_ggml  },
 };
 
 struct outlier_row {
@@ -26,13 +27,13 @@ static const outlier_row OUTLIERS[] = {
 
 // qap_params_check() lets only ids through that have a name, and every name has a row: the aborts are unreachable.
 
-ggml_tensor * qap_build_error(ggml_context * ctx, ggml_tensor * x, int32_t error, int32_t group_size) {
+ggml_tensor * qap_build_error(ggml_context * ctx, ggml_tensor * x, const qap_error_how & how) {
     for (const error_row & row : ERRORS) {
-        if (error >= row.first && error <= row.last) {
-            return row.build(ctx, x, error, group_size);
+        if (how.error >= row.first && how.error <= row.last) {
+            return row.build(ctx, x, how);
         }
     }
-    GGML_ABORT("unknown error id %d", (int) error);
+    GGML_ABORT("unknown error id %d", (int) how.error);
 }
 
 ggml_tensor * qap_build_outlier(ggml_context * ctx, ggml_tensor * x, int32_t outlier) {

@@ -5,11 +5,19 @@
 #include "ggml.h"
 #include "qap.h"
 
+// How E is measured. roots: [n_embd], those of qap_weight_roots(), for error "model"; null counts like ones
+struct qap_error_how {
+    int32_t       error;
+    int32_t       group_size;
+    ggml_tensor * roots;
+};
+
 // E: quantization error of each token (method 1), by the builder that the table of scorers.cpp names.
 // x: [n_embd, n_tokens] f32 contiguous -> [n_tokens]
-ggml_tensor * qap_build_error(ggml_context * ctx, ggml_tensor * x, int32_t error, int32_t group_size);
-ggml_tensor * qap_build_error_int(ggml_context * ctx, ggml_tensor * x, int32_t error, int32_t group_size);
-ggml_tensor * qap_build_error_ggml(ggml_context * ctx, ggml_tensor * x, int32_t error, int32_t group_size);
+ggml_tensor * qap_build_error(ggml_context * ctx, ggml_tensor * x, const qap_error_how & how);
+ggml_tensor * qap_build_error_int(ggml_context * ctx, ggml_tensor * x, const qap_error_how & how);
+ggml_tensor * qap_build_error_model(ggml_context * ctx, ggml_tensor * x, const qap_error_how & how);
+ggml_tensor * qap_build_error_ggml(ggml_context * ctx, ggml_tensor * x, const qap_error_how & how);
 
 // R: outlier magnitude of each token (method 2). x: [n_embd, n_tokens] -> [n_tokens]
 ggml_tensor * qap_build_outlier(ggml_context * ctx, ggml_tensor * x, int32_t outlier);
@@ -61,9 +69,9 @@ struct qap_score_nodes {
     ggml_tensor * total       = nullptr;
 };
 
-// x: [n_embd, n_tokens] f32 contiguous; relevance: raw P, [n_tokens], or null
+// x: [n_embd, n_tokens] f32 contiguous; relevance: raw P, [n_tokens], or null; roots: see qap_error_how
 qap_score_nodes qap_build_scores(
-    ggml_context * ctx, ggml_tensor * x, ggml_tensor * relevance, const qap_params & params);
+    ggml_context * ctx, ggml_tensor * x, ggml_tensor * relevance, ggml_tensor * roots, const qap_params & params);
 
 // Add the nodes to the graph, as outputs: their memory is not used again.
 void qap_expand_scores(ggml_cgraph * gf, const qap_score_nodes & nodes);

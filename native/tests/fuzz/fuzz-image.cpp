@@ -52,7 +52,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     piece.n_planes                   = in.between(-1, 3);
     const size_t       n             = (size_t) (std::max(piece.n_rows, 1) * std::max(piece.n_width, 1));
     std::vector<float> rows(n), signal((size_t) std::max(piece.n_rows, 1)), attention(signal.size());
-    for (std::vector<float> * values : { &rows, &signal, &attention }) {
+    std::vector<float> weights((size_t) std::max(piece.n_width, 1));
+    for (std::vector<float> * values : { &rows, &signal, &attention, &weights }) {
         for (float & value : *values) {
             value = in.take<uint8_t>() == 255 ? in.take<float>() : (float) in.take<int8_t>(); // any bits, now and then
         }
@@ -65,6 +66,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     piece.attention       = in.take<uint8_t>() % 2 != 0 ? attention.data() : nullptr;
     piece.prompt          = in.take<uint8_t>() % 2 != 0 ? signal.data() : nullptr;
     piece.prompt_semantic = in.between(0, 5);
+    piece.channel_weights = in.take<uint8_t>() % 4 != 0 ? weights.data() : nullptr;
     const int32_t n_keep  = in.between(-1, 26);
 
     const size_t         room = (size_t) std::max(n_keep, 0);

@@ -76,8 +76,8 @@ _PRUNE: Final[dict[str, Callable[[Any], Any]]] = {
         "--error",
         type=click.Choice(ERRORS),
         metavar="Q",
-        help="Quantizer whose error is measured: int2 to int8, or a ggml type such as q4_0 or q4_K."
-        + default_of("error"),
+        help="Quantizer whose error is measured: int2 to int8, or a ggml type such as q4_0 or q4_K; model is int4 with "
+        "each channel as important as it is to the language model (see convert --annotate)." + default_of("error"),
     ),
     "group_size": click.option(
         "--group-size",

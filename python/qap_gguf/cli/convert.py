@@ -75,7 +75,8 @@ def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, .
     "--imatrix",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Importance matrix of llama-imatrix for the language model, which the quantizer then minds.",
+    help="Importance matrix of `qap-gguf imatrix` or llama-imatrix for the language model, which the quantizer then "
+    "minds; and where --error model gets its weights from.",
 )
 @click.option(
     "--imatrix-data",
@@ -121,7 +122,8 @@ def convert(
     options, or not at all without one.
 
     With --annotate the arguments are an mmproj file and the file OUT to write: a copy, byte for byte, but with the
-    defaults that the file has, changed by the prune options given, or with none for --dense.
+    defaults that the file has, changed by the prune options given, or with none for --dense. With --imatrix the copy
+    also gets what --error model needs: how important each channel of a token is to the language model.
 
     The language model is written so that kept image tokens can stay at their own positions, where that can be.
     --keep-positions makes it an error where it cannot. Stock llama.cpp misplaces the images of such a file and says
@@ -140,6 +142,7 @@ def convert(
       qap-gguf convert llava-1.5-7b-hf/ out/ --quantize Q4_K_M --n-keep 64
       qap-gguf convert llava-hf/llava-v1.6-mistral-7b-hf out/
       qap-gguf convert --annotate mmproj.gguf mmproj-pruning.gguf --keep-ratio 0.25
+      qap-gguf convert --annotate mmproj.gguf mmproj-model.gguf --error model --imatrix imatrix.gguf
       qap-gguf convert --keep-positions model-Q4_K_M.gguf model-Q4_K_M-keep.gguf
       qap-gguf convert mmproj-f16.gguf mmproj-q8_0.gguf --mmproj-type q8_0
       qap-gguf convert --check mmproj.gguf model-Q4_K_M.gguf
@@ -165,9 +168,9 @@ def convert(
         return
     making = ("quantize", "mmproj_type", "name", "vision_tower", "clip_text", "imatrix", "imatrix_data")
     if annotate:
-        refuse_options("--annotate", *making, "keep_positions", "undo")
+        refuse_options("--annotate", *(name for name in making if name != "imatrix"), "keep_positions", "undo")
         source, out = _arguments(paths, ("MMPROJ", "OUT"))
-        annotate_file(source, out, prune, force=force, as_json=as_json)
+        annotate_file(source, out, prune, imatrix=imatrix, force=force, as_json=as_json)
         return
     source, out = _arguments(paths, ("DIR", "OUT"))
     if undo or (keep_positions and source.is_file()):

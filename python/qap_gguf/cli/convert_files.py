@@ -32,9 +32,13 @@ def refuse_options(way: str, *names: str) -> None:
             raise click.UsageError(f"{option} has no meaning with {way}; drop one of them")
 
 
-def annotate_file(source: Path, out: Path, prune: Mapping[str, Any], *, force: bool, as_json: bool) -> None:
+def annotate_file(
+    source: Path, out: Path, prune: Mapping[str, Any], *, imatrix: Path | None, force: bool, as_json: bool
+) -> None:
     """Copy an mmproj file with its defaults changed by the options, or without defaults for --dense."""
     given = prune_given(prune)
+    if imatrix is not None and not given:
+        raise click.UsageError("--imatrix brings channel weights for --error model; give that or another default too")
     if not given and not prune.get("dense"):
         raise click.UsageError("--annotate changes pruning defaults: give --keep-ratio or another, or --dense for none")
 
@@ -48,7 +52,7 @@ def annotate_file(source: Path, out: Path, prune: Mapping[str, Any], *, force: b
     if given:
         config = make_config(given)
         config = over_file_defaults(PruneConfig.from_metadata(read_gguf(source).metadata), config, prune)
-    written = qap.annotate(source, out, config, force=force)
+    written = qap.annotate(source, out, config, imatrix=imatrix, force=force)
     if as_json:
         print_json({"mmproj": written, "metadata": None if config is None else config.to_metadata()})
     else:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from qap_gguf.convert.annotate import annotate
 from qap_gguf.convert.api import ConvertResult, convert
 from qap_gguf.convert.check import CheckReport, FileReport, PairReport, check_files
+from qap_gguf.convert.output.imatrix import channel_weights
 from qap_gguf.convert.output.imatrix_sums import merge_imatrix
 from qap_gguf.convert.output.quantize import QUANTIZE_TYPES
 from qap_gguf.convert.quantize import quantize
@@ -27,6 +28,7 @@ __all__ = [
     "PairReport",
     "Requantized",
     "annotate",
+    "channel_weights",
     "check_files",
     "convert",
     "merge_imatrix",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qap_gguf.config import WEIGHTS_KEY
 from qap_gguf.convert.llava import clip_text as text_tower
 from qap_gguf.convert.llava import language, mmproj
 from qap_gguf.convert.llava.original import is_original
@@ -17,9 +18,9 @@ from qap_gguf.convert.llava.source import open_llava
 from qap_gguf.convert.llava.spec import parse
 from qap_gguf.convert.llava.tensor_plan import Planner
 from qap_gguf.convert.output.disk_space import require_space
-from qap_gguf.convert.output.imatrix import Imatrix, read_imatrix
+from qap_gguf.convert.output.imatrix import Imatrix, channel_weights, read_imatrix
 from qap_gguf.convert.output.quantize import FLOAT_TYPES, QUANTIZE_TYPES, file_type, least_bytes, quantize_file
-from qap_gguf.convert.output.writer import OutputFolder, TensorPlan, write_gguf
+from qap_gguf.convert.output.writer import OutputFolder, TensorPlan, f32_list, write_gguf
 from qap_gguf.convert.quantize import Measure, measured
 from qap_gguf.convert.relabel.api import keep_places
 from qap_gguf.convert.source.checkpoint import checkpoint_folder, read_json
@@ -73,7 +74,8 @@ def convert(
         room is checked before anything is written.
     quantize: a name of QUANTIZE_TYPES, in any case. mmproj_type: of the mmproj's matrices, "f32", "f16", "bf16" or
         "q8_0"; rows that are no multiple of 32 stay f16 with q8_0, which a note says.
-    name: the model's name, default the folder's. prune: defaults to store in the mmproj file.
+    name: the model's name, default the folder's. prune: defaults to store in the mmproj file; with error "model" the
+        channel weights of `imatrix`, a file, are stored too.
     vision_tower: the folder or hub id of the CLIP or SigLIP that a checkpoint in the layout of LLaVA's authors names as
         mm_vision_tower; not needed where the checkpoint carries a public tower's weights.
     clip_text: the folder or hub id of the CLIPModel that the vision tower comes from (config.json of model_type clip,
@@ -105,6 +107,12 @@ def convert(
     if imatrix is not None and kind in FLOAT_TYPES:
         raise ConvertError(f"expected a quantized type with an imatrix, got {kind}; choose one, or leave imatrix out")
     importance = imatrix if imatrix is None or callable(imatrix) else read_imatrix(imatrix)
+    weighted = prune is not None and prune.error == "model"
+    if weighted and not isinstance(importance, Imatrix):
+        raise ConvertError(
+            "error: expected an imatrix that is there already for model, got none; give imatrix=FILE (--imatrix), or "
+            "convert with int4 and then annotate(..., imatrix=FILE) (--annotate --error model --imatrix FILE)"
+        )
     label = name if name is not None else re.sub(r"[^\w.+-]+", "-", model_name(src)).strip("-.+")
     if not _NAME.fullmatch(label) or label.lower() == "mmproj":
         raise ConvertError(
@@ -141,6 +149,8 @@ def convert(
         planner.finish()
         if isinstance(importance, Imatrix):
             importance.check({plan.name: plan.shape[-1] for plan in text if len(plan.shape) > 1})
+            if weighted:
+                keys[WEIGHTS_KEY] = f32_list(channel_weights(importance).tolist())
         with _understanding("the tokenizer's files"):
             vocab = tokenizer.load(source, spec.text)
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from qap_gguf import _core
 from qap_gguf.arguments import FloatArray, IndexArray
 from qap_gguf.config import PruneConfig
-from qap_gguf.defaults import check_config, to_params
+from qap_gguf.defaults import check_config, check_weights, to_params
 from qap_gguf.errors import ArrayError, ConfigError, UnsupportedError
 from qap_gguf.pruning.relevance import Signals
 from qap_gguf.pruning.score import Scores
@@ -97,9 +97,15 @@ def _inputs(image: ImageEmbedding, signals: Signals, signal: str) -> list[_Input
 
 
 def _prune(
-    image: ImageEmbedding, signals: Signals, cfg: PruneConfig, counts: Sequence[int], n_threads: int
+    image: ImageEmbedding,
+    signals: Signals,
+    cfg: PruneConfig,
+    counts: Sequence[int],
+    n_threads: int,
+    channel_weights: FloatArray | None,
 ) -> list[dict[str, Any]]:
     """What native/src/prune.cpp makes of each piece, which is scored by itself; `counts`: its K, 0 for scores only."""
+    check_weights(cfg, channel_weights is not None)
     signal, params = signals.pick(cfg), to_params(cfg)
     try:
         return [
@@ -116,6 +122,7 @@ def _prune(
                 n_keep=n_keep,
                 device=None,
                 n_threads=n_threads,
+                channel_weights=channel_weights if cfg.error == "model" else None,
             )
             for part, n_keep in zip(_inputs(image, signals, signal), counts, strict=True)
         ]
@@ -134,14 +141,16 @@ def _joined(image: ImageEmbedding, found: Sequence[dict[str, Any]]) -> Scores:
     return Scores(**arrays, alpha=alpha, padding=padding, dropped=dropped, grid=image.grid)
 
 
-def score_image(image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_threads: int) -> Scores:
+def score_image(
+    image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_threads: int, channel_weights: FloatArray | None = None
+) -> Scores:
     """Scores of all tokens of an image, each piece by itself; alpha is the mean over the pieces.
 
     Raises:
-        UnsupportedError: `cfg` asks for a signal that this image does not have.
+        UnsupportedError: `cfg` asks for a signal that this image does not have, or for weights that are None.
     """
     check_config(cfg)
-    return _joined(image, _prune(image, signals, cfg, [0] * len(image.pieces), n_threads))
+    return _joined(image, _prune(image, signals, cfg, [0] * len(image.pieces), n_threads, channel_weights))
 
 
 def _check_early(image: ImageEmbedding, cfg: PruneConfig) -> None:
@@ -174,7 +183,13 @@ def check_positions(cfg: PruneConfig, places: str) -> None:
 
 
 def prune_image(
-    image: ImageEmbedding, signals: Signals, cfg: PruneConfig, n_threads: int, *, places: str = "none"
+    image: ImageEmbedding,
+    signals: Signals,
+    cfg: PruneConfig,
+    n_threads: int,
+    *,
+    places: str = "none",
+    channel_weights: FloatArray | None = None,
 ) -> PrunedImage:
     """Keep the tokens of an image that score best: K of those that are no padding, or all of these if there are fewer;
     after an early drop those that it left.
@@ -185,17 +200,18 @@ def prune_image(
         cfg: how to prune.
         n_threads: CPU threads.
         places: what a kept token's own place is: "none", "grid" or "index", see :attr:`ImageEncoder.places`.
+        channel_weights: for error "model", see :attr:`ImageEncoder.channel_weights`.
 
     Raises:
         ArrayError: features that are not finite, or above 1e30.
         ConfigError: `cfg` asks for an early drop that the image was not encoded with.
-        UnsupportedError: `cfg` asks for a signal or for positions that the model does not have.
+        UnsupportedError: `cfg` asks for a signal, for positions or for weights that the model does not have.
     """
     check_config(cfg)
     check_positions(cfg, places)
     _check_early(image, cfg)
     counts = share([piece.n_left for piece in image.pieces], min(cfg.count(image.n_real), image.n_left))
-    found = _prune(image, signals, cfg, counts, n_threads)
+    found = _prune(image, signals, cfg, counts, n_threads, channel_weights)
     pieces = tuple(PrunedPiece(part["rows"], part["indices"]) for part in found)
     indices, positions, first = [], [], 0
     for piece, cut in zip(image.pieces, pieces, strict=True):

@@ -68,6 +68,7 @@ def score(
     cfg: PruneConfig | None = None,
     semantic: FloatArray | None = None,
     *,
+    channel_weights: FloatArray | None = None,
     device: str | None = None,
     n_threads: int | None = None,
 ) -> Scores:
@@ -78,6 +79,8 @@ def score(
         cfg: which scores, and how they are fused; None means ``PruneConfig()``.
         semantic: relevance of each token before normalisation, float32 (n_tok,), for instance
             ``ImageEmbedding.attention``; None counts as zeros, for scores over several settings of the same image.
+        channel_weights: for ``error="model"``: how important each channel is to the language model, float32 (n_embd,),
+            from 0 in any unit, not all 0, see :func:`~qap_gguf.convert.channel_weights`.
         device: a ggml device by name or alias, in any case (``qap-gguf info`` lists them); None is the CPU.
         n_threads: CPU threads at most (int errors take one); None is a core each.
 
@@ -98,10 +101,15 @@ def score(
         check_array("semantic", semantic, 1)
         if semantic.shape[0] != x.shape[0]:
             raise ArrayError(f"semantic: expected shape ({x.shape[0]},), got {semantic.shape}; one number per token")
+    if (cfg.error == "model") != (channel_weights is not None):
+        got, cure = ("none", "pass them") if channel_weights is None else ("some", "leave them out")
+        raise ConfigError(f'channel_weights: expected them with error="model" and with no other, got {got}; {cure}')
+    if channel_weights is not None:
+        check_array("channel_weights", channel_weights, 1)
     check_threads(n_threads)
     name = device_name(device)
     try:
-        found = _core.score(x, semantic, params, name, n_threads or n_threads_default())
+        found = _core.score(x, semantic, params, name, n_threads or n_threads_default(), channel_weights)
     except ValueError as err:
         raise ArrayError(str(err)) from err
     except RuntimeError as err:

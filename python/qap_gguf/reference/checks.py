@@ -39,6 +39,22 @@ def check_vector(name: str, v: ArrayLike) -> F64:
     return wide
 
 
+def check_weights(needed: bool, weights: ArrayLike | None, n: int) -> F64:
+    """Check the weights of n channels and scale them to a mean of 1; ones where none are needed."""
+    if needed != (weights is not None):
+        got, cure = ("none", "pass them") if needed else ("some", "leave them out")
+        raise ValueError(f"channel_weights belong to error model and to no other, got {got}; {cure}")
+    if weights is None:
+        return np.ones(n)
+    wide = check_vector("channel_weights", weights)
+    if wide.size != n or (wide < 0).any() or not wide.any():
+        raise ValueError(
+            f"channel_weights must be {n} numbers from 0, one above it, got {wide.size} with a sum of {wide.sum():g}; "
+            "take those of this model"
+        )
+    return np.asarray(wide / wide.mean())
+
+
 def check_unit(name: str, value: float) -> float:
     """Check a number in [0, 1]; NaN fails."""
     if not 0.0 <= value <= 1.0:

@@ -1,7 +1,7 @@
 """Scores of image tokens in NumPy, float64: error, outliers, fusion, cosines.
 
 Facts: QAPruner (arXiv 2604.02816, section 3) and its authors' public reference: scores on the projector's output,
-groups of 128 channels, scale = absmax / 7, alpha 0.7 or dynamic. docs/method.md spells out what zero,
+groups of 128 channels, scale = absmax / 7, alpha 0.7 or dynamic. "model" is ours. docs/method.md spells out what zero,
 constant and single-token inputs give. Ties in rounding go away from zero as in C's round(), which is what ggml uses.
 """
 
@@ -20,12 +20,13 @@ from qap_gguf.reference.checks import (
     check_same_length,
     check_unit,
     check_vector,
+    check_weights,
 )
 
 SCALE_EPS: Final = 1e-8  #: added to the scale before the division, as in the paper's code
 SPAN_MIN: Final = 1.1754944e-38  #: smallest normal float32: constants give zeros, not 0 / 0
 OUTLIERS: Final = ("range", "absmax", "crest")
-_BITS: Final = {f"int{bits}": bits for bits in range(2, 9)}
+_BITS: Final = {f"int{bits}": bits for bits in range(2, 9)} | {"model": 4}
 
 
 class Scores(NamedTuple):
@@ -48,16 +49,24 @@ class Scores(NamedTuple):
     total: F64
 
 
-def quantization_error(x: NDArray[np.floating[Any]], error: str = "int4", group_size: int = 128) -> F64:
+def quantization_error(
+    x: NDArray[np.floating[Any]],
+    error: str = "int4",
+    group_size: int = 128,
+    channel_weights: ArrayLike | None = None,
+) -> F64:
     """Return the L2 norm of what symmetric group-wise quantization changes in each token.
 
     In each group g of `group_size` channels: L = 2**(b-1) - 1, s = max|x_g| / L, q = round(x / (s + 1e-8)),
-    error = x - s * q. A last, shorter group is a group of its own.
+    error = x - s * q. A last, shorter group is a group of its own. "model" is int4 in a weighted norm: a channel's
+    squared error counts `channel_weights` times, and these are scaled to a mean of 1.
 
     Args:
         x: features, floating point, shape (n_tok, n_embd), finite, at most 1e30 in size.
-        error: "int2" .. "int8". ggml's types are not here: their truth is ggml's own quantizer.
+        error: "int2" .. "int8" or "model". ggml's types are not here: their truth is ggml's own quantizer.
         group_size: channels in a group, at least 1.
+        channel_weights: for "model": how important each channel is to the language model, shape (n_embd,), finite, from
+            0 in any unit, not all 0; None for the others.
 
     Returns:
         float64, shape (n_tok,), >= 0.
@@ -66,8 +75,9 @@ def quantization_error(x: NDArray[np.floating[Any]], error: str = "int4", group_
         TypeError, ValueError: `x` or a setting is not as above.
 
     Example:
-        >>> quantization_error(np.array([[7.0, 1.0, -2.4]], np.float32)).round(4)
-        array([0.4])
+        >>> x = np.array([[7.0, 1.0, -2.4, 2.7]], np.float32)
+        >>> quantization_error(x).round(4), quantization_error(x, "model", channel_weights=[5, 5, 10, 0]).round(4)
+        (array([0.5]), array([0.5657]))
     """
     if error not in _BITS:
         raise ValueError(
@@ -77,6 +87,7 @@ def quantization_error(x: NDArray[np.floating[Any]], error: str = "int4", group_
     if operator.index(group_size) < 1:
         raise ValueError(f"group_size must be at least 1, got {group_size}; the usual value is 128")
     wide = check_features(x)
+    weights = check_weights(error == "model", channel_weights, wide.shape[1])
     levels = 2 ** (_BITS[error] - 1) - 1
     squares = np.zeros(wide.shape[0])
     for start in range(0, wide.shape[1], group_size):
@@ -84,7 +95,7 @@ def quantization_error(x: NDArray[np.floating[Any]], error: str = "int4", group_
         scale = np.abs(group).max(axis=1, keepdims=True) / levels
         steps = group / (scale + SCALE_EPS)
         rounded = np.trunc(steps + np.copysign(0.5, steps))  # half away from zero
-        squares += np.square(group - scale * rounded).sum(axis=1)
+        squares += (np.square(group - scale * rounded) * weights[start : start + group_size]).sum(axis=1)
     return np.asarray(np.sqrt(squares))
 
 
@@ -220,6 +231,7 @@ def score(
     group_size: int = 128,
     outlier: str = "range",
     outlier_weight: float = 0.5,
+    channel_weights: ArrayLike | None = None,
 ) -> Scores:
     """Score the tokens of one image. See :class:`Scores` for what comes back.
 
@@ -227,7 +239,7 @@ def score(
         x: features, floating point, shape (n_tok, n_embd), finite, at most 1e30 in size.
         semantic: raw semantic score, shape (n_tok,), any scale; None counts as zeros.
         alpha: weight of the semantic score in [0, 1], or "dynamic".
-        error, group_size: see :func:`quantization_error`.
+        error, group_size, channel_weights: see :func:`quantization_error`.
         outlier: see :func:`outlier_magnitude`.
         outlier_weight: weight of the outlier magnitude in the sensitivity, in [0, 1].
 
@@ -239,7 +251,7 @@ def score(
         >>> s.total
         array([0.75, 0.25])
     """
-    e = quantization_error(x, error, group_size)
+    e = quantization_error(x, error, group_size, channel_weights)
     r = outlier_magnitude(x, outlier)
     q = sensitivity(e, r, outlier_weight)
     p = np.zeros_like(q) if semantic is None else minmax(semantic)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qap_gguf.arguments import n_threads_default
-from qap_gguf.config import PruneConfig
+from qap_gguf.config import WEIGHTS_KEY, PruneConfig
+from qap_gguf.defaults import check_weights
+from qap_gguf.files.gguf import read_gguf
 from qap_gguf.files.trial import admit
 from qap_gguf.generation.chat_formats import ChatFormat
 from qap_gguf.serve.child import Child, prune_environment
@@ -61,10 +63,12 @@ def check_settings(wanted: ModelSettings, n_ctx: int) -> Sequence[str]:
     Raises:
         ConfigError: a setting that cannot be.
         ModelFileError: a file cannot be used, or the KV cache does not fit the memory.
+        UnsupportedError: the mmproj file lacks weights for error "model".
     """
     check_further(wanted.further)
     check_semantic(wanted.config)
     admit(wanted.mmproj, wanted.model, n_ctx * wanted.n_parallel, check="child")
+    check_weights(wanted.config, WEIGHTS_KEY in read_gguf(wanted.mmproj).metadata, wanted.mmproj)
     return model_options(
         wanted.model,
         wanted.mmproj,

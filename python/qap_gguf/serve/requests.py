@@ -23,8 +23,10 @@ from qap_gguf import _core
 from qap_gguf.chat.grammars import check_grammar
 from qap_gguf.chat.schemas import checked_schema, schema_grammar
 from qap_gguf.chat.tools import ToolChoice, read_tools, response_schema
-from qap_gguf.config import PruneConfig
+from qap_gguf.config import WEIGHTS_KEY, PruneConfig
+from qap_gguf.defaults import check_weights
 from qap_gguf.errors import ConfigError
+from qap_gguf.files.gguf import read_gguf
 from qap_gguf.generation.chat_formats import ChatFormat
 from qap_gguf.generation.chat_template import ChatTemplate, Prompt, fallback_form
 from qap_gguf.generation.messages import Turn, images_of, read_messages
@@ -113,6 +115,7 @@ class Preparer:
         chat_format: ChatFormat | None = None,
     ) -> None:
         self.config, self.settings = config, settings
+        self._weighted = WEIGHTS_KEY in read_gguf(mmproj).metadata
         self.words = Vocabulary(model)
         self.form = chat_format or fallback_form(self.words.metadata, str(mmproj))
         self.template = ChatTemplate(self.words.address, self.form)
@@ -306,6 +309,7 @@ class Preparer:
         told = {name: asked[name] for name in ("indices", "scores") if isinstance(asked.get(name), bool)}
         config = self.config.replace(**{name: value for name, value in asked.items() if name not in told})
         check_semantic(config)
+        check_weights(config, self._weighted)
         return {"prune": {name: value for name, value in config.to_dict().items() if value is not None} | told}
 
 

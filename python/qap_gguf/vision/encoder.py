@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,12 @@ class ImageEncoder:
         """The ``qap.*`` keys of the mmproj file, None where it has none."""
         params = self._native.file_params()
         return None if params is None else from_params(params)
+
+    @cached_property
+    def channel_weights(self) -> FloatArray | None:
+        """``qap.channel_weights`` of the mmproj file, float32 (width of a token in the language model,), for error
+        "model"; None where it has none."""
+        return self._native.channel_weights()
 
     def tokenize(self, text: str, images: list[Any], *, add_special: bool) -> list[_core.Chunk]:
         """A prompt with one marker for each image as chunks of text and image tokens.

@@ -22,13 +22,15 @@ from qap_gguf.errors import ConvertError, ModelFileError
 from qap_gguf.files.gguf import read_gguf
 from qap_gguf.files.regular import open_regular
 
-__all__ = ["Imatrix", "read_imatrix"]
+__all__ = ["Imatrix", "channel_weights", "read_imatrix"]
 
 FloatArray = npt.NDArray[np.float32]
 _CURE = "give the file that llama-imatrix wrote for this model"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
 _MAX_NAME = 1 << 10
+# What reads a token first: products with one input, in the order of what most models have (llama-arch.cpp).
+_FIRST = tuple(f"blk.0.attn_{name}.weight" for name in ("q", "k", "v", "qkv", "q_a", "kv_a_mqa"))
 _KV_INT, _KV_STR = 0, 3  # llama_model_kv_override_type
 _KV_LENGTH = 127  # bytes that an override's text can have
 
@@ -114,6 +116,39 @@ def read_imatrix(path: str | Path) -> Imatrix:
     except (struct.error, UnicodeDecodeError, _NotOldError) as err:
         raise ConvertError(f"expected an imatrix file, got another kind or a damaged one at {path}; {_CURE}") from err
     return Imatrix(path, _checked(entries, path), dataset, n_chunks)
+
+
+def channel_weights(imatrix: str | Path | Imatrix) -> FloatArray:
+    """How important each channel of a token is to a language model, for ``PruneConfig(error="model")``.
+
+    That is the mean square of what the first layer's attention matrices are multiplied with: the token's channels after
+    the first norm, whose weights are in it. docs/method.md says what becomes of it.
+
+    Args:
+        imatrix: a file of `qap-gguf imatrix` or llama-imatrix, or what :func:`read_imatrix` made of it.
+
+    Returns:
+        float32 (width of a token,), finite, from 0, not all 0.
+
+    Raises:
+        ConvertError: the file cannot be read, or holds no such matrix.
+
+    Example:
+        >>> weights = np.arange(4, dtype=np.float32)
+        >>> channel_weights(Imatrix(Path("a.gguf"), {"blk.0.attn_q.weight": weights}, "", 1))
+        array([0., 1., 2., 3.], dtype=float32)
+    """
+    read = imatrix if isinstance(imatrix, Imatrix) else read_imatrix(imatrix)
+    found = next((read.entries[name] for name in _FIRST if name in read.entries), None)
+    if found is None:
+        have = ", ".join(sorted(read.entries)[:3])
+        raise ConvertError(
+            f"expected an imatrix with the first layer's attention ({_FIRST[0]} or the like), got {have} in "
+            f"{read.path}; measure one of the whole model"
+        )
+    if not found.any():
+        raise ConvertError(f"expected numbers above 0 for {_FIRST[0]}, got zeros in {read.path}; measure it anew")
+    return found
 
 
 def _read_gguf(path: Path) -> Imatrix:

@@ -126,7 +126,8 @@ def convert_family(
     if prune is not None:
         bare, encoder = encoder, folder.temp(files.mmproj)
         try:
-            annotate(bare, encoder, prune)
+            weights = importance if prune.error == "model" and isinstance(importance, Imatrix) else None
+            annotate(bare, encoder, prune, imatrix=weights)
         except QapError as err:  # of the hidden file, which nobody knows
             raise type(err)(str(err).replace(str(bare), str(files.mmproj))) from err
     stages.finish()
