@@ -183,8 +183,14 @@ def test_flat_tiles_keep_nothing_and_share_their_budget(
     tiled: qap.VisionModel, shade: int, level: int | None, flat: int
 ) -> None:
     pixels = tiles_page(shade)
-    for more in ({"n_keep": 50}, {"keep_ratio": 1.0}, {"n_keep": 60, "encoder_keep": 0.5}, {"keep_ratio": 0.25}):
-        cfg = qap.PruneConfig(skip_flat_tiles=level, **more)  # type: ignore[arg-type]
+    budgets: list[dict[str, Any]] = [
+        {"n_keep": 50},
+        {"keep_ratio": 1.0},
+        {"n_keep": 60, "encoder_keep": 0.5},
+        {"keep_ratio": 0.25},
+    ]
+    for more in budgets:
+        cfg = qap.PruneConfig(skip_flat_tiles=level, **more)
         found = drop_in(tiled, pixels, cfg)
         assert len(found) == 5
         lefts = [N if report["early"] is None else len(report["early"]) for _, report, _ in found]

@@ -29,6 +29,9 @@ SETTINGS: list[tuple[dict[str, Any], int]] = [
     ({"prune": {"n_keep": 18, "encoder_keep": 0.5, "encoder_layer": 1}}, 18),
     ({"prune": {"n_keep": 18, "encoder_keep": 0.125}}, 18),
     ({"prune": {"n_keep": 72, "encoder_keep": 0.125}}, 18),
+    ({"prune": {"n_keep": 72, "duplicates": 16}}, 35),
+    ({"prune": {"n_keep": 18, "duplicates": 16, "skip_flat_tiles": 3}}, 18),
+    ({"prune": {"n_keep": 18, "duplicates": "off"}}, 18),
 ]
 
 #: What a request may get wrong, and what the answer says of it.
@@ -42,6 +45,8 @@ WRONG: list[tuple[Any, str]] = [
     ({"encoder_keep": 0}, "encoder_keep: expected a number in (0, 1], got '0'"),
     ({"encoder_layer": 0}, "encoder_layer: expected a whole number from 1, got '0'"),
     ({"encoder_keep": 0.5, "encoder_layer": 99}, "encoder_layer: expected a number in 1.."),
+    ({"duplicates": 256}, "duplicates: expected a whole number in 0..255, or off, got '256'"),
+    ({"duplicates": 3, "encoder_keep": 0.5}, "duplicates: expected encoder_keep 1 beside it, got 0.5"),
     ({"select": "best"}, "select: expected one of its names"),
     ({"keep": 18}, "unknown setting 'keep'"),
     ({"semantic": "text"}, "looks at the prompt"),
