@@ -27,11 +27,12 @@ LEVELS = [0, 2, 4, 255]
 Pixels = npt.NDArray[np.uint8]
 
 
-def page(jitter: int = 3) -> Pixels:
-    """Paper that is not quite white below some noise in two places; the upper lines are exactly white."""
+def page() -> Pixels:
+    """Paper, of one colour above, nearly so in the middle, less so below, and noise in two places."""
     rng = np.random.default_rng(1)
     pixels = np.full((SIDE, SIDE, 3), 250, np.uint8)
-    pixels[96:] = rng.integers(250 - jitter, 251, (96, SIDE, 3), dtype=np.uint8)
+    pixels[96:144] = rng.integers(249, 251, (48, SIDE, 3), dtype=np.uint8)
+    pixels[144:] = rng.integers(247, 251, (48, SIDE, 3), dtype=np.uint8)
     pixels[32:80, 32:112] = rng.integers(0, 256, (48, 80, 3), dtype=np.uint8)
     pixels[112:128, 112:144] = rng.integers(0, 256, (16, 32, 3), dtype=np.uint8)
     pixels[160:176, :32] = pixels[112:128, 112:144]  # two that are repeated
