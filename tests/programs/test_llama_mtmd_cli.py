@@ -18,7 +18,7 @@ from dropin.gguf_copy import rewrite
 from programs.conftest import program
 
 
-def run(mmproj: Path | None = None, image: Path | None = None, **env: str) -> tuple[str, str]:
+def run(*, mmproj: Path | None = None, image: Path | None = None, env: dict[str, str]) -> tuple[str, str]:
     """(answer, log) of one question about the packaged picture, or another with another encoder."""
     files = qap.packaged_model()
     words: list[Any] = ["-m", files.model, "--mmproj", mmproj or files.mmproj, "--image", image or files.sample]
@@ -33,7 +33,7 @@ def run(mmproj: Path | None = None, image: Path | None = None, **env: str) -> tu
 
 @pytest.mark.parametrize(("env", "n_image"), [({}, 144), ({"QAP_KEEP_RATIO": "0.125"}, 18)])
 def test_it_prunes_by_its_environment(env: dict[str, str], n_image: int) -> None:
-    said, log = run(**env)
+    said, log = run(env=env)
     assert "boat" in said
     assert n_prompt(log) == n_image + 20
 
@@ -59,7 +59,7 @@ def test_tiles_of_which_nothing_is_kept(tmp_path: Path) -> None:
         ({"QAP_KEEP_RATIO": "1", "QAP_SKIP_FLAT_TILES": "0"}, 144),
         ({"QAP_KEEP_RATIO": "1", "QAP_SKIP_FLAT_TILES": "0", "QAP_DUPLICATES": "0"}, 1),
     ):
-        _, log = run(mmproj, blank, **settings)
+        _, log = run(mmproj=mmproj, image=blank, env=settings)
         assert n_prompt(log) == n_image + 20, settings
 
 

@@ -163,7 +163,8 @@ def embedding_of(
                 np.zeros((piece.n_tokens, *found[0].shape[1:]), np.float32) if part is None and is_flat else part
                 for part, piece, is_flat in zip(parts, pieces, flat, strict=True)
             ]
-        signals[name] = np.concatenate(parts) if found and all(part is not None for part in parts) else None
+        complete = [part for part in parts if part is not None]
+        signals[name] = np.concatenate(complete) if found and len(complete) == len(parts) else None
     both = zip(features, reports, strict=True)
     n_bytes = [int((report or {}).get("bytes_read", rows.nbytes)) for rows, report in both]  # no report: all rows
     return ImageEmbedding(
