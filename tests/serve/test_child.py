@@ -176,7 +176,7 @@ def test_two_answers_at_a_time(server: Served) -> None:
 
 def test_a_loop_that_stands_still_is_started_again() -> None:
     """The process is stopped, which no grammar of ours can do so surely."""
-    with serving("--ctx", "512", env={"QAP_SERVE_STALLED_SECONDS": "2"}) as server:
+    with serving("--ctx", "512", env={"QAP_SERVE_STALLED_SECONDS": "4"}) as server:
         inner = server.llama_server()
         os.kill(inner, signal.SIGSTOP)
         status, answer = server.post(ask(URI))

@@ -3,11 +3,12 @@
 
     make programs && python tools/fuzz/server_answers.py --n 200    # counts on stdout; exit 1 where an answer differs
 
-The server has three slots, its prompt cache and our cache of encoded pictures. Requests come one, two or three at a
-time, to slots of their choice: a picture of three (or two of them), a question, and a field `prune` over K, alpha,
-error, signal, method, merging and the early drop, or none. Between them slots are saved to files and restored, into
-any slot. Each different request is also asked of a llama-server that has just started and gets nothing else. Compared
-are the text of the answer and the number of the prompt's tokens.
+The server has three slots, its prompt cache and our cache of encoded pictures. Requests come one at a time (with
+--at-once 3 several are decoded as one batch, whose sums round otherwise: near ties may fall the other way), to slots
+of their choice: a picture of three (or two of them), a question, and a field `prune` over K, alpha, error, signal,
+method, merging and the early drop, or none. Between them slots are saved to files and restored, into any slot. Each
+different request is also asked of a llama-server that has just started and gets nothing else. Compared are the text
+of the answer and the number of the prompt's tokens.
 """
 
 from __future__ import annotations
@@ -137,7 +138,9 @@ def draw(order: random.Random) -> Asked:
     return numbers, question, {"n_keep": order.choice(FIELDS["n_keep"]), **prune}
 
 
-def ask_all(order: random.Random, n: int, folder: Path, counts: dict[str, int]) -> list[tuple[Asked, str, int]]:
+def ask_all(
+    order: random.Random, n: int, at_once: int, folder: Path, counts: dict[str, int]
+) -> list[tuple[Asked, str, int]]:
     """Random requests to one server, with slots saved and restored in between: (request, text, tokens) of each."""
     found: list[tuple[Asked, str, int]] = []
     seen: list[Asked] = []
@@ -146,7 +149,7 @@ def ask_all(order: random.Random, n: int, folder: Path, counts: dict[str, int]) 
             # half of the requests were asked before, for that is what caches are for
             asked = [
                 order.choice(seen) if seen and order.random() < 0.5 else draw(order)
-                for _ in range(order.randint(1, SLOTS))
+                for _ in range(order.randint(1, at_once))
             ]
             seen += asked
             slots = [order.choice((-1, *range(SLOTS))) for _ in asked]
@@ -174,11 +177,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--n", type=int, default=60, help="requests")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--at-once", type=int, default=1, choices=range(1, SLOTS + 1), help="most requests at a time")
     args = parser.parse_args()
     counts = dict.fromkeys(("cells", "cells_reused", "saved", "restored", "refused"), 0)
     with tempfile.TemporaryDirectory(prefix="qap-gguf-") as name:
         folder = Path(name)
-        found = ask_all(random.Random(args.seed), args.n, folder, counts)
+        found = ask_all(random.Random(args.seed), args.n, args.at_once, folder, counts)
         expected: dict[str, tuple[str, int]] = {}
         differ = 0
         for number, (what, text, n_prompt) in enumerate(found):
