@@ -32,7 +32,7 @@ from qap_gguf.convert import quantize
 from qap_gguf.errors import ConvertError, QapError
 from qap_gguf.eval import Question, fingerprint, load_questions, markdown, measure_imatrix
 from qap_gguf.eval.report import Table
-from results_tables import replaced
+from results_tables import write_tables
 
 Array = npt.NDArray[np.float64]
 KINDS = ("none", "text", "dense", "pruned")
@@ -248,7 +248,7 @@ def main() -> None:
     (args.out / "tables.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     if args.write is not None:
-        args.write.write_text(replaced(args.write.read_text(encoding="utf-8"), {"imatrix": text}), encoding="utf-8")
+        write_tables(args.write, {"imatrix": text})
 
 
 if __name__ == "__main__":

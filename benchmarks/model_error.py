@@ -32,7 +32,7 @@ from qap_gguf.eval import (
 )
 from qap_gguf.eval.report import Table
 from qap_gguf.eval.stats import RESAMPLES, Tallies
-from results_tables import replaced
+from results_tables import write_tables
 
 METHODS = "qap,numeric,dpp,dpp-numeric,coverage"
 ERRORS = ("int4", "model")
@@ -87,7 +87,7 @@ def main() -> None:
     text = markdown(table(outcomes))
     print(text)
     if args.write is not None:
-        args.write.write_text(replaced(args.write.read_text(encoding="utf-8"), {"model-error": text}), encoding="utf-8")
+        write_tables(args.write, {"model-error": text})
 
 
 if __name__ == "__main__":

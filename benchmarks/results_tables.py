@@ -176,6 +176,11 @@ def replaced(text: str, tables: Mapping[str, str]) -> str:
     return text
 
 
+def write_tables(path: Path, tables: Mapping[str, str]) -> None:
+    """Put the tables into a file, as :func:`replaced` does."""
+    path.write_text(replaced(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -195,8 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             asked = f"{found['n_questions']} questions about {found['n_pictures']} pictures."
             tables[name] = "\n\n".join([*make(found), asked])
         if args.write is not None:
-            text = replaced(args.write.read_text(encoding="utf-8"), tables)
-            args.write.write_text(text, encoding="utf-8")
+            write_tables(args.write, tables)
     except (OSError, ValueError, KeyError, ZeroDivisionError) as err:
         print(f"results_tables: error: expected folders of finished runs, got {err!r}; check the path", file=sys.stderr)
         return 1

@@ -16,9 +16,11 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import functools
 import http.client
 import io
 import json
+import os
 import random
 import socket
 import subprocess
@@ -50,6 +52,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
 Asked = tuple[tuple[int, ...], str, "dict[str, Any] | None"]
 
 
+@functools.cache
 def pictures() -> list[str]:
     """The packaged picture, its mirror image, and its upper part, as data URIs."""
     with Image.open(qap.packaged_model().sample) as image:
@@ -67,13 +70,11 @@ def pictures() -> list[str]:
     return found
 
 
-PICTURES = pictures()
-
-
-def call(port: int, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-    """(status, answer) of a POST."""
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+def call(port: int, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+    """(status, answer) of a POST, or of a GET where there is no body."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
+        text, headers = None if body is None else json.dumps(body), {"Content-Type": "application/json"}
+        connection.request("GET" if body is None else "POST", path, text, headers)
         reply = connection.getresponse()
         return reply.status, json.loads(reply.read())
 
@@ -81,7 +82,7 @@ def call(port: int, path: str, body: dict[str, Any]) -> tuple[int, Any]:
 def answer(port: int, what: Asked, slot: int = -1) -> tuple[str, int, int]:
     """(text, tokens of the prompt, those of them that were in the KV cache)."""
     numbers, question, prune = what
-    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": PICTURES[i]}} for i in numbers]
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": pictures()[i]}} for i in numbers]
     body: dict[str, Any] = {
         "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}],
         "max_tokens": 8, "temperature": 0, "id_slot": slot,
@@ -97,27 +98,25 @@ def answer(port: int, what: Asked, slot: int = -1) -> tuple[str, int, int]:
 
 
 @contextlib.contextmanager
-def running(n_slots: int, folder: Path) -> Iterator[int]:
-    """A llama-server with the packaged model for a block; gives its port."""
+def running(folder: Path, *words: str, **env: str) -> Iterator[int]:
+    """A llama-server with the packaged model for a block; gives its port. `env` are variables of its environment."""
     files = qap.packaged_model()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    command = [str(find_program()), "-m", str(files.model), "--mmproj", str(files.mmproj), "--port", str(port)]
-    command += ["--threads", "1", "--parallel", str(n_slots), "--ctx-size", str(n_slots * CELLS), "--no-kv-unified"]
-    command += ["--slot-save-path", str(folder), "--cache-ram", "64", "--no-warmup"]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+    command = [str(find_program()), "-m", str(files.model), "--mmproj", str(files.mmproj)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--threads", "1", *words]
+    log = folder / "server.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env={**os.environ, **env}, stdout=out, stderr=out)
     try:
+        deadline = time.monotonic() + 30
         while True:
-            if process.poll() is not None:
-                raise SystemExit(f"server_answers: {command[0]} ended with {process.returncode}; see {folder}")
-            with (
-                contextlib.suppress(OSError),
-                contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection,
-            ):
-                connection.request("GET", "/health")
-                if connection.getresponse().status == 200:
+            if process.poll() is not None or time.monotonic() > deadline:
+                tail = log.read_text("utf-8", "replace")[-2000:]
+                raise RuntimeError(f"expected llama-server to answer, got status {process.poll()}: {tail}")
+            with contextlib.suppress(OSError):
+                if call(port, "/health")[0] == 200:
                     break
             time.sleep(0.05)
         yield port
@@ -126,9 +125,15 @@ def running(n_slots: int, folder: Path) -> Iterator[int]:
         process.wait(timeout=60)
 
 
+def with_slots(n_slots: int, folder: Path) -> contextlib.AbstractContextManager[int]:
+    """A server with so many slots, which can be saved to `folder`, and with all caches."""
+    words = ["--parallel", str(n_slots), "--ctx-size", str(n_slots * CELLS), "--no-kv-unified", "--no-warmup"]
+    return running(folder, *words, "--slot-save-path", str(folder), "--cache-ram", "64")
+
+
 def draw(order: random.Random) -> Asked:
     """A request; one in five has two pictures, one in five is dense."""
-    numbers = tuple(order.sample(range(len(PICTURES)), 2 if order.random() < 0.2 else 1))
+    numbers = tuple(order.sample(range(len(pictures())), 2 if order.random() < 0.2 else 1))
     question = order.choice(QUESTIONS)
     if order.random() < 0.2:
         return numbers, question, None
@@ -144,7 +149,7 @@ def ask_all(
     """Random requests to one server, with slots saved and restored in between: (request, text, tokens) of each."""
     found: list[tuple[Asked, str, int]] = []
     seen: list[Asked] = []
-    with running(SLOTS, folder) as port, ThreadPoolExecutor(SLOTS) as pool:
+    with with_slots(SLOTS, folder) as port, ThreadPoolExecutor(SLOTS) as pool:
         while len(found) < n:
             # half of the requests were asked before, for that is what caches are for
             asked = [
@@ -188,7 +193,7 @@ def main() -> int:
         for number, (what, text, n_prompt) in enumerate(found):
             key = json.dumps(what)
             if key not in expected:
-                with running(1, folder) as port:
+                with with_slots(1, folder) as port:
                     expected[key] = answer(port, what)[:2]
             if expected[key] != (text, n_prompt):
                 differ += 1
