@@ -19,7 +19,7 @@ import qap_gguf as qap
 from prompts.cases import CASES, TOOL, ours_of
 from prompts.published import TEMPLATES, source_of
 from qap_gguf import _core
-from qap_gguf.errors import ModelFileError, UnsupportedError
+from qap_gguf.errors import ConfigError, ModelFileError, UnsupportedError
 from qap_gguf.generation.chat_formats import ChatFormat, named_format
 from qap_gguf.generation.messages import read_messages
 from qap_gguf.serve.answers import events_of
@@ -87,6 +87,14 @@ def test_pictures_arrive_as_we_decode_them(preparer: Preparer) -> None:
         with Image.open(io.BytesIO(base64.b64decode(body))) as image:
             assert np.array_equal(np.asarray(image), load_image(source))
     assert prepared.n_pixels == sum(load_image(source)[..., 0].size for source in (data, SAMPLE.read_bytes()))
+
+
+def test_thousands_of_messages_are_refused_before_they_are_read(
+    preparer: Preparer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qap_gguf.serve.requests.read_messages", None)
+    with pytest.raises(ConfigError, match="16001 messages with text; send fewer"):
+        preparer.chat({"messages": [{"role": "user", "content": "a"}] * 16_001})
 
 
 def test_only_known_fields_go_on(preparer: Preparer) -> None:

@@ -138,6 +138,7 @@ class Preparer:
             raise ConfigError("messages: expected a list of messages, got none; send it")
         out = self._common(body, {**SAMPLING, **CHAT})
         out |= self._prune(body)
+        self.limit.check_number(_n_texts(body["messages"]))  # before the thousands of them are read
         turns = read_messages(body["messages"], look_for_files=False)
         images = images_of(turns)
         if len(images) > self.settings.sources.max_images:
@@ -324,6 +325,13 @@ def check_semantic(config: PruneConfig) -> None:
             f"semantic: expected a score of the picture alone, got {config.semantic!r}, which looks at the prompt; "
             "choose auto, cls, attention or none"
         )
+
+
+def _n_texts(messages: Any) -> int:
+    """Messages whose content is a text, which is not empty."""
+    given = messages if isinstance(messages, list) else []
+    contents = (message.get("content") for message in given if isinstance(message, dict))
+    return sum(isinstance(content, str) and content != "" for content in contents)
 
 
 def _top(name: str, value: Any) -> int:
