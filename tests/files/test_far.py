@@ -98,9 +98,9 @@ def test_a_header_beyond_the_limit(far: FarServer, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_page_instead_of_the_file(far: FarServer) -> None:
-    with pytest.raises(ModelFileError, match=r"got another kind \(text/html\) at .*; check the address"):
+    with pytest.raises(ModelFileError, match=r"got another kind \(text/html\) at .*; give the address of the .gguf"):
         read_header(WebFile(f"{far.url}/page/a.gguf"))
-    with pytest.raises(ModelFileError, match="with /resolve/ in it"):
+    with pytest.raises(ModelFileError, match="with /resolve/ instead of /blob/"):
         read_header(WebFile(f"{far.url}/page/owner/name/blob/main/a.gguf"))
 
 

@@ -128,6 +128,12 @@ def check_given(paths: tuple[str, ...], *, allow_http: bool, as_json: bool) -> N
         click.get_current_context().exit(1)
 
 
+def _size(n_bytes: float) -> str:
+    """A number of bytes for people."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if n_bytes >= unit), (1e3, "kB"))
+    return f"{n_bytes / unit:.1f} {name}"
+
+
 def _file_lines(file: FileReport) -> Iterator[str]:
     yield f"{file.path}: {file.kind}" + (f", {file.family}" if file.family else "")
     if file.error:
@@ -136,12 +142,11 @@ def _file_lines(file: FileReport) -> Iterator[str]:
         size = "bytes" if file.size is None else f"of {file.size:,} bytes"
         yield f"  read: {file.n_read:,} {size}, the header; nothing was tried that needs its weights"
     if file.weights:
-        kinds = ", ".join(f"{kind} {n_bytes / 1e6:,.1f} MB" for kind, n_bytes in file.weights.items())
-        yield f"  weights: {kinds}"
+        yield f"  weights: {', '.join(f'{kind} {_size(n_bytes)}' for kind, n_bytes in file.weights.items())}"
     if file.image:
         yield f"  image: {', '.join(f'{name} {value}' for name, value in file.image.items())}"
     if file.memory is not None:
-        yield f"  memory: about {file.memory / 1e6:,.0f} MB for the encoder and one picture"
+        yield f"  memory: about {_size(file.memory)} for the encoder and one picture"
     if file.width is not None:
         tokens = f", {file.n_tokens} tokens an image" if file.n_tokens is not None else ""
         yield f"  width of a token: {file.width}{tokens}"

@@ -52,7 +52,9 @@ def read_header(file: WebFile) -> FarHeader:
     try:
         if file.more(len(_MAGIC))[: len(_MAGIC)] != _MAGIC:
             kind = f" ({file.kind})" if file.kind else ""
-            cure = "give the file's own address, with /resolve/ in it" if "/blob/" in file.name else "check the address"
+            cure = "give the address of the .gguf file itself, or of a repository on the hub its id, owner/name"
+            if "/blob/" in file.name:
+                cure = "give the file's own address, with /resolve/ instead of /blob/"
             raise ModelFileError(f"expected a GGUF file, got another kind{kind} at {file.name}; {cure}")
         most = MOST if file.size is None else min(MOST, file.size)
         try:

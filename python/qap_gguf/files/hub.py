@@ -235,7 +235,7 @@ def find_pair(repo_id: str, *, quant: str | None = None) -> HubPair:
         url = hub.hf_hub_url(repo_id, name)
         return HubFile(f"{repo_id}/{name}", url, Path(path) if isinstance(path, str) else None)
 
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     return HubPair(tuple(file(name) for name in models), file(projector), build_hf_headers())
 
