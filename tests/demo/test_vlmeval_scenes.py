@@ -7,6 +7,7 @@ import base64
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,7 +16,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 
 import vlmeval_scenes
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"image": "a.png", "question": "Where is\tthe dog?", "answer": "row 1", "kind": "where"},
     {"image": "b.png", "question": 'Is there a "cat"?', "answer": "no", "choices": ["yes", "no"]},
     {"image": "a.png", "question": "How many?", "answers": ["two", "2", "two"]},
