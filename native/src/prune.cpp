@@ -304,18 +304,19 @@ int qap_prune(
 
 int qap_prune_plan(
     qap_plan & plan, const float * all, int32_t width, int32_t n_planes, int32_t n_threads, std::vector<float> & out) {
-    const auto data  = [](const std::vector<float> & values) { return values.empty() ? nullptr : values.data(); };
-    qap_piece  piece = {};
-    piece.rows       = all;
-    piece.n_rows     = plan.n_rows();
-    piece.n_width    = width;
-    piece.n_planes   = n_planes;
-    piece.special    = plan.special.data();
-    piece.n_special  = (int32_t) plan.special.size();
-    piece.padding    = plan.padding.data();
-    piece.n_padding  = (int32_t) plan.padding.size();
-    piece.attention  = data(plan.attention);
-    piece.received   = data(plan.received);
+    const auto data = [](const std::vector<float> & values) { return values.empty() ? nullptr : values.data(); };
+    const std::vector<int32_t> left_out = plan.left_out();
+    qap_piece                  piece    = {};
+    piece.rows                          = all;
+    piece.n_rows                        = plan.n_rows();
+    piece.n_width                       = width;
+    piece.n_planes                      = n_planes;
+    piece.special                       = plan.special.data();
+    piece.n_special                     = (int32_t) plan.special.size();
+    piece.padding                       = left_out.data();
+    piece.n_padding                     = (int32_t) left_out.size();
+    piece.attention                     = data(plan.attention);
+    piece.received                      = data(plan.received);
     if (qap_check_weights(plan, width / n_planes) != 0) {
         return -1;
     }

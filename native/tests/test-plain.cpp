@@ -188,6 +188,11 @@ static void test_bad_arguments() {
     CHECK(qap_params_count_early(&bad, 9) == 5 && qap_params_count(&bad, 9) == 5 && qap_params_count(&bad, 99) == 7);
     bad.encoder_keep = 0.0;
     CHECK(qap_params_check(&bad) == -1);
+    for (const int32_t level : { -2, -1, 0, 255, 256 }) {
+        bad                 = good;
+        bad.skip_flat_tiles = bad.duplicates = level;
+        CHECK(qap_params_check(&bad) == (level >= -1 && level <= 255 ? 0 : -1));
+    }
 }
 
 static void test_parameters(generator & rng) {
@@ -207,12 +212,11 @@ static void test_parameters(generator & rng) {
     CHECK(!qap_params_active(nullptr, got));
 
     // qap.* keys of any type with any value: parameters or an exception
-    const char * const keys[] = {
-        "qap.version",        "qap.keep_ratio",   "qap.n_keep",        "qap.alpha",
-        "qap.alpha_dynamic",  "qap.error",        "qap.group_size",    "qap.outlier",
-        "qap.outlier_weight", "qap.semantic",     "qap.select",        "qap.positions",
-        "qap.merge",          "qap.encoder_keep", "qap.encoder_layer", "qap.channel_weights"
-    };
+    const char * const keys[] = { "qap.version",         "qap.keep_ratio",   "qap.n_keep",        "qap.alpha",
+                                  "qap.alpha_dynamic",   "qap.error",        "qap.group_size",    "qap.outlier",
+                                  "qap.outlier_weight",  "qap.semantic",     "qap.select",        "qap.positions",
+                                  "qap.merge",           "qap.encoder_keep", "qap.encoder_layer", "qap.channel_weights",
+                                  "qap.skip_flat_tiles", "qap.duplicates" };
     const char * const words[] = { "dpp", "model", "\xff\n%s%n" };
     const float        reals[] = { 0.0f, 0.5f, 1.0f, -1.0f, 1e30f, NAN, INFINITY };
     int                found = 0, refused = 0;
@@ -220,7 +224,7 @@ static void test_parameters(generator & rng) {
         const gguf_context_ptr gguf(gguf_init_empty());
         gguf_set_val_u32(gguf.get(), "qap.version", 1);
         for (int k = between(rng, 0, 5); k > 0; k--) {
-            const char * key = keys[between(rng, 0, 15)];
+            const char * key = keys[between(rng, 0, 17)];
             switch (between(rng, 0, 5)) {
                 case 0: gguf_set_val_u32(gguf.get(), key, (uint32_t) between(rng, -2, 3)); break;
                 case 1: gguf_set_val_f32(gguf.get(), key, reals[between(rng, 0, 6)]); break;

@@ -90,8 +90,8 @@ class ImageSide(ABC):
 
         Args:
             image: a path, the bytes of an image file, a Pillow image, or a uint8 array (height, width, 3).
-            prune: how it will be pruned. It matters only with ``encoder_keep`` below 1: the encoder drops tokens
-                early then, and later prunings can only choose among ``ImageEmbedding.kept_early``.
+            prune: how it will be pruned. It matters only where ``prune.drops_early``: the encoder leaves tokens out
+                then, and later prunings can only choose among ``ImageEmbedding.kept_early``.
 
         Raises:
             ImageError: not a picture, damaged, or too large.
@@ -111,7 +111,7 @@ class ImageSide(ABC):
         self._check_open()
         if prune is not None:
             check_config(prune)
-        early = prune if prune is not None and prune.encoder_keep < 1 else None
+        early = prune if prune is not None and prune.drops_early else None
         with self._lock:
             self._check_open()
             hidden = self._tower is not None

@@ -181,8 +181,8 @@ WITHOUT_PADDING = ["qwen2-vl", "pixtral", "lfm2-vl", "smolvlm"]  # the first thr
 
 
 @contextlib.contextmanager
-def letterboxed(name: str, folder: Path) -> Iterator[qap.VisionModel]:
-    """A random model of a family, which pads its pictures."""
+def letterboxed(name: str, folder: Path, resize: str = "pad") -> Iterator[qap.VisionModel]:
+    """A random model of a family, which pads its pictures unless asked otherwise."""
     for library in ("torch", "transformers", "sentencepiece"):
         pytest.importorskip(library)
     from families.checkpoints import FAMILIES
@@ -193,7 +193,7 @@ def letterboxed(name: str, folder: Path) -> Iterator[qap.VisionModel]:
     )
     llama = llama_cpp.Llama(str(made.model), n_ctx=1024, verbose=False, n_threads=1)
     try:
-        with qap.VisionModel(made.mmproj, llama, flash_attn=False, resize="pad", n_threads=1) as model:
+        with qap.VisionModel(made.mmproj, llama, flash_attn=False, resize=resize, n_threads=1) as model:
             yield model
     finally:
         llama.close()

@@ -5,6 +5,7 @@
 #include "clip-impl.h"
 #include "clip-model.h"
 #include "device.h"
+#include "pixels.h"
 #include "prune.h"
 #include "qap-error.h"
 #include "qap-hooks.h"
@@ -134,6 +135,31 @@ static bool is_padding(const qap_packing & packing, int32_t tile) {
     return tile > 0 && (x + packing.side <= 0 || x >= packing.width || y + packing.side <= 0 || y >= packing.height);
 }
 
+// Do the pixels of this tile say nothing? The base is no tile.
+static bool is_flat(const clip_hparams & hparams, const clip_image_f32 & stack, int32_t tile, int32_t level) {
+    const size_t n_pixels = (size_t) stack.nx() * stack.nx();
+    return tile > 0 && level >= 0 &&
+           qap_is_flat(hparams, stack.get_ro_buf().data() + (size_t) tile * n_pixels * 3, n_pixels, level);
+}
+
+std::vector<int32_t> qap_packed_left(const clip_hparams & hparams, const clip_image_f32 & stack, int32_t level) {
+    const qap_packing        packing = qap_packing_of(hparams, stack);
+    const std::vector<float> ones((size_t) packing.n_base(), 1.0f);
+    canvas                   shown(packing, 1, 0);
+    for (int32_t tile = 0; tile <= packing.n_tiles(); tile++) {
+        if (!is_flat(hparams, stack, tile, level)) {
+            shown.put(tile, ones);
+        }
+    }
+    std::vector<int32_t> left;
+    for (int32_t token = 0; token < packing.n_tokens(); token++) {
+        if (shown.values[(size_t) token] > 0.0f) {
+            left.push_back(token);
+        }
+    }
+    return left;
+}
+
 static clip_image_f32_batch cut(const clip_image_f32 & stack, int32_t tile) {
     const size_t               side = (size_t) stack.nx(), size = side * side * 3;
     const std::vector<float> & all = stack.get_ro_buf();
@@ -195,7 +221,8 @@ static int encode_packed(clip_ctx * ctx, const clip_encode_params & params) {
     noted_signals      signals;
     std::vector<float> out((size_t) packing.n_base() * width);
     for (int32_t tile = 0; tile <= packing.n_tiles(); tile++) {
-        if (is_padding(packing, tile)) {
+        const int32_t level = plan != nullptr && plan->given ? plan->params.skip_flat_tiles : -1;
+        if (is_padding(packing, tile) || is_flat(model.hparams, stack, tile, level)) {
             continue;
         }
         clip_image_f32_batch one = cut(stack, tile);

@@ -35,6 +35,10 @@ bool qap_packs(int projector, const clip_image_f32 & image);
 
 qap_packing qap_packing_of(const clip_hparams & hparams, const clip_image_f32 & image);
 
+// Numbers of the tokens of a stack of tiles that the base shows, or a tile that is not within `level` of one colour
+// (pixels.h), ascending.
+std::vector<int32_t> qap_packed_left(const clip_hparams & hparams, const clip_image_f32 & stack, int32_t level);
+
 // One line that says why the tiles of this model are not packed as it was trained, or null: they are, or there are none.
 const char * qap_tiles_why_not(const clip_ctx * ctx, bool mrope);
 

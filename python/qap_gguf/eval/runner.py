@@ -242,9 +242,9 @@ def _asked(picture: _Picture, questions: Mapping[int, Question], variant: Varian
 
 
 def _early(variant: Variant) -> str:
-    """What tells pictures apart that were encoded with different early drops: "" without one."""
+    """What tells pictures apart of which the encoder left different tokens out: "" where it left none out."""
     config = variant.configs[0]
-    return "" if config is None or config.encoder_keep == 1 else early_identity("", config)
+    return "" if config is None or not config.drops_early else early_identity("", config)
 
 
 def _encoded(
@@ -254,7 +254,7 @@ def _encoded(
     variants: Sequence[Variant],
     embeddings: MutableMapping[Any, Any] | None,
 ) -> Any:
-    early = config is not None and config.encoder_keep < 1
+    early = config is not None and config.drops_early
     key = (path, early_identity("", config)) if early else path
     image = None if embeddings is None else embeddings.get(key)
     if image is None:

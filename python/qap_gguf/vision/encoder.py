@@ -15,7 +15,7 @@ from typing import Any
 
 from qap_gguf import _core
 from qap_gguf.arguments import MOST_IMAGE_TOKENS, FloatArray, IndexArray, check_integer, one_line
-from qap_gguf.config import PruneConfig
+from qap_gguf.config import LEVELS, PruneConfig
 from qap_gguf.defaults import from_params, to_params, use
 from qap_gguf.errors import ConfigError, ImageError, ModelFileError, NativeError, UnsupportedError
 from qap_gguf.language.llama import LanguageModel
@@ -187,6 +187,8 @@ class ImageEncoder:
         reports: list[Any] = []
         for tile in tiles:
             twin = next((i for i in range(len(features)) if tile.same_picture(tiles[i])), None)
+            if twin is not None and early is not None and tile.is_tile != tiles[twin].is_tile:
+                twin = None  # of two that are flat the overview is encoded, the tile is not
             if twin is None:
                 features.append(self._native.encode(tile, True, hidden, early))
                 reports.append(tile.report())
@@ -213,11 +215,11 @@ class ImageEncoder:
         Args:
             pixels: the picture.
             hidden: note the projector's input.
-            early: the config of an early drop; None drops nothing.
+            early: the config whose tokens are left out (``PruneConfig.drops_early``); None leaves none out.
 
         Raises:
             ConfigError: `early` names a layer that the encoder does not have.
-            UnsupportedError: the tiles of a LLaVA-NeXT whose file lacks what packs them; no early drop in this encoder.
+            UnsupportedError: the tiles of a LLaVA-NeXT whose file lacks what packs them; this encoder needs all tokens.
             NativeError: the encoder failed, or gave features that are not finite.
         """
         started = time.perf_counter()
@@ -240,7 +242,8 @@ class ImageEncoder:
             raise NativeError("expected finite features from the encoder, got others; check the mmproj file")
         n_planes = max(1, self.n_embd // self._language.n_embd)
         size = (pixels.shape[1], pixels.shape[0])
-        return embedding_of(features, reports, size, seconds, n_planes, thumbnail(pixels))
+        levels = {} if early is None else {name: getattr(early, name) for name in LEVELS}
+        return embedding_of(features, reports, size, seconds, n_planes, thumbnail(pixels), **levels)
 
     def prefill(
         self, chunk: _core.Chunk, features: FloatArray, indices: IndexArray | None, positions: str, n_batch: int
