@@ -111,10 +111,6 @@ int qap_early_plan(qap_plan & plan, const clip_model & model, const clip_image_f
         return 0;
     }
     const clip_image_f32 & first = images.entries[0];
-    if (plan.params.duplicates >= 0 && plan.params.encoder_keep < 1.0) {
-        return qap_fail(
-            "duplicates: expected encoder_keep 1 beside it, got %g; use one of the two", plan.params.encoder_keep);
-    }
     if (plan.params.encoder_keep < 1.0 || plan.params.duplicates >= 0) {
         const std::string why_not = qap_early_why_not(model, first, plan.params);
         if (!why_not.empty()) {

@@ -88,5 +88,5 @@ int qap_params_from_env(struct qap_params * params) {
         }
         found = 1;
     }
-    return found;
+    return found == 0 ? 0 : qap_params_check(params) == 0 ? 1 : -1;
 }

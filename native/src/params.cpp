@@ -173,6 +173,10 @@ int qap_params_check(const struct qap_params * params) {
                    ? qap_fail("%s: unknown id %d", field.name, (int) got)
                    : qap_fail("%s: expected %s, got %g", field.name, qap_expected(field.kind), got);
     }
+    if (params->duplicates >= 0 && params->encoder_keep < 1.0) {
+        return qap_fail(
+            "duplicates: expected encoder_keep 1 beside it, got %g; use one of the two", params->encoder_keep);
+    }
     qap_clear_error();
     return 0;
 }

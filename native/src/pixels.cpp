@@ -9,6 +9,7 @@
 #include "families/layout.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 
 // What so many levels are in normalised pixels of a colour.
@@ -16,15 +17,22 @@ static float width_of(const clip_hparams & hparams, int colour, float levels) {
     return (levels + 0.5f) / (255.0f * hparams.image_std[colour]);
 }
 
-bool qap_is_flat(const clip_hparams & hparams, const float * pixels, size_t n_pixels, int32_t level) {
-    for (int colour = 0; colour < 3 && n_pixels > 0; colour++) {
-        float low = pixels[colour], high = low;
-        for (size_t i = 1; i < n_pixels; i++) {
-            low  = std::min(low, pixels[3 * i + colour]);
-            high = std::max(high, pixels[3 * i + colour]);
+bool qap_is_flat(
+    const clip_hparams & hparams, const float * pixels, int width, int height, const qap_area & area, int32_t level) {
+    const int left   = area.padded ? std::clamp(area.x, 0, width) : 0;
+    const int right  = area.padded ? std::clamp(area.x + area.width, left, width) : width;
+    const int top    = area.padded ? std::clamp(area.y, 0, height) : 0;
+    const int bottom = area.padded ? std::clamp(area.y + area.height, top, height) : height;
+    for (int colour = 0; colour < 3; colour++) {
+        float low = FLT_MAX, high = -FLT_MAX;
+        for (int y = top; y < bottom; y++) {
+            const float * line = pixels + (size_t) y * (size_t) width * 3 + colour;
+            for (int x = left; x < right; x++) {
+                low  = std::min(low, line[3 * (size_t) x]);
+                high = std::max(high, line[3 * (size_t) x]);
+            }
         }
-        // up to `level` on either side of a colour; false for NaN
-        if (!(high - low <= width_of(hparams, colour, 2.0f * (float) level))) {
+        if (high - low > width_of(hparams, colour, 2.0f * (float) level)) { // up to `level` on either side of a colour
             return false;
         }
     }
@@ -32,7 +40,7 @@ bool qap_is_flat(const clip_hparams & hparams, const float * pixels, size_t n_pi
 }
 
 bool qap_is_flat(const clip_hparams & hparams, const clip_image_f32 & image, int32_t level) {
-    return qap_is_flat(hparams, image.get_ro_buf().data(), (size_t) image.nx() * image.ny(), level);
+    return qap_is_flat(hparams, image.get_ro_buf().data(), image.nx(), image.ny(), image.qap_content, level);
 }
 
 namespace {

@@ -96,9 +96,10 @@ static void test_pruning(generator & rng, int rounds) {
                 special.push_back(row);
             }
         }
-        const int32_t n_tokens = n_rows - (int32_t) special.size();
+        const int32_t n_tokens  = n_rows - (int32_t) special.size();
+        const bool    none_left = between(rng, 0, 9) == 0;
         for (int32_t token = 0; token < n_tokens; token++) {
-            if (between(rng, 0, 3) == 0) {
+            if (none_left || between(rng, 0, 3) == 0) {
                 padding.push_back(token);
             }
         }
@@ -123,7 +124,7 @@ static void test_pruning(generator & rng, int rounds) {
         const int32_t        n_real = n_tokens - (int32_t) padding.size(), n_keep = between(rng, 0, n_real);
         const size_t         n_kept = (size_t) n_keep + special.size();
         std::vector<int32_t> indices((size_t) n_keep), kept(n_kept);
-        std::vector<float>   total((size_t) n_tokens), out(n_kept * (size_t) width);
+        std::vector<float>   total((size_t) n_tokens, NAN), out(n_kept * (size_t) width);
         qap_pruned           pruned = {};
         pruned.indices              = indices.data();
         pruned.kept                 = kept.data();
@@ -133,6 +134,10 @@ static void test_pruning(generator & rng, int rounds) {
         CHECK(std::is_sorted(indices.begin(), indices.end()) && std::is_sorted(kept.begin(), kept.end()));
         for (const int32_t token : indices) {
             CHECK(token >= 0 && token < n_tokens && !std::binary_search(padding.begin(), padding.end(), token));
+        }
+        for (int32_t token = 0; token < n_tokens; token++) {
+            const bool left_out = std::binary_search(padding.begin(), padding.end(), token);
+            CHECK(left_out ? total[(size_t) token] == 0.0f : std::isfinite(total[(size_t) token]));
         }
         CHECK(qap_prune(&piece, &p, n_real + 1, nullptr, 1, &pruned) == -1);
         CHECK(qap_kept_rows(n_tokens, special.data(), piece.n_special, indices.data(), n_keep, kept.data()) == 0);
@@ -192,6 +197,8 @@ static void test_bad_arguments() {
         bad                 = good;
         bad.skip_flat_tiles = bad.duplicates = level;
         CHECK(qap_params_check(&bad) == (level >= -1 && level <= 255 ? 0 : -1));
+        bad.encoder_keep = 0.5; // duplicates are left out before the first layer, or others after a later one
+        CHECK(qap_params_check(&bad) == (level == -1 ? 0 : -1));
     }
 }
 

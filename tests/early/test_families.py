@@ -42,15 +42,25 @@ def test_whole_tokens_go_and_padding_first(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["smolvlm", "internvl", "llama-4"])
-def test_flat_tiles_and_duplicates(name: str, tmp_path: Path) -> None:
-    pixels = picture((400, 100)).copy()
+@pytest.mark.parametrize(
+    ("name", "resize"), [("smolvlm", "auto"), ("internvl", "auto"), ("internvl", "pad"), ("llama-4", "auto")]
+)
+def test_flat_tiles_and_duplicates(name: str, resize: str, tmp_path: Path) -> None:
+    pixels = picture((400, 100) if resize == "auto" else (400, 90)).copy()
     pixels[:, 150:] = 255
     flat = qap.PruneConfig(keep_ratio=0.1, skip_flat_tiles=2)
-    with letterboxed(name, tmp_path, "auto") as model:
+    four_tiles = {"size": {"longest_edge": 256}} if name == "smolvlm" else {}  # else a row of them in any case
+    with letterboxed(name, tmp_path, resize, four_tiles) as model:
         dense = model.encode(pixels)
         both = flat.replace(duplicates=2)
-        for cfg in (flat, flat.replace(encoder_keep=0.5), both, both.replace(skip_flat_tiles=None)):
+        for cfg in (
+            flat,
+            flat.replace(encoder_keep=0.5),
+            flat.replace(merge="average"),
+            both,
+            both.replace(merge="average", alpha="dynamic"),
+            both.replace(skip_flat_tiles=None),
+        ):
             image = model.encode(pixels, cfg)
             empty = [piece.n_left == 0 for piece in image.pieces]
             assert any(empty) == (cfg.skip_flat_tiles is not None)

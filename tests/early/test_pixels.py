@@ -132,6 +132,23 @@ def test_an_answer_reads_what_is_left(vlm: qap.VisionModel) -> None:
     answer.close()
 
 
+def test_what_fits_is_known_before_the_encode() -> None:
+    cfg = qap.PruneConfig(n_keep=N, duplicates=4)
+    with qap.VisionModel(n_threads=1, n_ctx=96) as model:
+        for prune in (None, cfg.replace(duplicates=None), cfg.replace(duplicates=0)):
+            with pytest.raises(qap.ConfigError, match=r"expected at most 96 tokens \(n_ctx\), got 1\d\d"):
+                model.generate([page(), "How many?"], prune=prune)
+        assert model.n_encodes == 0
+        for picture in (page(), model.encode(page(), cfg)):
+            answer = model.generate([picture, "How many?"], prune=cfg, max_tokens=1, stream=True)
+            assert answer.stats.n_image_kept == len(distinct(page(), 4))
+            answer.close()
+        answer = model.generate([picture, "How many?"], prune=None, max_tokens=1, stream=True)
+        assert answer.stats.n_image_kept == len(distinct(page(), 4))
+        answer.close()
+        assert model.n_encodes == 1
+
+
 def test_caches_tell_levels_apart(tmp_path: Path) -> None:
     cfg = qap.PruneConfig(n_keep=9, duplicates=2)
     others = [cfg.replace(duplicates=4), cfg.replace(duplicates=None), cfg.replace(skip_flat_tiles=3)]

@@ -307,7 +307,9 @@ class Preparer:
                 f'prune: expected an object such as {{"n_keep": 64}}, got {str(asked)[:80]!r}; see docs/serve.md'
             )
         told = {name: asked[name] for name in ("indices", "scores") if isinstance(asked.get(name), bool)}
-        config = self.config.replace(**{name: value for name, value in asked.items() if name not in told})
+        changes = {name: value for name, value in asked.items() if name not in told}
+        changes |= {name: None for name in LEVELS if changes.get(name) == "off"}
+        config = self.config.replace(**changes)
         check_semantic(config)
         check_weights(config, self._weighted)
         found = {name: value for name, value in config.to_dict().items() if value is not None}
