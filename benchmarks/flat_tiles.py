@@ -6,8 +6,8 @@
     python benchmarks/flat_tiles.py --mmproj mmproj-f16.gguf --model model.gguf --image page.png
 
 One process, all settings in turns, medians after a warm-up; a ratio is the median of the ratios of each round. The page
-is drawn here: lines of short dark strokes on white paper above, paper alone below. "encoded" are the tokens that go
-through the whole encoder. K is the same part of all tokens in every row but the first, less only where less is left.
+is drawn here: lines of short dark strokes on white paper above, paper alone below. "left" are the tokens that are no
+padding and that the encoder sees. K is the same part of all tokens in every row but the first, or what is left.
 Random weights say nothing about answers.
 """
 
@@ -57,12 +57,12 @@ def settings(ratio: float, level: int) -> dict[str, qap.PruneConfig | None]:
     }
 
 
-def summary(name: str, dense: list[Pass], passes: list[Pass], n_encoded: int) -> dict[str, Any]:
+def summary(name: str, dense: list[Pass], passes: list[Pass], n_left: int) -> dict[str, Any]:
     """One row of the table."""
     pairs = list(zip(dense, passes, strict=True))
     return {
         "setting": name,
-        "encoded": n_encoded,
+        "left": n_left,
         "kept": passes[0].n_kept,
         "encode_s": statistics.median(one.encode_s for one in passes),
         "first_s": statistics.median(one.first_s for one in passes),
@@ -79,11 +79,11 @@ def measure(vlm: qap.VisionModel, pixels: Pixels, configs: dict[str, Any], round
             one = run_pass(vlm, pixels, TEXT, config, n_decode=1)
             if number > 0:
                 found[name].append(one)
-    whole = found["dense"][0].n_tokens
+    n_real = vlm._encoder.count((pixels.shape[1], pixels.shape[0])).n_real
     rows = []
     for name, config in configs.items():
         left = vlm._encoder.count_left(pixels, config)
-        rows.append(summary(name, found["dense"], found[name], whole if left is None else left))
+        rows.append(summary(name, found["dense"], found[name], n_real if left is None else left))
     return rows
 
 
@@ -107,17 +107,18 @@ def main() -> int:
     if mmproj is None:
         files = make_random_model(find_shape(args.shape))
         mmproj, model = files.mmproj, files.model
-    pixels = page(*args.size, args.blank) if args.image is None else load_image(args.image)
+    width, height = args.size
+    pixels = page(width, height, args.blank) if args.image is None else load_image(args.image)
     with qap.VisionModel(mmproj, model, n_ctx=8192, n_threads=args.threads) as vlm:
         rows = measure(vlm, pixels, settings(args.keep_ratio, args.level), args.rounds)
     if args.json:
         print(json.dumps({"benchmark": "flat_tiles", "mmproj": str(mmproj), "rounds": args.rounds, "rows": rows}))
         return 0
-    print("| setting | encoded | kept | encode | first word | encode sooner | first word sooner |")
+    print("| setting | left | kept | encode | first word | encode sooner | first word sooner |")
     print("| :-- | --: | --: | --: | --: | --: | --: |")
     for row in rows:
         print(
-            f"| {row['setting']} | {row['encoded']} | {row['kept']} | {row['encode_s']:.2f} s | "
+            f"| {row['setting']} | {row['left']} | {row['kept']} | {row['encode_s']:.2f} s | "
             f"{row['first_s']:.2f} s | {row['encode_x']:.2f}x | {row['first_x']:.2f}x |"
         )
     return 0
