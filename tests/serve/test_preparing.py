@@ -121,7 +121,11 @@ def test_weights_that_the_file_lacks_are_refused(preparer: Preparer) -> None:
 def test_all_of_a_pruning_is_said(preparer: Preparer) -> None:
     """Nothing is left to what llama-server has by default."""
     asked = preparer.chat(ask(prune={"alpha": "dynamic"})).body["prune"]
-    assert asked == {k: v for k, v in qap.PruneConfig(n_keep=72, alpha="dynamic").to_dict().items() if v is not None}
+    expected = qap.PruneConfig(n_keep=72, alpha="dynamic").to_dict() | {"skip_flat_tiles": "off", "duplicates": "off"}
+    assert asked == {k: v for k, v in expected.items() if v is not None}
+    assert preparer.chat(ask(prune={"duplicates": 3})).body["prune"]["duplicates"] == 3
+    for off in ("off", None):
+        assert preparer.chat(ask(prune={"duplicates": off, "skip_flat_tiles": 0})).body["prune"]["duplicates"] == "off"
     assert preparer.chat(ask(prune=None)).body["prune"] is False
     assert "prune" not in preparer.chat(ask()).body
 
