@@ -1,4 +1,4 @@
-"""A tiny random Qwen3.5, whose language model has recurrent layers; the others stand in checkpoints.py."""
+"""A tiny random Qwen3.5, whose language model has recurrent layers; test_parity.py compares it beside those of checkpoints.py."""
 
 from __future__ import annotations
 
