@@ -1,4 +1,4 @@
-"""A tiny random Qwen3.5, whose language model has recurrent layers; test_parity.py compares it beside those of checkpoints.py."""
+"""A tiny random Qwen3.5, whose language model has recurrent layers; for test_parity.py and tests/reuse."""
 
 from __future__ import annotations
 
