@@ -25,6 +25,7 @@ pytest.importorskip("sentencepiece")
 
 from families import truth  # noqa: E402
 from families.checkpoints import FAMILIES, Family  # noqa: E402
+from families.checkpoints_newer import QWEN35  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -64,9 +65,12 @@ class Case:
         return np.asarray(rows[piece.token_rows(range(piece.n_tokens))])
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+COMPARED = FAMILIES | {"qwen3.5": QWEN35}
+
+
+@pytest.fixture(scope="module", params=list(COMPARED))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    family = FAMILIES[request.param]
+    family = COMPARED[request.param]
     folder: Path = tmp_path_factory.mktemp(request.param) / "ckpt"
     hf = family.make(folder)
     files = qap.convert(
@@ -214,12 +218,21 @@ def test_keep_is_refused_where_positions_have_one_dimension(case: Case) -> None:
 # --- what goes into a prompt, counted by hand ---
 
 #: pixels that make a token, by the checkpoint's patch size and merging
-PER_TOKEN = {"qwen2-vl": 16, "qwen2.5-vl": 28, "qwen3-vl": 16, "pixtral": 8, "mistral-3": 16, "lfm2-vl": 32}
+PER_TOKEN = {
+    "qwen2-vl": 16,
+    "qwen2.5-vl": 28,
+    "qwen3-vl": 16,
+    "qwen3.5": 16,
+    "pixtral": 8,
+    "mistral-3": 16,
+    "lfm2-vl": 32,
+}
 #: texts that stand around an image
 AROUND = {
     "qwen2-vl": ["<|vision_start|>", "<|vision_end|>"],
     "qwen2.5-vl": ["<|vision_start|>", "<|vision_end|>"],
     "qwen3-vl": ["<|vision_start|>", "<|vision_end|>"],
+    "qwen3.5": ["<|vision_start|>", "<|vision_end|>"],
     "smolvlm": [
         *("<fake_token_around_image>", "<row_1_col_1>", "\n\n"),  # its one tile, as where there are more
         *("<fake_token_around_image>", "<global-img>", "<fake_token_around_image>"),

@@ -45,7 +45,7 @@ RULES = {
     "qwen3": Rule("qwen3vl", norms=True),
 }
 #: architectures whose image tokens can keep their places as they are
-MROPE = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr")
+MROPE = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "paddleocr")
 
 # Keys below the architecture's name that both read alike, or neither reads.
 _KEYS = re.compile(

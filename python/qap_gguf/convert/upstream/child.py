@@ -47,6 +47,8 @@ def fix(family: Callable[[str], Any]) -> None:
     Gemma 3, LFM2-VL: names without `vision_model.` are refused. InternVL: names without `model.` in front are dropped
     in silence. Pixtral, Mistral 3, Qwen2-VL, Qwen2.5-VL: names with it are, and so is [IMG_BREAK], whose row is looked
     for after a filter that takes it away. Llama 4: the second norm gets the name of another norm, which Gemma 4 claims.
+    Qwen3.5: checkpoints without layers that predict further tokens, as transformers saves them, fail an assertion, or
+    make a file that says it has some.
     """
     for module, name in (("gemma", "Gemma3VisionModel"), ("lfm2", "LFM2VLModel")):
         rename_tensors(getattr(family(module), name), lambda name: vision_name(name, tower=True))
@@ -77,6 +79,16 @@ def fix(family: Callable[[str], Any]) -> None:
         return mapped.replace(".attn_post_norm.", ".ln2.")
 
     llama4.map_tensor_name = map_tensor_name
+
+    qwen = family("qwen")._QwenMtpMixin
+    index = qwen.index_tensors
+
+    def index_tensors(model: Any, *words: Any, **named: Any) -> Any:
+        found = index(model, *words, **named)
+        model.no_mtp = model.no_mtp or type(model).opt_num_mtp_layers == 0
+        return found
+
+    qwen.index_tensors = index_tensors
 
 
 def rename_tensors(cls: Any, rename: Callable[[str], str]) -> None:
