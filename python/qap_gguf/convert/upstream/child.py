@@ -41,12 +41,26 @@ def vision_name(name: str, *, tower: bool) -> str:
     return short
 
 
+def paddle_name(name: str) -> str:
+    """The name by which the converter knows a tensor of PaddleOCR-VL, whatever version of transformers saved it.
+
+    Example:
+        >>> paddle_name("model.projector.linear_1.bias"), paddle_name("model.layers.0.mlp.up_proj.weight")
+        ('mlp_AR.linear_1.bias', 'model.layers.0.mlp.up_proj.weight')
+    """
+    for new, old in (("model.visual.", "visual."), ("model.projector.", "mlp_AR.")):
+        if name.startswith(new):
+            return old + name.removeprefix(new)
+    return name
+
+
 def fix(family: Callable[[str], Any]) -> None:
     """Put right what the converter of llama.cpp 0c1e570 does wrongly (docs/upstream.md); `family` gives its modules.
 
     Gemma 3, LFM2-VL: names without `vision_model.` are refused. InternVL: names without `model.` in front are dropped
     in silence. Pixtral, Mistral 3, Qwen2-VL, Qwen2.5-VL: names with it are, and so is [IMG_BREAK], whose row is looked
     for after a filter that takes it away. Llama 4: the second norm gets the name of another norm, which Gemma 4 claims.
+    PaddleOCR-VL: the names of transformers' classes are dropped (projector) or refused (tower).
     """
     for module, name in (("gemma", "Gemma3VisionModel"), ("lfm2", "LFM2VLModel")):
         rename_tensors(getattr(family(module), name), lambda name: vision_name(name, tower=True))
@@ -57,6 +71,7 @@ def fix(family: Callable[[str], Any]) -> None:
         family("qwenvl").Qwen2VLVisionModel,
         lambda name: name.removeprefix("model.") if name.startswith("model.visual.") else name,
     )
+    rename_tensors(family("ernie").PaddleOCRVisionModel, paddle_name)
     llava = family("llava").LlavaVisionModel
     rename_tensors(llava, lambda name: vision_name(name, tower=False))
     known = llava.filter_tensors.__func__
