@@ -21,6 +21,7 @@ transformers = pytest.importorskip("transformers")
 GLM_SPECIAL = ["<|user|>", "<|begin_of_image|>", "<|end_of_image|>"]
 PADDLE_SPECIAL = ["<|IMAGE_PLACEHOLDER|>", "<|IMAGE_START|>", "<|IMAGE_END|>"]
 EXAONE_SPECIAL = ["<vision>", "</vision>"]
+KIMI_SPECIAL = ["<|media_begin|>", "<|media_end|>"]
 HUNYUAN_SPECIAL = [f"<\uff5chy_place\u2581holder\u2581no\u2581{n}\uff5c>" for n in (100, 101, 102)]
 LIMITS = {"shortest_edge": 1024, "longest_edge": 16 * 16 * 1024}  # pixels
 SIDES = {"size": LIMITS, "min_pixels": LIMITS["shortest_edge"], "max_pixels": LIMITS["longest_edge"]}
@@ -149,6 +150,31 @@ def hunyuanvl(folder: Path) -> Any:
     return truth.as_authors(base.save(model, folder, settings, HUNYUAN_SPECIAL))
 
 
+def kimi_k25(folder: Path) -> Any:
+    text = {name: value for name, value in base.TEXT.items() if name != "head_dim"} | {
+        "vocab_size": base.VOCAB + len(KIMI_SPECIAL), "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32,
+        "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "moe_intermediate_size": 32,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
+        "first_k_dense_replace": 1, "routed_scaling_factor": 1.5,
+    }  # fmt: skip
+    config = transformers.Kimi_K25Config(
+        text_config=transformers.DeepseekV3Config(**text),
+        vision_config={
+            "patch_size": 8, "pos_emb_height": 8, "pos_emb_width": 8, "num_attention_heads": 4, "num_hidden_layers": 4,
+            "hidden_size": 64, "intermediate_size": 96,
+        },
+        projection_hidden_size=64, image_token_id=base.ID["<|image_pad|>"], video_token_id=base.ID["<|video_pad|>"],
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = base.randomize(transformers.Kimi_K25ForConditionalGeneration(config))
+    base.save(model, folder, base.processor(None, patch_size=8, merge_size=2, in_patch_limit=1024), KIMI_SPECIAL)
+    published = json.loads((folder / "config.json").read_text()) | {
+        "architectures": ["KimiK25ForConditionalGeneration"]
+    }
+    (folder / "config.json").write_text(json.dumps(published))
+    return model
+
+
 GRID: dict[str, base.Family] = {
     "glm-4.1v": base.Family(glm41v, (96, 64)),
     "glm-ocr": base.Family(glm_ocr, (96, 64)),
@@ -156,4 +182,5 @@ GRID: dict[str, base.Family] = {
     "exaone-4.5": base.Family(exaone45, (168, 140)),
     "mimo-vl": base.Family(mimovl, (168, 140)),
     "hunyuan-vl": base.Family(hunyuanvl, (96, 64)),
+    "kimi-k2.5": base.Family(kimi_k25, (96, 64)),
 }

@@ -26,7 +26,13 @@ pytest.importorskip("sentencepiece")
 
 from families import truth  # noqa: E402
 from families.checkpoints import FAMILIES, Family  # noqa: E402
-from families.checkpoints_grid import EXAONE_SPECIAL, GLM_SPECIAL, HUNYUAN_SPECIAL, PADDLE_SPECIAL  # noqa: E402
+from families.checkpoints_grid import (  # noqa: E402
+    EXAONE_SPECIAL,
+    GLM_SPECIAL,
+    HUNYUAN_SPECIAL,
+    KIMI_SPECIAL,
+    PADDLE_SPECIAL,
+)
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -239,6 +245,7 @@ AROUND = {
     "exaone-4.5": EXAONE_SPECIAL,
     "mimo-vl": ["<|vision_start|>", "<|vision_end|>"],
     "hunyuan-vl": HUNYUAN_SPECIAL[:2],
+    "kimi-k2.5": KIMI_SPECIAL,
 }
 
 

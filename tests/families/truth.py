@@ -36,7 +36,7 @@ def inputs(name: str, model: Any, pixels: Any) -> dict[str, Any]:
     if name.startswith(CONSECUTIVE):
         values, grid = flatten_qwen(pixels, model.config.vision_config.patch_size)
         return {"pixel_values": values, "image_grid_thw": grid}
-    if name.startswith(("paddleocr", "hunyuan")):
+    if name.startswith(("paddleocr", "hunyuan", "kimi")):
         size = model.config.vision_config.patch_size
         lines, columns = height // size, width // size
         x = pixels.reshape(3, lines, size, columns, size).permute(1, 3, 0, 2, 4).reshape(lines * columns, 3, size, size)
@@ -258,5 +258,5 @@ def _tokens(side: int) -> Any:
 MERGED = {
     "smolvlm": _tokens(2), "gemma-3": _tokens(2), "internvl": _tokens(2), "pixtral": _tokens(1),
     "mistral-3": _tokens(2), "llama-4": _tokens(2), "lfm2-vl": _tokens(2), "paddleocr-vl": _tokens(2),
-    "hunyuan-vl": _tokens(2),
+    "hunyuan-vl": _tokens(2), "kimi-k2.5": _tokens(2),
 }  # fmt: skip

@@ -32,6 +32,7 @@ static const projector_row PROJECTORS[] = {
     { PROJECTOR_TYPE_PADDLEOCR, qap_merging::block,       class_token::none      },
     { PROJECTOR_TYPE_HUNYUANVL, qap_merging::block,       class_token::none      },
     { PROJECTOR_TYPE_EXAONE4_5, qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_KIMIK25,   qap_merging::block,       class_token::none      },
 };
 
 static const projector_row * find_projector(int projector) {

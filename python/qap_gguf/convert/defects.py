@@ -168,6 +168,14 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
         ),
     ),
     (
+        _of("kimik25"),
+        Defect(
+            "pictures are letterboxed to the nearest whole tokens; in training they were never enlarged, and stood at "
+            "the top left of a canvas of whole tokens",
+            patch="018-kimi-canvas.patch",
+        ),
+    ),
+    (
         _of("hunyuanvl"),
         Defect(
             "pictures are resized with another filter (Lanczos) than in training (bicubic)", patch="006-resize.patch"
