@@ -167,11 +167,11 @@ def kimi_k25(folder: Path) -> Any:
         tie_word_embeddings=False,
     )  # fmt: skip
     model = base.randomize(transformers.Kimi_K25ForConditionalGeneration(config))
-    base.save(model, folder, base.processor(None, patch_size=8, merge_size=2, in_patch_limit=1024), KIMI_SPECIAL)
-    published = json.loads((folder / "config.json").read_text()) | {
-        "architectures": ["KimiK25ForConditionalGeneration"]
-    }
-    (folder / "config.json").write_text(json.dumps(published))
+    size = {"max_height": 512, "max_width": 512}  # patches
+    base.save(model, folder, base.processor(size, patch_size=8, merge_size=2, in_patch_limit=1024), KIMI_SPECIAL)
+    published = {"architectures": ["KimiK25ForConditionalGeneration"]}
+    settings = json.loads((folder / "config.json").read_text()) | published
+    (folder / "config.json").write_text(json.dumps(settings))
     return model
 
 

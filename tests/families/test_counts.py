@@ -23,12 +23,12 @@ pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 
-from transformers.models.glm4v import image_processing_pil_glm4v as glm
-from transformers.models.hunyuan_vl import image_processing_pil_hunyuan_vl as hunyuan
-from transformers.models.paddleocr_vl import image_processing_pil_paddleocr_vl as paddleocr
-from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as qwen
+from transformers.models.glm4v import image_processing_pil_glm4v as glm  # noqa: E402
+from transformers.models.hunyuan_vl import image_processing_pil_hunyuan_vl as hunyuan  # noqa: E402
+from transformers.models.paddleocr_vl import image_processing_pil_paddleocr_vl as paddleocr  # noqa: E402
+from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as qwen  # noqa: E402
 
-from families.checkpoints_grid import LIMITS
+from families.checkpoints_grid import LIMITS  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -49,7 +49,7 @@ def kimi_rule() -> Callable[[int, int], tuple[int, int]]:
     tree = ast.parse((folder / "image_processing_kimi_k25.py").read_text(encoding="utf-8"))
     (rule,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "navit_resize"]
     names: dict[str, Any] = {"math": math}
-    exec(compile(ast.Module([rule], []), "navit_resize", "exec"), names)
+    exec(compile(ast.Module([rule], []), "navit_resize", "exec"), names)  # noqa: S102
     return lambda height, width: names["navit_resize"](height, width, 8, 2, 1024, 512)[1]
 
 
