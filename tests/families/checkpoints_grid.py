@@ -155,7 +155,7 @@ def kimi_k25(folder: Path) -> Any:
         "vocab_size": base.VOCAB + len(KIMI_SPECIAL), "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32,
         "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "moe_intermediate_size": 32,
         "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
-        "first_k_dense_replace": 1, "routed_scaling_factor": 1.5,
+        "first_k_dense_replace": 1, "routed_scaling_factor": 1.5, "scoring_func": "sigmoid",
     }  # fmt: skip
     config = transformers.Kimi_K25Config(
         text_config=transformers.DeepseekV3Config(**text),

@@ -61,6 +61,9 @@ const char * qap_projector_why_not(int projector) {
         case PROJECTOR_TYPE_LDPV2:
         case PROJECTOR_TYPE_GLM_EDGE:
         case PROJECTOR_TYPE_COGVLM:
+        case PROJECTOR_TYPE_KIMIVL:
+        case PROJECTOR_TYPE_YOUTUVL:
+        case PROJECTOR_TYPE_MIMOVL:
             return "this family was not compared with its original here; run this model without pruning";
         default: return "this projector is not supported for pruning; run this model without pruning";
     }
