@@ -155,7 +155,7 @@ const clip_model & qap_clip_model(const clip_ctx * ctx);
 std::unique_ptr<mtmd_image_preprocessor> qap_hook_tiles(const clip_ctx * ctx, bool mrope);
 // mtmd.cpp, mtmd_context::init_vision(): what cuts InternVL's pictures into tiles, 008-internvl-tiles.patch
 std::unique_ptr<mtmd_image_preprocessor> qap_hook_internvl(const clip_ctx * ctx);
-// mtmd.cpp, mtmd_context::init_vision(): what brings Kimi-K2.5's pictures to their size, 018-kimi-canvas.patch
+// mtmd.cpp, mtmd_context::init_vision(): what brings the pictures of Kimi-VL and Kimi-K2.5 to their size, 018-kimi-canvas.patch
 std::unique_ptr<mtmd_image_preprocessor> qap_hook_kimi(const clip_ctx * ctx);
 // clip.cpp, clip_n_output_tokens(), for a stack of tiles after LLaVA's projector
 int qap_hook_packed_rows(const clip_hparams & hparams, const clip_image_f32 & image);

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of GLM-4.1V, PaddleOCR-VL, EXAONE 4.5, MiMo-VL and HunyuanVL, whose tokens are 2 x 2 patches.
+"""Tiny random checkpoints of GLM, PaddleOCR-VL, EXAONE 4.5, MiMo-VL, HunyuanVL and Kimi, whose tokens are 2 x 2 patches.
 
 Read through families.checkpoints, which puts them into FAMILIES.
 """
@@ -6,6 +6,7 @@ Read through families.checkpoints, which puts them into FAMILIES.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from conftest import strings
 from families import checkpoints as base
 from families import truth
+from qap_gguf.convert.upstream.child import kimi_name
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -22,6 +24,7 @@ GLM_SPECIAL = ["<|user|>", "<|begin_of_image|>", "<|end_of_image|>"]
 PADDLE_SPECIAL = ["<|IMAGE_PLACEHOLDER|>", "<|IMAGE_START|>", "<|IMAGE_END|>"]
 EXAONE_SPECIAL = ["<vision>", "</vision>"]
 KIMI_SPECIAL = ["<|media_begin|>", "<|media_end|>"]
+KIMI_VL_SPECIAL = ["<|media_start|>", "<|media_end|>"]
 HUNYUAN_SPECIAL = [f"<\uff5chy_place\u2581holder\u2581no\u2581{n}\uff5c>" for n in (100, 101, 102)]
 LIMITS = {"shortest_edge": 1024, "longest_edge": 16 * 16 * 1024}  # pixels
 SIDES = {"size": LIMITS, "min_pixels": LIMITS["shortest_edge"], "max_pixels": LIMITS["longest_edge"]}
@@ -151,8 +154,32 @@ def hunyuanvl(folder: Path) -> Any:
 
 
 def kimi_k25(folder: Path) -> Any:
+    return kimi(folder, KIMI_SPECIAL, lambda name: name, {"architectures": ["KimiK25ForConditionalGeneration"]})
+
+
+def kimi_vl(folder: Path) -> Any:
+    """Kimi-K2.5 under Kimi-VL's names: for one picture the authors' code of both computes the same."""
+    tower = {"model_type": "moonvit", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4} | {
+        "num_attention_heads": 4, "patch_size": 8, "init_pos_emb_height": 8, "init_pos_emb_width": 8,
+        "merge_kernel_size": [2, 2],
+    }  # fmt: skip
+    published = {"architectures": ["KimiVLForConditionalGeneration"], "model_type": "kimi_vl", "vision_config": tower}
+
+    def renamed(name: str) -> str:
+        name = kimi_name(name)
+        for new, old in (("pre_norm", "pre_norm"), ("proj.0", "linear_1"), ("proj.2", "linear_2")):
+            name = name.replace(f"mm_projector.{new}.", f"multi_modal_projector.{old}.")
+        return name
+
+    return kimi(folder, KIMI_VL_SPECIAL, renamed, published)
+
+
+def kimi(folder: Path, special: list[str], renamed: Callable[[str], str], published: dict[str, Any]) -> Any:
+    """renamed: the names of published checkpoints by those of Kimi-K2.5's; published: what their config.json has."""
+    import safetensors.torch
+
     text = {name: value for name, value in base.TEXT.items() if name != "head_dim"} | {
-        "vocab_size": base.VOCAB + len(KIMI_SPECIAL), "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32,
+        "vocab_size": base.VOCAB + len(special), "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32,
         "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "moe_intermediate_size": 32,
         "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
         "first_k_dense_replace": 1, "routed_scaling_factor": 1.5, "scoring_func": "sigmoid",
@@ -168,8 +195,10 @@ def kimi_k25(folder: Path) -> Any:
     )  # fmt: skip
     model = base.randomize(transformers.Kimi_K25ForConditionalGeneration(config))
     size = {"max_height": 512, "max_width": 512}  # patches
-    base.save(model, folder, base.processor(size, patch_size=8, merge_size=2, in_patch_limit=1024), KIMI_SPECIAL)
-    published = {"architectures": ["KimiK25ForConditionalGeneration"]}
+    base.save(model, folder, base.processor(size, patch_size=8, merge_size=2, in_patch_limit=1024), special)
+    weights = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    safetensors.torch.save_file({renamed(name): value for name, value in tensors.items()}, weights, {"format": "pt"})
     settings = json.loads((folder / "config.json").read_text()) | published
     (folder / "config.json").write_text(json.dumps(settings))
     return model
@@ -182,5 +211,6 @@ GRID: dict[str, base.Family] = {
     "exaone-4.5": base.Family(exaone45, (168, 140)),
     "mimo-vl": base.Family(mimovl, (168, 140)),
     "hunyuan-vl": base.Family(hunyuanvl, (96, 64)),
+    "kimi-vl": base.Family(kimi_vl, (96, 64)),
     "kimi-k2.5": base.Family(kimi_k25, (96, 64)),
 }

@@ -43,14 +43,14 @@ def by_qwen(factor: int, low: int, high: int) -> Callable[[int, int], tuple[int,
     return lambda height, width: qwen.smart_resize(height, width, factor, low, high)
 
 
-def kimi_rule() -> Callable[[int, int], tuple[int, int]]:
+def kimi_rule(most: int) -> Callable[[int, int], tuple[int, int]]:
     """The sides of the canvas by navit_resize(), out of the source: its module needs torchvision."""
     folder = Path(transformers.__file__).parent / "models" / "kimi_k25"
     tree = ast.parse((folder / "image_processing_kimi_k25.py").read_text(encoding="utf-8"))
     (rule,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "navit_resize"]
     names: dict[str, Any] = {"math": math}
     exec(compile(ast.Module([rule], []), "navit_resize", "exec"), names)  # noqa: S102
-    return lambda height, width: names["navit_resize"](height, width, 8, 2, 1024, 512)[1]
+    return lambda height, width: names["navit_resize"](height, width, 8, 2, most, 512)[1]
 
 
 #: family -> (height, width) of a picture -> those that it is resized to, and pixels of a token's side
@@ -60,7 +60,8 @@ RULES: dict[str, tuple[Any, int]] = {
     "paddleocr-vl": (lambda height, width: paddleocr.smart_resize(height, width, 16, LOW, HIGH), 16),
     "exaone-4.5": (by_qwen(28, LOW, HIGH), 28),
     "mimo-vl": (by_qwen(28, 8 * 784, 4096 * 784), 28),
-    "kimi-k2.5": (kimi_rule(), 16),
+    "kimi-vl": (kimi_rule(4096), 16),
+    "kimi-k2.5": (kimi_rule(1024), 16),
     "hunyuan-vl": (lambda height, width: hunyuan.smart_resize(height, width, 16, LOW, HIGH), 16),
 }
 

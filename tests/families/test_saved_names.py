@@ -20,9 +20,9 @@ from qap_gguf.convert.source.checkpoint import Checkpoint
 from qap_gguf.convert.upstream.run import run_converter
 
 NAMINGS = ("saved", "in memory")
-# MiMo-VL has Qwen2.5-VL's classes. The names of HunyuanVL and Kimi-K2.5 in memory differ in every part; the converter
+# MiMo-VL has Qwen2.5-VL's classes. The names of HunyuanVL and Kimi in memory differ in every part; the converter
 # takes none of them, which is an error.
-NAMES = [name for name in FAMILIES if name not in ("mimo-vl", "hunyuan-vl", "kimi-k2.5")]
+NAMES = [name for name in FAMILIES if name not in ("mimo-vl", "hunyuan-vl", "kimi-k2.5", "kimi-vl")]
 
 
 def tensors(path: Path) -> dict[str, Any]:

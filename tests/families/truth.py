@@ -259,4 +259,5 @@ MERGED = {
     "smolvlm": _tokens(2), "gemma-3": _tokens(2), "internvl": _tokens(2), "pixtral": _tokens(1),
     "mistral-3": _tokens(2), "llama-4": _tokens(2), "lfm2-vl": _tokens(2), "paddleocr-vl": _tokens(2),
     "hunyuan-vl": _tokens(2), "kimi-k2.5": _tokens(2),
+    "kimi-vl": _tokens(2),
 }  # fmt: skip

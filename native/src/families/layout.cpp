@@ -32,6 +32,7 @@ static const projector_row PROJECTORS[] = {
     { PROJECTOR_TYPE_PADDLEOCR, qap_merging::block,       class_token::none      },
     { PROJECTOR_TYPE_HUNYUANVL, qap_merging::block,       class_token::none      },
     { PROJECTOR_TYPE_EXAONE4_5, qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_KIMIVL,    qap_merging::block,       class_token::none      },
     { PROJECTOR_TYPE_KIMIK25,   qap_merging::block,       class_token::none      },
 };
 
@@ -61,7 +62,6 @@ const char * qap_projector_why_not(int projector) {
         case PROJECTOR_TYPE_LDPV2:
         case PROJECTOR_TYPE_GLM_EDGE:
         case PROJECTOR_TYPE_COGVLM:
-        case PROJECTOR_TYPE_KIMIVL:
         case PROJECTOR_TYPE_YOUTUVL:
         case PROJECTOR_TYPE_MIMOVL:
             return "this family was not compared with its original here; run this model without pruning";

@@ -168,7 +168,15 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
         ),
     ),
     (
-        _of("kimik25"),
+        _of("kimivl"),
+        Defect(
+            "rotary positions take the halves of a head for column and line, where pairs of the two alternate, and "
+            "learned ones are resized by another rule than in training",
+            patch="019-kimivl-tower.patch",
+        ),
+    ),
+    (
+        _of("kimivl", "kimik25"),
         Defect(
             "pictures are letterboxed to the nearest whole tokens; in training they were never enlarged, and stood at "
             "the top left of a canvas of whole tokens",

@@ -41,6 +41,16 @@ def vision_name(name: str, *, tower: bool) -> str:
     return short
 
 
+def kimi_name(name: str) -> str:
+    """The name by which the converter knows a tensor of Kimi-K2.5's tower and projector, as transformers 5 saves it.
+
+    Example:
+        >>> kimi_name("model.mm_projector.pre_norm.weight"), kimi_name("vision_tower.encoder.patch_embed.proj.bias")
+        ('mm_projector.pre_norm.weight', 'vision_tower.patch_embed.proj.bias')
+    """
+    return name.removeprefix("model.").replace("vision_tower.encoder.patch_embed.", "vision_tower.patch_embed.")
+
+
 def paddle_name(name: str) -> str:
     """The name by which the converter knows a tensor of PaddleOCR-VL, whatever version of transformers saved it.
 
@@ -71,6 +81,7 @@ def fix(family: Callable[[str], Any]) -> None:
         family("qwenvl").Qwen2VLVisionModel,
         lambda name: name.removeprefix("model.") if name.startswith("model.visual.") else name,
     )
+    rename_tensors(family("kimivl").KimiK25Model, kimi_name)
     rename_tensors(family("ernie").PaddleOCRVisionModel, paddle_name)
     llava = family("llava").LlavaVisionModel
     rename_tensors(llava, lambda name: vision_name(name, tower=False))
