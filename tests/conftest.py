@@ -205,9 +205,9 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
             from families.checkpoints import FAMILIES
 
             folder = tmp_path_factory.mktemp(name)
-            hf, types = FAMILIES[name].make(folder / "ckpt"), {"quantize": "F32", "mmproj_type": "f32"}
-            files = qap.convert(folder / "ckpt", folder / "gguf", keep_positions=False, name="model", **types)
-            made[name] = (hf, folder / "ckpt", files)
+            source, options = folder / "ckpt", dict[str, Any](quantize="F32", mmproj_type="f32", keep_positions=False)
+            hf = FAMILIES[name].make(source)
+            made[name] = (hf, source, qap.convert(source, folder / "gguf", name="model", **options))
         return made[name]
 
     return make

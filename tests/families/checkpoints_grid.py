@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of GLM, PaddleOCR-VL, EXAONE 4.5, MiMo-VL, HunyuanVL and Kimi, whose tokens are 2 x 2 patches.
+"""Tiny random checkpoints of GLM, PaddleOCR-VL, EXAONE 4.5, MiMo-VL, HunyuanVL, Kimi: their tokens are 2 x 2 patches.
 
 Read through families.checkpoints, which puts them into FAMILIES.
 """
@@ -154,7 +154,7 @@ def hunyuanvl(folder: Path) -> Any:
 
 
 def kimi_k25(folder: Path) -> Any:
-    return kimi(folder, KIMI_SPECIAL, lambda name: name, {"architectures": ["KimiK25ForConditionalGeneration"]})
+    return kimi(folder, KIMI_SPECIAL, str, {"architectures": ["KimiK25ForConditionalGeneration"]})
 
 
 def kimi_vl(folder: Path) -> Any:
@@ -198,7 +198,11 @@ def kimi(folder: Path, special: list[str], renamed: Callable[[str], str], publis
     base.save(model, folder, base.processor(size, patch_size=8, merge_size=2, in_patch_limit=1024), special)
     weights = folder / "model.safetensors"
     tensors = safetensors.torch.load_file(weights)
-    safetensors.torch.save_file({renamed(name): value for name, value in tensors.items()}, weights, {"format": "pt"})
+    # transformers saves the layers of the language model as blocks, too, though published checkpoints have layers
+    names = {
+        name: renamed(name.replace("language_model.model.blocks.", "language_model.model.layers.")) for name in tensors
+    }
+    safetensors.torch.save_file({names[name]: value for name, value in tensors.items()}, weights, {"format": "pt"})
     settings = json.loads((folder / "config.json").read_text()) | published
     (folder / "config.json").write_text(json.dumps(settings))
     return model
