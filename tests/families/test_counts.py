@@ -28,6 +28,7 @@ from transformers.models.hunyuan_vl import image_processing_pil_hunyuan_vl as hu
 from transformers.models.paddleocr_vl import image_processing_pil_paddleocr_vl as paddleocr  # noqa: E402
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as qwen  # noqa: E402
 
+from families import checkpoints  # noqa: E402, F401  (before the module that it takes in)
 from families.checkpoints_grid import LIMITS  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
