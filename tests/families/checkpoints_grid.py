@@ -142,7 +142,7 @@ def hunyuanvl(folder: Path) -> Any:
     config = transformers.HunYuanVLConfig(
         text_config=base.TEXT | vocabulary | {"rope_parameters": rope},
         vision_config=base.VISION | {
-            "max_image_size": 64, "min_image_size": 16, "spatial_merge_size": 2, "out_hidden_size": 64,
+            "max_image_size": 80, "min_image_size": 16, "spatial_merge_size": 2, "out_hidden_size": 64,
             "text_hidden_size": 64,
         },
         image_token_id=base.ID["<|image_pad|>"], im_start_id=base.VOCAB, im_end_id=base.VOCAB + 1,
