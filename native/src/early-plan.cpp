@@ -54,9 +54,9 @@ std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & i
         return "encoder_keep: LLaVA-NeXT's tiles are put together from whole ones; use encoder_keep 1 for this model";
     }
     const qap_layout layout = qap_layout_of(model, image);
-    if (layout.windows) {
-        return "encoder_keep: this tower (projector qwen2.5vl_merger) attends in windows, which need every patch; use "
-               "encoder_keep 1 for this model";
+    if (qap_tower_windows(model.proj_type)) {
+        return "encoder_keep: this tower (projector " + PROJECTOR_TYPE_NAMES[model.proj_type] +
+               ") attends in windows, which need every patch; use encoder_keep 1 for this model";
     }
     if (!layout.attention) {
         return "encoder_keep: the last tokens of this picture have fewer patches than the others; use encoder_keep 1, "

@@ -24,8 +24,8 @@ bool qap_hook_index(const llama_model * model) {
     return qap_model_relabelled(model); // with QAP_DISABLE=1 too: the file is made for it
 }
 
-size_t qap_hook_source_index(const qap_plan * plan, bool mrope, size_t i) {
-    const bool own = plan != nullptr && (mrope || plan->gaps) && i < plan->rows.size();
+size_t qap_hook_source_index(const qap_plan * plan, bool places, size_t i) {
+    const bool own = plan != nullptr && (places || plan->gaps) && i < plan->rows.size();
     return own ? (size_t) plan->rows[i] : i;
 }
 

@@ -1,4 +1,7 @@
-"""A tiny random Qwen3.5, whose language model has recurrent layers; for test_parity.py and tests/reuse."""
+"""A tiny random checkpoint of Qwen3.5, whose language model has recurrent layers.
+
+Read through families.checkpoints, which puts it into FAMILIES.
+"""
 
 from __future__ import annotations
 
@@ -38,4 +41,4 @@ def qwen35(folder: Path) -> Any:
     return base.save(model, folder, base.processor(size, patch_size=8, merge_size=2, temporal_patch_size=2))
 
 
-QWEN35 = base.Family(qwen35, (96, 64))
+NEWER: dict[str, base.Family] = {"qwen3.5": base.Family(qwen35, (96, 64))}

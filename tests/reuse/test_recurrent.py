@@ -12,7 +12,6 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 
 import qap_gguf as qap
+from conftest import Converted
 from qap_gguf import _core
 from qap_gguf.language.likelihood import likelihoods
 
@@ -28,7 +28,6 @@ pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 
 from families.checkpoints import FAMILIES
-from families.checkpoints_newer import QWEN35
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -53,14 +52,9 @@ class Pair:
 
 
 @pytest.fixture(scope="module", params=["qwen3.5", "lfm2-vl"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    folder: Path = tmp_path_factory.mktemp(request.param)
-    family = QWEN35 if request.param == "qwen3.5" else FAMILIES[request.param]
-    family.make(folder / "ckpt")
-    files = qap.convert(
-        folder / "ckpt", folder / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
-    )
-    width, height = family.image
+def pair(request: pytest.FixtureRequest, converted: Converted) -> Iterator[Pair]:
+    _, _, files = converted(request.param)
+    width, height = FAMILIES[request.param].image
     rng = np.random.default_rng(3)
     pictures = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(2)]
     pictures.append(rng.integers(0, 256, (width, height, 3), dtype=np.uint8))

@@ -160,6 +160,43 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
         ),
     ),
     (
+        _of("paddleocr"),
+        Defect(
+            "positions of a picture with fewer lines or columns of patches than the table are resized with "
+            "antialiasing, which training did not",
+            patch="014-paddleocr-positions.patch",
+        ),
+    ),
+    (
+        _of("kimivl"),
+        Defect(
+            "rotary positions take the halves of a head for column and line, where pairs of the two alternate, and "
+            "learned ones are resized by another rule than in training",
+            patch="019-kimivl-tower.patch",
+        ),
+    ),
+    (
+        _of("kimivl", "kimik25"),
+        Defect(
+            "pictures are letterboxed to the nearest whole tokens; in training they were never enlarged, and stood at "
+            "the top left of a canvas of whole tokens",
+            patch="018-kimi-canvas.patch",
+        ),
+    ),
+    (
+        _of("hunyuanvl"),
+        Defect(
+            "pictures are resized with another filter (Lanczos) than in training (bicubic)", patch="006-resize.patch"
+        ),
+    ),
+    (
+        _of("hunyuanvl"),
+        Defect(
+            "the language model's text stands at 0 on the fourth axis of its positions, where training counted it: "
+            "answers differ, without a picture too"
+        ),
+    ),
+    (
         _of(*_LETTERBOXED),
         Defect(
             "images are padded with black to the model's shape, where training stretched them",
