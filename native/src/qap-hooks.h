@@ -171,6 +171,10 @@ bool qap_hook_encode_packed(clip_ctx * ctx, const clip_encode_params & params);
 // mtmd.cpp, mtmd_image_tokens::n_tokens()
 uint32_t qap_hook_n_tokens(const qap_plan & plan);
 
+// mtmd.cpp, mtmd_context::init_vision(), for HunyuanVL: throws where the language model has no positions with several axes,
+// for upstream asserts that it has, 015-hunyuan-positions.patch
+void qap_hook_hunyuan(bool has_axes);
+
 // mtmd.cpp, mtmd_context's constructor: was this language model relabelled, so that image tokens count like text?
 bool qap_hook_index(const llama_model * model);
 

@@ -13,9 +13,10 @@ import pytest
 
 pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_type=ImportError)
 
+import qap_gguf as qap
 from gguf_mutations import Gguf
 from qap_gguf import _core
-from qap_gguf.errors import ModelFileError
+from qap_gguf.errors import ModelFileError, QapError
 from qap_gguf.files.gguf import check_mmproj
 from robust.test_gate import BF16_TYPE, F16_TYPE, U32, Shapes, V, changed, value
 from tiny_mmproj import PROJECTORS, tiny_mmproj
@@ -178,3 +179,14 @@ def test_what_is_unusual_and_right_passes(tmp_path: Path) -> None:
         path = tmp_path / f"{projector}.gguf"
         path.write_bytes(changed(Gguf(tiny_mmproj(projector)), *case))
         assert check_mmproj(path) == 256, projector
+
+
+def test_hunyuan_is_refused_beside_a_language_model_without_axes(
+    packaged: qap.PackagedModel, plain_model: Path, tmp_path: Path
+) -> None:
+    """The first of them would end in an assertion of upstream's, the second in a wrong number of rows."""
+    path = tmp_path / "mmproj.gguf"
+    path.write_bytes(tiny_mmproj("hunyuanvl"))
+    for model in (plain_model, packaged.model):
+        with pytest.raises(QapError, match="expected a language model with M-RoPE beside the projector hunyuanvl"):
+            qap.VisionModel(path, model, n_ctx=256, n_threads=1)
