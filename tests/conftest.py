@@ -185,3 +185,29 @@ def make_llava(tmp_path_factory: pytest.TempPathFactory) -> MakeLlava:
 def plain_llava(make_llava: MakeLlava) -> Path:
     """One float32 checkpoint for all tests that only read it."""
     return make_llava()
+
+
+Converted = Callable[[str], tuple[Any, Path, Any]]
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    """converted(family) -> transformers' model of a random checkpoint, its folder, and the two files in f32.
+
+    The families are those of families.checkpoints; each is made once in a session.
+    """
+    import qap_gguf as qap
+
+    made: dict[str, tuple[Any, Path, Any]] = {}
+
+    def make(name: str) -> tuple[Any, Path, Any]:
+        if name not in made:
+            from families.checkpoints import FAMILIES
+
+            folder = tmp_path_factory.mktemp(name)
+            source, options = folder / "ckpt", dict[str, Any](quantize="F32", mmproj_type="f32", keep_positions=False)
+            hf = FAMILIES[name].make(source)
+            made[name] = (hf, source, qap.convert(source, folder / "gguf", name="model", **options))
+        return made[name]
+
+    return make

@@ -59,9 +59,9 @@ std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & i
         return name + "LLaVA-NeXT's tiles are put together from whole ones; " + off + " for this model";
     }
     const qap_layout layout = qap_layout_of(model, image);
-    if (layout.windows) {
-        return name + "this tower (projector qwen2.5vl_merger) attends in windows, which need every patch; " + off +
-               " for this model";
+    if (qap_tower_windows(model.proj_type)) {
+        return name + "this tower (projector " + PROJECTOR_TYPE_NAMES[model.proj_type] +
+               ") attends in windows, which need every patch; " + off + " for this model";
     }
     if (!layout.attention) {
         return name + "the last tokens of this picture have fewer patches than the others; " + off +

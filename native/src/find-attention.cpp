@@ -25,7 +25,8 @@ qap_attention qap_find_last_attention(ggml_cgraph * gf, int64_t n_pos) {
         }
         // both operations keep the scale first among their parameters
         std::memcpy(&in.scale, node->op_params, sizeof(float));
-        if (in.q->ne[1] == n_pos && in.k->ne[1] == n_pos && in.q->ne[2] == in.k->ne[2] && in.q->ne[3] == 1) {
+        const bool heads = in.q->ne[2] % in.k->ne[2] == 0; // several of them may share a key
+        if (in.q->ne[1] == n_pos && in.k->ne[1] == n_pos && heads && in.q->ne[3] == 1) {
             return masked ? qap_attention() : in;
         }
     }

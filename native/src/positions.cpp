@@ -9,6 +9,7 @@
 #include "qap.h"
 
 #include <cstring>
+#include <stdexcept>
 
 bool qap_model_relabelled(const llama_model * model) {
     if (model == nullptr) {
@@ -24,8 +25,16 @@ bool qap_hook_index(const llama_model * model) {
     return qap_model_relabelled(model); // with QAP_DISABLE=1 too: the file is made for it
 }
 
-size_t qap_hook_source_index(const qap_plan * plan, bool mrope, size_t i) {
-    const bool own = plan != nullptr && (mrope || plan->gaps) && i < plan->rows.size();
+void qap_hook_hunyuan(bool has_axes) {
+    if (!has_axes) {
+        throw std::runtime_error(
+            "qap: expected a language model with M-RoPE beside the projector hunyuanvl, got one with one position a "
+            "token, or a relabelled one; pass the language model that this mmproj was made with");
+    }
+}
+
+size_t qap_hook_source_index(const qap_plan * plan, bool places, size_t i) {
+    const bool own = plan != nullptr && (places || plan->gaps) && i < plan->rows.size();
     return own ? (size_t) plan->rows[i] : i;
 }
 

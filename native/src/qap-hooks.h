@@ -148,6 +148,10 @@ void qap_hook_plan(const mtmd_context * ctx, mtmd_input_chunks & chunks);
 
 // clip.cpp, at loading, after the parameters of each projector (enum projector_type): 006-resize.patch
 void qap_hook_resize(int projector, clip_hparams & hparams);
+// mtmd-image.cpp, img_tool::calc_size_preserved_ratio(), where no longest edge is set: the size that a picture is resized
+// to, in whole multiples of `align`; false: as upstream says. Limits of 0 are none. 006-resize.patch
+bool qap_hook_size(
+    clip_image_size & size, const clip_image_size & picture, int align, int min_pixels, int max_pixels, bool round_up);
 // limits.cpp, called there: as many tiles or pixels as the limit on a picture's tokens leaves
 void qap_limit_tokens(int projector, clip_hparams & hparams);
 
@@ -160,6 +164,8 @@ const clip_model & qap_clip_model(const clip_ctx * ctx);
 std::unique_ptr<mtmd_image_preprocessor> qap_hook_tiles(const clip_ctx * ctx, bool mrope);
 // mtmd.cpp, mtmd_context::init_vision(): what cuts InternVL's pictures into tiles, 008-internvl-tiles.patch
 std::unique_ptr<mtmd_image_preprocessor> qap_hook_internvl(const clip_ctx * ctx);
+// mtmd.cpp, mtmd_context::init_vision(): what brings the pictures of Kimi-VL and Kimi-K2.5 to their size, 018-kimi-canvas.patch
+std::unique_ptr<mtmd_image_preprocessor> qap_hook_kimi(const clip_ctx * ctx);
 // clip.cpp, clip_n_output_tokens(), for a stack of tiles after LLaVA's projector
 int qap_hook_packed_rows(const clip_hparams & hparams, const clip_image_f32 & image);
 // clip.cpp, clip_encode(), at its start. Encodes a stack of tiles; false where it is none.
@@ -170,12 +176,16 @@ bool qap_hook_encode_packed(clip_ctx * ctx, const clip_encode_params & params);
 // mtmd.cpp, mtmd_image_tokens::n_tokens()
 uint32_t qap_hook_n_tokens(const qap_plan & plan);
 
+// mtmd.cpp, mtmd_context::init_vision(), for HunyuanVL: throws where the language model has no positions with several axes,
+// for upstream asserts that it has, 015-hunyuan-positions.patch
+void qap_hook_hunyuan(bool has_axes);
+
 // mtmd.cpp, mtmd_context's constructor: was this language model relabelled, so that image tokens count like text?
 bool qap_hook_index(const llama_model * model);
 
-// mtmd.cpp, mtmd_image_tokens_get_decoder_pos(): with M-RoPE a kept token has the place of its own patch, and where gaps
-// are left, of its own row
-size_t qap_hook_source_index(const qap_plan * plan, bool mrope, size_t i);
+// mtmd.cpp, mtmd_image_tokens_get_decoder_pos(): with places in a picture (M-RoPE) a kept token has that of its own patch,
+// and where gaps are left, of its own row
+size_t qap_hook_source_index(const qap_plan * plan, bool places, size_t i);
 
 // mtmd.cpp, mtmd_image_tokens_get_n_pos(), for an image that counts like text: by how much the text after it is moved on
 int32_t qap_hook_n_pos(const qap_plan & plan);

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 import qap_gguf as qap
+from conftest import Converted
 from qap_gguf import _core
 from qap_gguf.defaults import to_params
 from qap_gguf.vision.tiles import piece_of
@@ -33,7 +34,9 @@ LLAVA = {"llava-clip": False, "llava-siglip": True}
 SHAPES: dict[str, tuple[int, int | None, bool]] = {
     "smolvlm": (2, None, False), "internvl": (2, 0, False), "gemma-3": (2, None, False), "lfm2-vl": (2, None, False),
     "pixtral": (1, None, False), "mistral-3": (2, None, False), "llama-4": (2, -1, False),
-    "qwen2-vl": (2, None, True), "qwen3-vl": (2, None, True),
+    "qwen2-vl": (2, None, True), "qwen3-vl": (2, None, True), "glm-4.1v": (2, None, True),
+    "paddleocr-vl": (2, None, False), "hunyuan-vl": (2, None, False), "kimi-k2.5": (2, None, False),
+    "kimi-vl": (2, None, False),
 }  # fmt: skip
 
 
@@ -74,20 +77,13 @@ class Case:
         return pixels, np.setdiff1d(np.arange(rows * columns, dtype=np.int32), later)
 
 
-def make(name: str, tmp: Path, make_llava: Callable[..., Path]) -> tuple[Any, Path, Array, Callable[[Array], Array]]:
-    """transformers' model, its folder, a picture, and what makes of one what transformers sees."""
-    rng = np.random.default_rng(5)
-    if name in LLAVA:
-        folder = make_llava(siglip=LLAVA[name], vision={"image_size": 56}, top={"vision_feature_layer": -2})
-        hf: Any = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-        pixels = rng.integers(0, 256, (56, 56, 3), dtype=np.uint8)
-        mean, std = np.array([0.1, 0.2, 0.3], "f4"), np.array([0.4, 0.5, 0.6], "f4")  # of make_llava's processor
-        return hf, folder, pixels, lambda shown: (shown.astype("f4") / 255 - mean) / std
-    family, folder = FAMILIES[name], tmp / "ckpt"
-    hf = family.make(folder)
-    width, height = family.image
-    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return hf, folder, pixels, lambda shown: ((shown.astype("f4") / 255 - family.mean) / family.std).astype("f4")
+def llava(name: str, make_llava: Callable[..., Path]) -> tuple[Any, Path, Array, Array, Array]:
+    """transformers' model, its folder, a picture, and the mean and deviation that its processor takes out of one."""
+    folder = make_llava(siglip=LLAVA[name], vision={"image_size": 56}, top={"vision_feature_layer": -2})
+    hf: Any = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    pixels = np.random.default_rng(5).integers(0, 256, (56, 56, 3), dtype=np.uint8)
+    mean, std = np.array([0.1, 0.2, 0.3], "f4"), np.array([0.4, 0.5, 0.6], "f4")  # of make_llava's processor
+    return hf, folder, pixels, mean, std
 
 
 def tower_of(name: str, hf: Any, pixels: Array) -> Tower:
@@ -102,18 +98,28 @@ def tower_of(name: str, hf: Any, pixels: Array) -> Tower:
 
 
 @pytest.fixture(scope="module", params=[*LLAVA, *SHAPES])
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    name, tmp = request.param, tmp_path_factory.mktemp(request.param)
-    hf, folder, pixels, normal = make(name, tmp, request.getfixturevalue("make_llava"))
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, converted: Converted
+) -> Iterator[Case]:
+    name = request.param
+    if name in LLAVA:
+        hf, folder, pixels, mean, std = llava(name, request.getfixturevalue("make_llava"))
+        files = qap.convert(
+            folder, tmp_path_factory.mktemp(name), quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
+        )
+    else:
+        (hf, _, files), family = converted(name), FAMILIES[name]
+        width, height = family.image
+        pixels = np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        mean, std = family.mean, family.std
 
     def features(shown: Array) -> Array:
-        values = torch.tensor(normal(shown).transpose(2, 0, 1).copy())
+        values = torch.tensor(((shown.astype("f4") / 255 - mean) / std).astype("f4").transpose(2, 0, 1).copy())
         if name not in LLAVA:
             return truth.features(name, hf, values)
         out = hf.get_image_features(pixel_values=values[None])
         return np.asarray(getattr(out, "pooler_output", out)[0].numpy())
 
-    files = qap.convert(folder, tmp / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model")
     with qap.VisionModel(files.mmproj, files.model, n_ctx=256, n_threads=1, flash_attn=False) as vlm:
         yield Case(name, vlm, tower_of(name, hf, pixels), pixels, features)
 

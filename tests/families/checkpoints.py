@@ -7,7 +7,7 @@ one and nothing), or a mix-up would hide. Each is a few hundred kilobytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,13 +74,13 @@ def randomize(model: Any) -> Any:
     return model.eval()
 
 
-def save(model: Any, folder: Path, processor: dict[str, Any]) -> Any:
-    """Model, tokenizer and image processor's config."""
+def save(model: Any, folder: Path, processor: dict[str, Any], special: Sequence[str] = ()) -> Any:
+    """Model, tokenizer and image processor's config. `special`: tokens after SPECIAL, numbered from VOCAB on."""
     import tokenizers
 
     model.save_pretrained(folder)
     tok = train_bpe(tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False))
-    tok.add_special_tokens(SPECIAL)
+    tok.add_special_tokens([*SPECIAL, *special])
     assert tok.token_to_id(SPECIAL[0]) == FIRST_SPECIAL
     write_bpe(folder, tok)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
@@ -275,3 +275,8 @@ FAMILIES: dict[str, Family] = {
     "llama-4": Family(llama4, (64, 64)),
     "lfm2-vl": Family(lfm2vl, (320, 256)),
 }
+
+from families.checkpoints_grid import GRID  # noqa: E402  (both take what stands above)
+from families.checkpoints_newer import NEWER  # noqa: E402
+
+FAMILIES |= GRID | NEWER

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pytest
 
 import qap_gguf as qap
+from conftest import Converted
 from qap_gguf import _core
 
 torch = pytest.importorskip("torch")
@@ -25,6 +26,14 @@ pytest.importorskip("sentencepiece")
 
 from families import truth  # noqa: E402
 from families.checkpoints import FAMILIES, Family  # noqa: E402
+from families.checkpoints_grid import (  # noqa: E402
+    EXAONE_SPECIAL,
+    GLM_SPECIAL,
+    HUNYUAN_SPECIAL,
+    KIMI_SPECIAL,
+    KIMI_VL_SPECIAL,
+    PADDLE_SPECIAL,
+)
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -33,7 +42,7 @@ FEATURES, LOGITS = 1e-5, 1e-4
 BETWEEN_KERNELS, QUANTIZED = 1e-3, 0.5  # of q4_0: activations are rounded to 8 bits
 BEFORE, BETWEEN, AFTER = [1, 300, 45, 301], [302, 46], [303, 47, 304]
 # families whose stock encoder is wrong by so much at least
-STOCK_IS_WRONG = {"internvl": 1e-2, "llama-4": 1e-2}
+STOCK_IS_WRONG = {"internvl": 1e-2, "llama-4": 1e-2, "paddleocr-vl": 1e-4, "kimi-vl": 1e-3}
 
 
 def nmse(got: Array, want: Array) -> float:
@@ -65,13 +74,9 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+def case(request: pytest.FixtureRequest, converted: Converted) -> Iterator[Case]:
     family = FAMILIES[request.param]
-    folder: Path = tmp_path_factory.mktemp(request.param) / "ckpt"
-    hf = family.make(folder)
-    files = qap.convert(
-        folder, folder.parent / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
-    )
+    hf, _, files = converted(request.param)
     width, height = family.image
     pixels = np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
     normal = ((pixels.astype("f4") / 255 - family.mean) / family.std).astype("f4")
@@ -145,6 +150,18 @@ def policies(case: Case) -> list[str]:
     return ["compact", "keep"] if case.vlm._encoder.places == "grid" else ["compact"]
 
 
+def kept_places(case: Case, indices: Array, piece: Any, policy: str) -> tuple[Array, int] | None:
+    """(time, row, column) of kept tokens, and where the text goes on: what truth.logits() takes."""
+    if policy == "compact" or case.vlm._encoder.places == "none":
+        return None
+    if case.name == "hunyuan-vl":
+        rows = piece.rows_of(indices)
+        return truth.hunyuan_places(rows, piece.n_columns, piece.n_tokens // piece.n_columns)
+    line, column = np.divmod(indices, piece.n_columns)
+    after = max(piece.n_tokens // piece.n_columns, piece.n_columns)
+    return np.stack([np.zeros_like(line), line, column], 1), after
+
+
 def test_attention_is_that_of_the_last_layer_over_the_patches_of_a_token(case: Case) -> None:
     normal = ((case.pixels.astype("f4") / 255 - case.family.mean) / case.family.std).astype("f4")
     of_class, received = truth.attention(case.name, case.hf, torch.tensor(normal.transpose(2, 0, 1).copy()))
@@ -168,13 +185,7 @@ def test_first_answer_token_equals_transformers(case: Case, part: int) -> None:
     rows = image.features[: piece.n_rows][piece.rows_of(cut.indices)]
     np.testing.assert_array_equal(rows, cut.features)
     for policy in policies(case):
-        place = None
-        if policy == "keep":
-            line, column = np.divmod(cut.indices, piece.n_columns)
-            place = (
-                np.stack([np.zeros_like(line), line, column], 1),
-                max(piece.n_tokens // piece.n_columns, piece.n_columns),
-            )
+        place = kept_places(case, cut.indices, piece, policy)
         want = truth.logits(case.name, case.hf, [BEFORE, rows, AFTER], [None, place, None])
         got = prefill(case, [BEFORE, (cut.features, cut.indices), AFTER], policy)[: len(want)]
         error = nmse(got - got.mean(), want - want.mean())
@@ -190,12 +201,8 @@ def test_two_images_with_text_between(case: Case) -> None:
     half = np.arange(0, piece.n_tokens, 2, dtype=np.int32)
     rows = np.ascontiguousarray(whole[piece.rows_of(half)])
     every = np.arange(piece.n_tokens, dtype=np.int32)
-    places: list[Any] = [None] * 5
-    if case.vlm._encoder.places == "grid":
-        lines = piece.n_tokens // piece.n_columns
-        for at, chosen in ((1, every), (3, half)):
-            line, column = np.divmod(chosen, piece.n_columns)
-            places[at] = (np.stack([np.zeros_like(line), line, column], 1), max(lines, piece.n_columns))
+    places: list[Any] = [None, kept_places(case, every, piece, "keep"), None]
+    places += [kept_places(case, half, piece, "keep"), None]
     want = truth.logits(case.name, case.hf, [BEFORE, whole, BETWEEN, rows, AFTER], places)
     got = prefill(case, [BEFORE, (whole, None), BETWEEN, (rows, half), AFTER], "auto")[: len(want)]
     assert nmse(got - got.mean(), want - want.mean()) <= LOGITS
@@ -214,12 +221,16 @@ def test_keep_is_refused_where_positions_have_one_dimension(case: Case) -> None:
 # --- what goes into a prompt, counted by hand ---
 
 #: pixels that make a token, by the checkpoint's patch size and merging
-PER_TOKEN = {"qwen2-vl": 16, "qwen2.5-vl": 28, "qwen3-vl": 16, "pixtral": 8, "mistral-3": 16, "lfm2-vl": 32}
+PER_TOKEN = {
+    "qwen2-vl": 16, "qwen2.5-vl": 28, "qwen3-vl": 16, "qwen3.5": 16, "pixtral": 8, "mistral-3": 16, "lfm2-vl": 32,
+    "exaone-4.5": 28, "mimo-vl": 28,
+}  # fmt: skip
 #: texts that stand around an image
 AROUND = {
     "qwen2-vl": ["<|vision_start|>", "<|vision_end|>"],
     "qwen2.5-vl": ["<|vision_start|>", "<|vision_end|>"],
     "qwen3-vl": ["<|vision_start|>", "<|vision_end|>"],
+    "qwen3.5": ["<|vision_start|>", "<|vision_end|>"],
     "smolvlm": [
         *("<fake_token_around_image>", "<row_1_col_1>", "\n\n"),  # its one tile, as where there are more
         *("<fake_token_around_image>", "<global-img>", "<fake_token_around_image>"),
@@ -230,6 +241,14 @@ AROUND = {
     "mistral-3": ["[IMG_END]"],
     "llama-4": ["<|image_start|>", "<|image|>", "<|image_end|>"],
     "lfm2-vl": ["<|image_start|>", "<|image_end|>"],
+    "glm-4.1v": GLM_SPECIAL[1:],
+    "glm-ocr": GLM_SPECIAL[1:],
+    "paddleocr-vl": PADDLE_SPECIAL[1:],
+    "exaone-4.5": EXAONE_SPECIAL,
+    "mimo-vl": ["<|vision_start|>", "<|vision_end|>"],
+    "hunyuan-vl": HUNYUAN_SPECIAL[:2],
+    "kimi-vl": KIMI_VL_SPECIAL,
+    "kimi-k2.5": KIMI_SPECIAL,
 }
 
 
@@ -248,7 +267,7 @@ def counted(case: Case, parts: list[str | None], part: int, policy: str) -> Coun
     width, height = case.family.image
     side = PER_TOKEN.get(case.name, 16)
     lines, columns = height // side, width // side
-    breaks = lines - 1 if case.name in ("pixtral", "mistral-3") else 0
+    breaks = lines - 1 if case.name in ("pixtral", "mistral-3") else lines + 2 if case.name == "hunyuan-vl" else 0
     pieces = 2 if case.name == "smolvlm" else 1
     kept = pieces * max(1, lines * columns // part)
     found = Count(text=len(case.vlm.language_model.tokenize(b"", add_bos=True)))
@@ -257,7 +276,8 @@ def counted(case: Case, parts: list[str | None], part: int, policy: str) -> Coun
             found.text += len(AROUND[case.name])
             found.image += kept
             found.cells += kept + breaks
-            found.positions += max(lines, columns) if policy == "keep" else kept + breaks
+            own = lines * columns + breaks if case.name == "hunyuan-vl" else max(lines, columns)
+            found.positions += own if policy == "keep" else kept + breaks
         else:
             found.text += len(case.vlm.language_model.tokenize(what.encode(), add_bos=False, special=True))
     found.cells += found.text

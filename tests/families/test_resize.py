@@ -7,7 +7,6 @@ picture that Pillow resized gives, which needs no resize.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -17,13 +16,12 @@ import pytest
 from PIL import Image
 
 import qap_gguf as qap
+from conftest import Converted
 from qap_gguf.convert import ConvertResult
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
-
-from families.checkpoints import FAMILIES
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -33,6 +31,9 @@ CASES: dict[str, tuple[tuple[int, int], tuple[int, int], Image.Resampling]] = {
     "qwen2-vl": ((100, 70), (96, 64), BICUBIC),
     "qwen2.5-vl": ((150, 130), (140, 140), BICUBIC),
     "qwen3-vl": ((100, 70), (96, 64), BICUBIC),
+    "glm-4.1v": ((100, 70), (96, 64), BICUBIC),
+    "paddleocr-vl": ((100, 70), (96, 64), BICUBIC),
+    "exaone-4.5": ((150, 130), (140, 140), BICUBIC),
     "gemma-3": ((100, 70), (64, 64), BILINEAR),
     "pixtral": ((91, 66), (96, 72), BICUBIC),
     "mistral-3": ((91, 66), (96, 80), BICUBIC),
@@ -46,12 +47,8 @@ def smooth(width: int, height: int) -> npt.NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module", params=list(CASES))
-def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
-    folder: Path = tmp_path_factory.mktemp(request.param)
-    FAMILIES[request.param].make(folder / "ckpt")
-    made = qap.convert(
-        folder / "ckpt", folder / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
-    )
+def files(request: pytest.FixtureRequest, converted: Converted) -> Iterator[tuple[str, Any]]:
+    _, _, made = converted(request.param)
     llama = llama_cpp.Llama(str(made.model), n_ctx=64, verbose=False, n_threads=1)
     yield request.param, (made, llama)
     llama.close()

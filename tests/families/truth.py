@@ -12,6 +12,13 @@ torch = pytest.importorskip("torch")
 
 Array = npt.NDArray[Any]
 
+#: families whose language model has M-RoPE
+MROPE = ("qwen", "mimo", "glm", "paddleocr", "hunyuan")
+#: families whose towers stand the patches of a token one after another
+CONSECUTIVE = ("qwen", "mimo", "glm", "exaone")
+#: families whose towers attend in windows
+WINDOWS = ("qwen2.5-vl", "mimo-vl", "exaone-4.5")
+
 
 def flatten_qwen(pixels: Any, patch: int, merge: int = 2, temporal: int = 2) -> tuple[Any, Any]:
     """Qwen-VL's image processor for one still picture: (C, H, W) to rows of patches in merged order, and the grid."""
@@ -26,9 +33,15 @@ def flatten_qwen(pixels: Any, patch: int, merge: int = 2, temporal: int = 2) -> 
 def inputs(name: str, model: Any, pixels: Any) -> dict[str, Any]:
     """Arguments of get_image_features() for normalised pixels (C, H, W)."""
     _, height, width = pixels.shape
-    if name.startswith("qwen"):
+    if name.startswith(CONSECUTIVE):
         values, grid = flatten_qwen(pixels, model.config.vision_config.patch_size)
         return {"pixel_values": values, "image_grid_thw": grid}
+    if name.startswith(("paddleocr", "hunyuan", "kimi")):
+        size = model.config.vision_config.patch_size
+        lines, columns = height // size, width // size
+        x = pixels.reshape(3, lines, size, columns, size).permute(1, 3, 0, 2, 4).reshape(lines * columns, 3, size, size)
+        grid = torch.tensor([[1, lines, columns]])
+        return {"pixel_values": x.flatten(1) if name.startswith("hunyuan") else x, "image_grid_thw": grid}
     if name == "smolvlm":
         return {"pixel_values": pixels[None, None]}
     if name in ("pixtral", "mistral-3"):
@@ -56,6 +69,9 @@ def features(name: str, model: Any, pixels: Any) -> Array:
     if isinstance(main, (list, tuple)):
         main = torch.cat([m.reshape(-1, m.shape[-1]) for m in main])
     main = main.reshape(-1, main.shape[-1])
+    if name.startswith("hunyuan"):  # a row in front of the first line, one after each, and one at the end
+        length = pixels.shape[2] // model.config.vision_config.patch_size // 2
+        main = main[1:-1].reshape(-1, length + 1, main.shape[-1])[:, :-1].reshape(-1, main.shape[-1])
     if planes is not None:
         planes = [torch.cat(list(p)) if isinstance(p, (list, tuple)) else p for p in planes]
         main = torch.cat([main, *planes], dim=-1)
@@ -72,7 +88,8 @@ def logits(
         model: transformers' model.
         parts: token ids, or rows of an image, (k, n_embd), in the order of the prompt.
         places: for M-RoPE and an image part, the (time, row, column) of each row relative to its start, (k, 3), and by
-            how much the position after it is higher; None for text, and for rows that count like text.
+            how much the position after it is higher; None for text, and for rows that count like text. HunyuanVL's rows
+            have (time, column, row, number of the picture), (k, 4); only the first is relative.
     """
     planes = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or []
     width = model.config.get_text_config().hidden_size
@@ -88,14 +105,13 @@ def logits(
             rows.append(torch.tensor(np.ascontiguousarray(part[:, :width])))
             visual.append(torch.tensor(np.ascontiguousarray(part[:, width:])))
         is_image = torch.full((len(part),), not isinstance(part, list))
-        own = np.repeat(np.arange(len(part))[:, None], 3, axis=1) if place is None else place[0]
-        positions.append(start + own)
+        positions.append(absolute(name, start, part, place))
         start += len(part) if place is None else place[1]
         rows[-1] = (rows[-1], is_image)
     embeds = torch.cat([row for row, _ in rows])[None]
     mask = torch.cat([is_image for _, is_image in rows])[None]
     more: dict[str, Any] = {}
-    if name.startswith("qwen"):
+    if name.startswith(MROPE):
         more["position_ids"] = torch.tensor(np.concatenate(positions).T[:, None])
     if planes:
         stacked = torch.cat(visual)
@@ -104,7 +120,7 @@ def logits(
     if name == "gemma-3":
         more["token_type_ids"] = mask.long()
     with torch.no_grad():
-        if name.startswith("qwen"):
+        if name.startswith(MROPE):
             hidden = model.model.language_model(inputs_embeds=embeds, **more).last_hidden_state
             out = model.lm_head(hidden)
         elif name == "llama-4":
@@ -112,6 +128,57 @@ def logits(
         else:
             out = model(inputs_embeds=embeds, **more).logits
     return np.asarray(out[0, -1].numpy())
+
+
+def absolute(name: str, start: int, part: list[int] | Array, place: tuple[Array, int] | None) -> Array:
+    """Positions of a part of a prompt that begins at `start`, (k, axes)."""
+    axes = 4 if name.startswith("hunyuan") else 3
+    if place is None:
+        found = np.repeat(start + np.arange(len(part))[:, None], axes, axis=1)
+        if axes == 4 and isinstance(part, list):
+            found[:, 3] = 0  # libllama's choice for text, docs/upstream.md; in training as the other axes
+        return found
+    if axes == 3:
+        return np.asarray(start + place[0])
+    found = np.array(place[0])
+    ends = found[:, 1] < 0  # the first row and the last, which stand for no place
+    found[:, 0] += start
+    found[ends] = found[ends, :1]
+    return found
+
+
+def hunyuan_places(rows: Array, length: int, lines: int, number: int = 0) -> tuple[Array, int]:
+    """What logits() takes for rows of HunyuanVL's picture, of lines of `length` tokens; -1: a row without place."""
+    n_rows = lines * (length + 1) + 2
+    row, column = np.divmod(rows - 1, length + 1)
+    found = np.stack([rows, column, row, np.full_like(rows, number)], 1)
+    found[(rows == 0) | (rows == n_rows - 1), 1:] = -1
+    return found, n_rows
+
+
+def as_authors(model: Any) -> Any:
+    """HunyuanVL as its authors' code computes it, where transformers 5.24 departs from that.
+
+    Sections of the rotary axes come once for each half of a head; transformers takes sections of twice the size once.
+    Learned positions are resized by (n + 0.1) / side; transformers resizes to n.
+    """
+    rotary, embeddings = model.model.language_model.rotary_emb, model.model.vision_tower.embeddings
+    sections = list(rotary.mrope_section)
+
+    def by_section(angles: Any) -> Any:
+        parts = torch.cat((angles, angles), dim=-1).split(sections * 2, dim=-1)
+        return torch.cat([part[i % len(sections)] for i, part in enumerate(parts)], dim=-1)
+
+    def resized(_hidden: Any, height: Any, width: Any) -> Any:
+        side = embeddings.position_edge
+        table = embeddings.position_embedding.weight[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        scale = ((float(height) + 0.1) / side, (float(width) + 0.1) / side)
+        found = torch.nn.functional.interpolate(table, scale_factor=scale, mode="bilinear", align_corners=False)
+        return found.flatten(2).transpose(1, 2)
+
+    rotary.recomposition_frequencies = by_section
+    embeddings.interpolate_pos_encoding = resized
+    return model
 
 
 def attention(name: str, model: Any, pixels: Any) -> tuple[Array | None, Array]:
@@ -162,9 +229,9 @@ def pool(name: str, model: Any, pixels: Any, values: Array) -> Array:
     size = size[0] if isinstance(size, (list, tuple)) else size
     _, height, width = pixels.shape
     rows, columns = height // size, width // size
-    if name.startswith("qwen"):
+    if name.startswith(CONSECUTIVE):
         means = values.reshape(-1, 4).mean(1)
-        if name == "qwen2.5-vl":
+        if name in WINDOWS:
             means = means[np.argsort(window_order(rows // 2, columns // 2))]
         return np.asarray(means)
     merge = int(np.sqrt(len(values) // MERGED[name](rows, columns)))
@@ -173,7 +240,7 @@ def pool(name: str, model: Any, pixels: Any, values: Array) -> Array:
 
 
 def window_order(lines: int, columns: int, side: int = 4) -> Array:
-    """Numbers of the tokens in the order of Qwen2.5-VL's windows of side x side tokens, lines and columns first."""
+    """Numbers of the tokens in the order of windows of side x side tokens, lines and columns first."""
     grid = np.arange(lines * columns).reshape(lines, columns)
     windows = [
         grid[top : top + side, left : left + side].reshape(-1)
@@ -190,5 +257,7 @@ def _tokens(side: int) -> Any:
 #: family -> tokens of a picture of rows x columns patches
 MERGED = {
     "smolvlm": _tokens(2), "gemma-3": _tokens(2), "internvl": _tokens(2), "pixtral": _tokens(1),
-    "mistral-3": _tokens(2), "llama-4": _tokens(2), "lfm2-vl": _tokens(2),
+    "mistral-3": _tokens(2), "llama-4": _tokens(2), "lfm2-vl": _tokens(2), "paddleocr-vl": _tokens(2),
+    "hunyuan-vl": _tokens(2), "kimi-k2.5": _tokens(2),
+    "kimi-vl": _tokens(2),
 }  # fmt: skip

@@ -26,7 +26,7 @@ from ops.tables import BACKENDS, VIEWS, Case, Row, Tables, case_of, cases_of, re
 from qap_gguf.config import ERRORS, GGML_ERRORS, OUTLIERS
 from qap_gguf.pruning.clip_text import ClipTextTower
 from qap_gguf.pruning.score import cosines
-from tiny_mmproj import PROJECTORS, tiny_mmproj
+from tiny_mmproj import PROJECTORS, WINDOWS, tiny_mmproj
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,7 +112,7 @@ def family_nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Nod
         mmproj.write_bytes(tiny_mmproj(projector))
         encoder = WatchedEncoder(mmproj)
         try:
-            semantics = ("cls", "attention", "none") if projector == "internvl" else ("attention", "none")
+            semantics = (*(["cls"] if projector in ("internvl", "llama4") else []), "attention", "none")
             found[projector] = nodes_added(encoder, image, semantics, 8)
         finally:
             encoder.close()
@@ -132,7 +132,7 @@ def early_nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Node
     image = folder / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(image)
     found: dict[str, list[Node]] = {}
-    for projector in ("mlp", *(name for name in PROJECTORS if name != "qwen2.5vl_merger")):
+    for projector in ("mlp", *(name for name in PROJECTORS if name not in WINDOWS)):
         mmproj = folder / f"{projector}.gguf"
         if projector != "mlp":
             mmproj.write_bytes(tiny_mmproj(projector))

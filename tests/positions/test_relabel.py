@@ -286,7 +286,7 @@ def test_conversions_write_what_relabel_would(
     assert digest(relabel(new, tmp_path / "old.gguf", undo=True)) == digest(plain)
 
 
-@pytest.mark.parametrize("family", ["smolvlm", "internvl", "qwen2-vl"])
+@pytest.mark.parametrize("family", ["smolvlm", "internvl", "qwen2-vl", "glm-4.1v"])
 def test_conversions_by_llama_cpp_s_converter(family: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
@@ -297,7 +297,7 @@ def test_conversions_by_llama_cpp_s_converter(family: str, tmp_path: Path) -> No
     plain = qap.convert(source, tmp_path / "plain", **options, keep_positions=False).model
     made = qap.convert(source, tmp_path / "keep", **options)
     new = made.model
-    if family == "qwen2-vl":  # its image tokens keep their places as it is
+    if family in ("qwen2-vl", "glm-4.1v"):  # its image tokens keep their places as it is
         assert "qap.origin.architecture" not in gguf.GGUFReader(new).fields
         assert not made.notes
         return

@@ -17,17 +17,23 @@ struct projector_row {
 };
 
 static const projector_row PROJECTORS[] = {
-    { PROJECTOR_TYPE_MLP,      qap_merging::none,        class_token::as_stored },
-    { PROJECTOR_TYPE_MLP_NORM, qap_merging::none,        class_token::as_stored },
-    { PROJECTOR_TYPE_IDEFICS3, qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_GEMMA3,   qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_LFM2,     qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_INTERNVL, qap_merging::block,       class_token::first     },
-    { PROJECTOR_TYPE_LLAMA4,   qap_merging::block,       class_token::last      },
-    { PROJECTOR_TYPE_PIXTRAL,  qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_QWEN2VL,  qap_merging::consecutive, class_token::none      },
-    { PROJECTOR_TYPE_QWEN25VL, qap_merging::consecutive, class_token::none      },
-    { PROJECTOR_TYPE_QWEN3VL,  qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_MLP,       qap_merging::none,        class_token::as_stored },
+    { PROJECTOR_TYPE_MLP_NORM,  qap_merging::none,        class_token::as_stored },
+    { PROJECTOR_TYPE_IDEFICS3,  qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_GEMMA3,    qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_LFM2,      qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_INTERNVL,  qap_merging::block,       class_token::first     },
+    { PROJECTOR_TYPE_LLAMA4,    qap_merging::block,       class_token::last      },
+    { PROJECTOR_TYPE_PIXTRAL,   qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_QWEN2VL,   qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_QWEN25VL,  qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_QWEN3VL,   qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_GLM4V,     qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_PADDLEOCR, qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_HUNYUANVL, qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_EXAONE4_5, qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_KIMIVL,    qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_KIMIK25,   qap_merging::block,       class_token::none      },
 };
 
 static const projector_row * find_projector(int projector) {
@@ -37,6 +43,10 @@ static const projector_row * find_projector(int projector) {
         }
     }
     return nullptr;
+}
+
+bool qap_tower_windows(int projector) {
+    return projector == PROJECTOR_TYPE_QWEN25VL || projector == PROJECTOR_TYPE_EXAONE4_5;
 }
 
 const char * qap_projector_why_not(int projector) {
@@ -52,6 +62,8 @@ const char * qap_projector_why_not(int projector) {
         case PROJECTOR_TYPE_LDPV2:
         case PROJECTOR_TYPE_GLM_EDGE:
         case PROJECTOR_TYPE_COGVLM:
+        case PROJECTOR_TYPE_YOUTUVL:
+        case PROJECTOR_TYPE_MIMOVL:
             return "this family was not compared with its original here; run this model without pruning";
         default: return "this projector is not supported for pruning; run this model without pruning";
     }
@@ -91,9 +103,12 @@ qap_layout qap_layout_of(const clip_model & model, const clip_image_f32 & image)
     const int64_t length = layout.n_patches_x / layout.n_merge;
     layout.n_tokens      = lines * length;
     layout.n_planes      = 1 + model.n_deepstack_layers;
-    layout.windows       = model.proj_type == PROJECTOR_TYPE_QWEN25VL && hparams.n_wa_pattern > 0;
+    layout.windows       = qap_tower_windows(model.proj_type) && hparams.n_wa_pattern > 0;
     if (model.proj_type == PROJECTOR_TYPE_PIXTRAL && model.token_embd_img_break != nullptr && lines > 1) {
         layout.line_length = length;
+    } else if (model.proj_type == PROJECTOR_TYPE_HUNYUANVL) {
+        layout.line_length = length; // a row before the first line, one after each, and one at the end
+        layout.first_token = 1;
     }
     if (model.class_embedding != nullptr && row->cls != class_token::none) {
         // upstream's order has it in the last position (002-llava-encoder.patch, 003-internvl-class-token.patch)
@@ -114,7 +129,9 @@ ggml_tensor * qap_build_tokens(ggml_context * ctx, ggml_tensor * rows, const qap
     ggml_tensor * x      = ggml_reshape_2d(ctx, rows, width, ggml_nelements(rows) / width);
     if (layout.line_length > 0) {
         const int64_t lines = layout.n_tokens / layout.line_length;
-        x = ggml_view_3d(ctx, x, n_embd, layout.line_length, lines, x->nb[1], x->nb[1] * (layout.line_length + 1), 0);
+        x                   = ggml_view_3d(
+            ctx, x, n_embd, layout.line_length, lines, x->nb[1], x->nb[1] * (layout.line_length + 1),
+            x->nb[1] * layout.first_token);
         x = ggml_reshape_2d(ctx, ggml_cont(ctx, x), n_embd, layout.n_tokens);
     } else if (layout.n_planes > 1) {
         x = ggml_cont(ctx, ggml_view_2d(ctx, x, n_embd, layout.n_tokens, x->nb[1], 0));

@@ -1,8 +1,8 @@
 // layout.h: how the rows that an encoder gives relate to the patches of the picture.
 //
-// A token is a row that stands for a place in the picture and may be dropped. A special row (the [IMG_BREAK] after
-// each line of Pixtral) is kept always and is no token. LLaVA-NeXT's rows are put together after the encoder
-// (pack.h). Facts: tools/mtmd/models/*.cpp and clip_n_output_tokens().
+// A token is a row that stands for a place in the picture and may be dropped. A special row (the [IMG_BREAK] after each line
+// of Pixtral; of HunyuanVL the first row, the last, and the end of each line) is kept always and is no token. LLaVA-NeXT's
+// rows are put together after the encoder (pack.h). Facts: tools/mtmd/models/*.cpp and clip_n_output_tokens().
 #pragma once
 
 #include "ggml.h"
@@ -26,7 +26,8 @@ struct qap_layout {
     int64_t     n_patches   = 0;
     int64_t     n_patches_x = 0;
     int64_t     n_merge     = 1;  // patches of a token, per side
-    int64_t     line_length = 0;  // tokens in front of each special row, or 0 where there is none
+    int64_t     line_length = 0;  // tokens of a line, after which there is a special row; 0 where there is none
+    int64_t     first_token = 0;  // special rows in front of the first token
     int64_t     cls_row     = -1; // position of the class token in the attention, or -1
     int64_t     first_row   = 0;  // position of patch 0
     int64_t     n_planes    = 1;  // n_embd numbers each; DeepStack adds planes that later layers get
@@ -37,6 +38,9 @@ struct qap_layout {
 
 // One line that says why images of models with this projector (enum projector_type) cannot be pruned, or null.
 const char * qap_projector_why_not(int projector);
+
+// Whether the towers of this projector have layers that attend in windows.
+bool qap_tower_windows(int projector);
 
 // Whether models with this projector were trained on stretched pictures, not on letterboxed ones (resize.cpp).
 bool qap_projector_stretched(int projector);

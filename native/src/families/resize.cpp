@@ -1,7 +1,8 @@
 // resize.cpp: how pictures come to the size that an encoder takes (006-resize.patch).
 //
-// Facts: the image processors of transformers 5.24. Qwen-VL, Gemma 3 and Pixtral resize without regard to the aspect
-// ratio; InternVL's tiles are cut out of a stretched picture; Pixtral rounds sides up to whole patches.
+// Facts: the image processors of transformers 5.24. Qwen-VL, GLM-4V, PaddleOCR-VL, EXAONE 4.5, Gemma 3 and Pixtral resize
+// without regard to the aspect ratio; InternVL's tiles are cut out of a stretched picture; Pixtral rounds sides up to whole
+// patches. HunyuanVL's processor has LANCZOS in its settings and resizes with BICUBIC, as its authors' code did.
 #include "families/layout.h"
 
 #include "clip-impl.h"
@@ -10,7 +11,9 @@
 #include "qap-hooks.h"
 #include "qap.h"
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -35,6 +38,9 @@ bool qap_projector_stretched(int projector) {
         case PROJECTOR_TYPE_QWEN2VL:
         case PROJECTOR_TYPE_QWEN25VL:
         case PROJECTOR_TYPE_QWEN3VL:
+        case PROJECTOR_TYPE_GLM4V:
+        case PROJECTOR_TYPE_PADDLEOCR:
+        case PROJECTOR_TYPE_EXAONE4_5:
         case PROJECTOR_TYPE_GEMMA3:
         case PROJECTOR_TYPE_PIXTRAL:
         case PROJECTOR_TYPE_INTERNVL: return true;
@@ -58,6 +64,29 @@ static int32_t mode_now() {
         string_format("qap: QAP_RESIZE: expected auto, stretch or pad, got '%.40s'; correct it or unset it", text));
 }
 
+bool qap_hook_size(
+    clip_image_size & size, const clip_image_size & picture, int align, int min_pixels, int max_pixels, bool round_up) {
+    if (qap_stock_encoder() || align < 1 || picture.width < 1 || picture.height < 1) {
+        return false;
+    }
+    const double width = picture.width, height = picture.height;
+    const auto   up   = [align](double x) { return (int) std::ceil(x / align) * align; };
+    const auto   down = [align](double x) { return std::max((int) std::floor(x / align) * align, align); };
+    const auto   near = [align, round_up, up](double x) {
+        return round_up ? up(x) : std::max((int) std::nearbyint(x / align) * align, align); // halves to the even number
+    };
+    size                 = { near(width), near(height) };
+    const int64_t pixels = (int64_t) size.width * size.height;
+    if (max_pixels > 0 && pixels > max_pixels) {
+        const double scale = std::sqrt(height * width / max_pixels);
+        size               = { down(width / scale), down(height / scale) };
+    } else if (min_pixels > 0 && pixels < min_pixels) {
+        const double scale = std::sqrt(min_pixels / (height * width));
+        size               = { up(width * scale), up(height * scale) };
+    }
+    return true;
+}
+
 void qap_hook_resize(int projector, clip_hparams & hparams) {
     const auto type = (projector_type) projector;
     qap_limit_tokens(projector, hparams);
@@ -66,6 +95,9 @@ void qap_hook_resize(int projector, clip_hparams & hparams) {
     }
     const int32_t mode     = mode_now();
     hparams.image_round_up = type == PROJECTOR_TYPE_PIXTRAL;
+    if (type == PROJECTOR_TYPE_HUNYUANVL) {
+        hparams.image_resize_algo = RESIZE_ALGO_BICUBIC;
+    }
     if (mode == QAP_RESIZE_STRETCH || (mode == QAP_RESIZE_AUTO && qap_projector_stretched(projector))) {
         hparams.image_resize_pad = PAD_NONE;
         hparams.image_pad_rf     = PAD_NONE;

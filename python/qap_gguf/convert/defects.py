@@ -17,6 +17,17 @@ __all__ = ["RELABELLED", "Defect", "find_defects"]
 _CLASS = "v.class_embd"
 _GRID = "clip.vision.image_grid_pinpoints"
 _LLAVA_GRAPH = ("mlp", "ldp", "ldpv2")  # projectors behind tools/mtmd/models/llava.cpp with a CLIP or SigLIP tower
+#: smart_resize() of transformers, in Python
+_ROUNDED = (
+    "qwen2vl_merger",
+    "qwen2.5vl_merger",
+    "qwen3vl_merger",
+    "glm4v",
+    "paddleocr",
+    "exaone4_5",
+    "hunyuanvl",
+    "lfm2",
+)
 _LETTERBOXED = tuple(name for name in _core.projectors("resize") if name != "internvl")  # it has a row of its own
 
 
@@ -157,6 +168,50 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
         Defect(
             "rows of [IMG_BREAK] are made from memory that was never set: some images give NaN",
             patch="005-pixtral-breaks.patch",
+        ),
+    ),
+    (
+        _of("paddleocr"),
+        Defect(
+            "positions of a picture with fewer lines or columns of patches than the table are resized with "
+            "antialiasing, which training did not",
+            patch="014-paddleocr-positions.patch",
+        ),
+    ),
+    (
+        _of("kimivl"),
+        Defect(
+            "rotary positions take the halves of a head for column and line, where pairs of the two alternate, and "
+            "learned ones are resized by another rule than in training",
+            patch="019-kimivl-tower.patch",
+        ),
+    ),
+    (
+        _of("kimivl", "kimik25"),
+        Defect(
+            "pictures are letterboxed to the nearest whole tokens; in training they were never enlarged, and stood at "
+            "the top left of a canvas of whole tokens",
+            patch="018-kimi-canvas.patch",
+        ),
+    ),
+    (
+        _of("hunyuanvl"),
+        Defect(
+            "pictures are resized with another filter (Lanczos) than in training (bicubic)", patch="006-resize.patch"
+        ),
+    ),
+    (
+        _of("hunyuanvl"),
+        Defect(
+            "the language model's text stands at 0 on the fourth axis of its positions, where training counted it: "
+            "answers differ, without a picture too"
+        ),
+    ),
+    (
+        _of(*_ROUNDED),
+        Defect(
+            "sides halfway between two numbers of tokens are rounded up, where training rounded to the even number",
+            patch="006-resize.patch",
         ),
     ),
     (

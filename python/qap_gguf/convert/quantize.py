@@ -14,7 +14,7 @@ from qap_gguf.convert.output.quantize import FLOAT_TYPES, file_type, least_bytes
 from qap_gguf.convert.output.raw_header import read_layout
 from qap_gguf.convert.output.writer import OutputFolder
 from qap_gguf.convert.relabel.api import relabel
-from qap_gguf.convert.relabel.rules import MROPE, change_of
+from qap_gguf.convert.relabel.rules import change_of, has_mrope
 from qap_gguf.errors import ConvertError
 from qap_gguf.files.gguf import check_language, read_gguf
 
@@ -86,7 +86,7 @@ def measured(measure: Measure, model: Path, mmproj: Path, folder: OutputFolder, 
         there can be one.
     """
     read, info = model, read_gguf(model)
-    if relabelled is not False and info.metadata.get("general.architecture") not in MROPE:
+    if relabelled is not False and not has_mrope(info):
         try:
             change_of(info, read_layout(model))
         except ConvertError:

@@ -8,6 +8,9 @@ What is reused, and why no more: a prompt is evaluated in steps, a batch of text
 it and all before it are the same as in the last prompt. A step is kept as a whole or not at all: ggml has different
 kernels for batches of different sizes, and the last bits of their results differ. So an answer is the same, bit for
 bit, with and without reuse. The last step is always evaluated, because it gives the logits of the first token.
+
+A model with recurrent layers (Qwen3.5, LFM2) keeps one state for all tokens before, of which nothing can be taken back.
+Their state after the last image is copied, and a prompt that begins with the same steps up to there goes on from it.
 """
 
 from __future__ import annotations
@@ -72,6 +75,13 @@ def _steps(chunks: Sequence[_core.Chunk], images: Sequence[ImageRows], n_batch: 
     return steps
 
 
+def _saved_after(steps: Sequence[_Step]) -> int:
+    """After how many steps a recurrent state is worth a copy: the last image, for what changes is the question; all but
+    the last step where there is none."""
+    images = [number for number, step in enumerate(steps[:-1], 1) if step.rows is not None]
+    return images[-1] if images else len(steps) - 1
+
+
 def _reusable(language: LanguageModel, steps: Sequence[_Step]) -> list[Done]:
     """Steps of the KV cache that begin this prompt, its last step excepted."""
     same: list[Done] = []
@@ -79,6 +89,10 @@ def _reusable(language: LanguageModel, steps: Sequence[_Step]) -> list[Done]:
         if done.key != step.key or not language.holds(done.start, done.ids):
             break
         same.append(done)
+    if language.is_recurrent:
+        state = language.record.state
+        ends = [done.start + len(done.ids) for done in same]
+        same = same[: ends.index(state.n_past) + 1] if state is not None and state.n_past in ends else []
     return same
 
 
@@ -114,9 +128,12 @@ def fill(
     language.record.surplus = same[-1].surplus if same else 0
     n_cells = n_same + language.record.surplus
     language.fit()
+    saved_after = _saved_after(steps) if language.is_recurrent else 0
     try:
-        for step in steps[len(same) :]:
+        for number, step in enumerate(steps[len(same) :], len(same)):
             start = language.n_past
+            if number == saved_after > len(same):
+                language.record.state = language.save()
             if step.rows is None:
                 assert isinstance(step.key, tuple)
                 language.prefill(step.key)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    pass
 
 IdArray = npt.NDArray[np.int32]
 
@@ -32,22 +29,38 @@ class Done:
     surplus: int
 
 
+@dataclass(frozen=True, eq=False)
+class RecurrentState:
+    """What the layers of a model held that keep one state for all tokens before.
+
+    Attributes:
+        data: as libllama wrote it.
+        n_past: the position after the last token in it.
+    """
+
+    data: ctypes.Array[ctypes.c_uint8]
+    n_past: int
+
+
 @dataclass
 class KvRecord:
     """The steps of the last prompt that went into a KV cache; one record for each Llama, whoever uses it.
 
     Attributes:
         steps: in the order of the prompt.
+        state: of a model with recurrent layers after some of the steps, the only place that it can go back to.
         surplus: cells in use beyond the positions in use: an image has fewer positions than cells with M-RoPE, and
             more (surplus is negative) where gaps are left between its kept tokens.
     """
 
     steps: list[Done] = field(default_factory=list)
+    state: RecurrentState | None = None
     surplus: int = 0
 
     def forget(self) -> None:
         """Nothing is known about the cache any more."""
         self.steps.clear()
+        self.state = None
         self.surplus = 0
 
 

@@ -73,6 +73,7 @@ def likelihoods(llama: llama_cpp.Llama, texts: Sequence[str]) -> list[float]:
 def _means(language: LanguageModel, tokens: Sequence[list[int]], start: int) -> list[float]:
     first = _log_softmax(language.last_logits())
     memory = llama_cpp.llama_get_memory(language.llama._ctx.ctx)
+    state = language.save() if language.is_recurrent and max(map(len, tokens)) > 1 else None
     out = []
     for ids in tokens:
         total, after = float(first[ids[0]]), ids[0]
@@ -80,7 +81,8 @@ def _means(language: LanguageModel, tokens: Sequence[list[int]], start: int) -> 
             language.prefill([after])
             total, after = total + float(_log_softmax(language.last_logits())[token]), token
         if len(ids) > 1:
-            if not llama_cpp.llama_memory_seq_rm(memory, 0, start, -1):
+            taken = llama_cpp.llama_memory_seq_rm(memory, 0, start, -1) if state is None else language.restore(state)
+            if not taken:
                 raise NativeError("expected to take tokens back out of the KV cache, libllama cannot for this model")
             language.n_past = start
         out.append(total / len(ids))

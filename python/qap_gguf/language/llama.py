@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import ctypes
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ import numpy as np
 from qap_gguf import _core
 from qap_gguf.errors import ConfigError, NativeError
 from qap_gguf.language.input_embeddings import InputEmbeddings
-from qap_gguf.language.kv_record import IdArray, KvRecord
+from qap_gguf.language.kv_record import IdArray, KvRecord, RecurrentState
 from qap_gguf.language.sampling import checked
 from qap_gguf.language.turn_lock import Turns
 from qap_gguf.runtime.fork import check_process, note_threads
+
+_PARTIAL = llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY  # the recurrent part of a state alone
 
 
 class LanguageModel:
@@ -140,16 +143,51 @@ class LanguageModel:
         end = start + len(ids)
         return end <= self.n_past and np.array_equal(self.llama.input_ids[start:end], ids)
 
+    @cached_property
+    def is_recurrent(self) -> bool:
+        """Whether layers keep one state for all tokens before, of which no token can be taken back: Qwen3.5, LFM2."""
+        model = self.llama._model.model
+        return bool(llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model))
+
     def cut(self, n_past: int) -> bool:
         """Take all from position `n_past` on out of the KV cache; False where the model cannot give back a part."""
         memory = llama_cpp.llama_get_memory(self.llama._ctx.ctx)
-        whole = (
-            llama_cpp.llama_memory_seq_pos_min(memory, 0) == 0  # a sliding window drops what is old
-            and llama_cpp.llama_memory_seq_pos_max(memory, 0) >= n_past - 1
-        )
-        if not whole or not llama_cpp.llama_memory_seq_rm(memory, 0, n_past, -1):
+        if llama_cpp.llama_memory_seq_pos_max(memory, 0) < n_past - 1:
+            return False
+        if self.is_recurrent:
+            state = self.record.state
+            # what a sliding window has dropped cannot be told from what the state covers
+            if llama_cpp.llama_model_n_swa(self.llama._model.model) > 0 or state is None or state.n_past != n_past:
+                return False
+            return self.restore(state)
+        if llama_cpp.llama_memory_seq_pos_min(memory, 0) != 0:  # a sliding window drops what is old
+            return False
+        if not llama_cpp.llama_memory_seq_rm(memory, 0, n_past, -1):
             return False
         self.n_past = n_past
+        return True
+
+    def save(self) -> RecurrentState:
+        """What the recurrent layers hold now, for :meth:`restore`.
+
+        Raises:
+            NativeError: libllama cannot write it.
+        """
+        context = self.llama._ctx.ctx
+        size = int(llama_cpp.llama_state_seq_get_size_ext(context, 0, _PARTIAL))
+        data = (ctypes.c_uint8 * size)()
+        if size == 0 or llama_cpp.llama_state_seq_get_data_ext(context, data, size, 0, _PARTIAL) != size:
+            raise NativeError(f"expected {size} bytes of the language model's state, got others; report this")
+        return RecurrentState(data, self.n_past)
+
+    def restore(self, state: RecurrentState) -> bool:
+        """Go back to where the state was saved; what lies before must still be there. False where libllama cannot."""
+        context = self.llama._ctx.ctx
+        if not llama_cpp.llama_state_seq_set_data_ext(context, state.data, len(state.data), 0, _PARTIAL):
+            return False
+        if not llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(context), 0, state.n_past, -1):
+            return False
+        self.n_past = state.n_past
         return True
 
     @contextlib.contextmanager

@@ -244,5 +244,6 @@ def _positions(piece: Piece, indices: IndexArray, places: str) -> IndexArray:
         return piece.token_rows(indices).astype(np.int32)
     if places == "grid":
         line, column = np.divmod(indices, np.int32(piece.n_columns))
-        return np.stack([np.zeros_like(indices), line, column], axis=1)
+        time = piece.token_rows(indices) if piece.special else np.zeros_like(indices)  # HunyuanVL counts rows there
+        return np.stack([time, line, column], axis=1)
     return np.searchsorted(piece.rows_of(indices), piece.token_rows(indices)).astype(np.int32)

@@ -16,7 +16,7 @@ from qap_gguf.convert.output.disk_space import require_space, writing
 from qap_gguf.convert.output.raw_header import COUNTS, Layout, cut, pack_key, pack_text, read_layout
 from qap_gguf.convert.output.writer import OutputFolder
 from qap_gguf.convert.relabel.rows import halves, pairs
-from qap_gguf.convert.relabel.rules import MROPE, RULES, Change, change_of, head_rows
+from qap_gguf.convert.relabel.rules import RULES, Change, change_of, has_mrope, head_rows
 from qap_gguf.errors import ConvertError, ModelFileError
 from qap_gguf.files.gguf import GgufInfo, check_language, read_gguf
 
@@ -87,7 +87,7 @@ def keep_places(source: Path, target: Path, final: Path, *, must: bool) -> tuple
     whoever converts ought to know. Raises ConvertError if it must be relabelled and cannot be, or cannot be written.
     """
     info = read_gguf(source)
-    if info.metadata.get("general.architecture") in MROPE:
+    if has_mrope(info):
         return source, ()
     layout = read_layout(source)
     try:

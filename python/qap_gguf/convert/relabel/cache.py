@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qap_gguf import _core
 from qap_gguf.convert.relabel.api import ORIGIN, relabel
-from qap_gguf.convert.relabel.rules import MROPE
+from qap_gguf.convert.relabel.rules import has_mrope
 from qap_gguf.errors import ConvertError
 from qap_gguf.files.gguf import read_gguf
 from qap_gguf.files.user_cache import user_folder
@@ -38,7 +38,7 @@ def relabelled_copy(model: str | os.PathLike[str], progress: Callable[[int, int,
     """
     source = Path(model)
     info = read_gguf(source)
-    if ORIGIN in info.metadata or info.metadata.get("general.architecture") in MROPE:
+    if ORIGIN in info.metadata or has_mrope(info):
         return source
     place = hashlib.blake2b(str(source.resolve()).encode(), digest_size=4).hexdigest()
     folder = cache_folder()

@@ -20,7 +20,7 @@ from qap_gguf.convert.output.raw_header import Layout
 from qap_gguf.errors import ConvertError
 from qap_gguf.files.gguf import GgufInfo
 
-__all__ = ["MROPE", "RULES", "Change", "Rule", "change_of", "head_rows"]
+__all__ = ["RULES", "Change", "Rule", "change_of", "has_mrope", "head_rows"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ RULES = {
     "qwen2": Rule("paddleocr"),
     "qwen3": Rule("qwen3vl", norms=True),
 }
-#: architectures whose image tokens can keep their places as they are
-MROPE = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr")
+#: architectures whose image tokens can keep their places as they are; others where the file has sections of rotary axes
+MROPE = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "paddleocr")
 
 # Keys below the architecture's name that both read alike, or neither reads.
 _KEYS = re.compile(
@@ -90,6 +90,19 @@ class Change:
     sections: tuple[int, int, int, int]
 
 
+def has_mrope(info: GgufInfo) -> bool:
+    """Whether the image tokens of a language model can keep their places as it is, by its header.
+
+    Example:
+        >>> from pathlib import Path
+        >>> keys = {"general.architecture": "glm4", "glm4.rope.dimension_sections": [8, 12, 12, 0]}
+        >>> has_mrope(GgufInfo(Path("model.gguf"), keys, {}))
+        True
+    """
+    arch = str(info.metadata.get("general.architecture", ""))
+    return arch in MROPE or f"{arch}.rope.dimension_sections" in info.metadata
+
+
 def _refuse(
     info: GgufInfo, got: str, cure: str = "its image tokens cannot keep their places; leave it as it is"
 ) -> NoReturn:
@@ -109,7 +122,7 @@ def change_of(info: GgufInfo, layout: Layout) -> Change:
         _refuse(info, "one that is relabelled already", "use it as it is, or --undo")
     if arch == "clip":
         _refuse(info, "an mmproj", "give the language model")
-    if arch in MROPE:
+    if has_mrope(info):
         _refuse(info, f"{arch}, which has M-RoPE", "its image tokens can keep their places as it is")
     if rule is None:
         reason = " with attention in sliding windows" if arch.startswith("gemma") else ""

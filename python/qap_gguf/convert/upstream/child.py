@@ -41,12 +41,38 @@ def vision_name(name: str, *, tower: bool) -> str:
     return short
 
 
+def kimi_name(name: str) -> str:
+    """The name by which the converter knows a tensor of Kimi-K2.5's tower and projector, as transformers 5 saves it.
+
+    Example:
+        >>> kimi_name("model.mm_projector.pre_norm.weight"), kimi_name("vision_tower.encoder.patch_embed.proj.bias")
+        ('mm_projector.pre_norm.weight', 'vision_tower.patch_embed.proj.bias')
+    """
+    return name.removeprefix("model.").replace("vision_tower.encoder.patch_embed.", "vision_tower.patch_embed.")
+
+
+def paddle_name(name: str) -> str:
+    """The name by which the converter knows a tensor of PaddleOCR-VL, whatever version of transformers saved it.
+
+    Example:
+        >>> paddle_name("model.projector.linear_1.bias"), paddle_name("model.layers.0.mlp.up_proj.weight")
+        ('mlp_AR.linear_1.bias', 'model.layers.0.mlp.up_proj.weight')
+    """
+    for new, old in (("model.visual.", "visual."), ("model.projector.", "mlp_AR.")):
+        if name.startswith(new):
+            return old + name.removeprefix(new)
+    return name
+
+
 def fix(family: Callable[[str], Any]) -> None:
     """Put right what the converter of llama.cpp 0c1e570 does wrongly (docs/upstream.md); `family` gives its modules.
 
     Gemma 3, LFM2-VL: names without `vision_model.` are refused. InternVL: names without `model.` in front are dropped
     in silence. Pixtral, Mistral 3, Qwen2-VL, Qwen2.5-VL: names with it are, and so is [IMG_BREAK], whose row is looked
     for after a filter that takes it away. Llama 4: the second norm gets the name of another norm, which Gemma 4 claims.
+    PaddleOCR-VL: the names of transformers' classes are dropped (projector) or refused (tower). Qwen3.5: checkpoints
+    without layers that predict further tokens, as transformers saves them, fail an assertion, or make a file that says
+    it has some.
     """
     for module, name in (("gemma", "Gemma3VisionModel"), ("lfm2", "LFM2VLModel")):
         rename_tensors(getattr(family(module), name), lambda name: vision_name(name, tower=True))
@@ -57,6 +83,8 @@ def fix(family: Callable[[str], Any]) -> None:
         family("qwenvl").Qwen2VLVisionModel,
         lambda name: name.removeprefix("model.") if name.startswith("model.visual.") else name,
     )
+    rename_tensors(family("kimivl").KimiK25Model, kimi_name)
+    rename_tensors(family("ernie").PaddleOCRVisionModel, paddle_name)
     llava = family("llava").LlavaVisionModel
     rename_tensors(llava, lambda name: vision_name(name, tower=False))
     known = llava.filter_tensors.__func__
@@ -77,6 +105,16 @@ def fix(family: Callable[[str], Any]) -> None:
         return mapped.replace(".attn_post_norm.", ".ln2.")
 
     llama4.map_tensor_name = map_tensor_name
+
+    qwen = family("qwen")._QwenMtpMixin
+    index = qwen.index_tensors
+
+    def index_tensors(model: Any, *words: Any, **named: Any) -> Any:
+        found = index(model, *words, **named)
+        model.no_mtp = model.no_mtp or type(model).opt_num_mtp_layers == 0
+        return found
+
+    qwen.index_tensors = index_tensors
 
 
 def rename_tensors(cls: Any, rename: Callable[[str], str]) -> None:
