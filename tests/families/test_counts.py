@@ -37,7 +37,8 @@ LOW, HIGH = LIMITS["shortest_edge"], LIMITS["longest_edge"]
 
 
 def by_glm(height: int, width: int) -> tuple[int, int]:
-    return glm.smart_resize(2, height, width, 2, 16, 2 * 8 * 256, 2 * 4096 * 256)
+    found: tuple[int, int] = glm.smart_resize(2, height, width, 2, 16, 2 * 8 * 256, 2 * 4096 * 256)
+    return found
 
 
 def by_qwen(factor: int, low: int, high: int) -> Callable[[int, int], tuple[int, int]]:
