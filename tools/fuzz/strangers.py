@@ -6,9 +6,9 @@
 
 A file is the packaged language model, as a llama and with a short vocabulary, or a tiny mmproj, under the name of
 another architecture or projector, with a few keys that such models have, and one damage of gguf_mutations.py. It is
-judged as `check_files` and the commands do it: gate, trial, then, in a process of its own, the loading and a question
-about a picture. It ends by: gate (a rule of ours), trial (the child was ended; the parent says so in a line), words
-(llama.cpp's own error), ran, or lost (a signal in the process that the trial was to protect; process_limits.py says
+judged as `annotate`, `check_files` and the commands do it: gate, trial, then, in a process of its own, the loading and
+a question about a picture. It ends by: gate (a rule of ours), trial (the child was ended; the parent says so in a
+line), words (llama.cpp's own error), ran, or lost (a signal in the process that the trial was to protect; process_limits.py says
 what it may take).
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import os
 import random
 import struct
@@ -105,6 +106,8 @@ def judge(kind: str, path: Path) -> str:
     from qap_gguf.files.trial import check_trial
 
     files = qap.packaged_model()
+    with contextlib.suppress(QapError):  # its words are the gate's, which follow
+        qap.annotate(path, path.with_name("annotated.gguf"), qap.PruneConfig(), force=True)
     try:
         (check_mmproj if kind == "mmproj" else check_language)(path)
     except ModelFileError as err:
