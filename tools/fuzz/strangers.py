@@ -6,10 +6,10 @@
 
 A file is the packaged language model, as a llama and with a short vocabulary, or a tiny mmproj, under the name of
 another architecture or projector, with a few keys that such models have, and one damage of gguf_mutations.py. It is
-judged as `annotate`, `check_files` and the commands do it: gate, trial, then, in a process of its own, the loading and
-a question about a picture. It ends by: gate (a rule of ours), trial (the child was ended; the parent says so in a
-line), words (llama.cpp's own error), ran, or lost (a signal in the process that the trial was to protect; process_limits.py says
-what it may take).
+judged as `annotate`, `check_files` and the commands do it: gate, trial, then, in a process of its own, the loading
+and a question about a picture. It ends by: gate (a rule of ours), trial (the child was ended; the parent says so in a
+line), words (llama.cpp's own error), ran, or lost (a signal in the process that the trial was to protect;
+process_limits.py says what it may take).
 """
 
 from __future__ import annotations
