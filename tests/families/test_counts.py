@@ -63,6 +63,7 @@ RULES: dict[str, tuple[Any, int]] = {
     "mimo-vl": (by_qwen(28, 8 * 784, 4096 * 784), 28),
     "kimi-vl": (kimi_rule(4096), 16),
     "kimi-k2.5": (kimi_rule(1024), 16),
+    "gemma-4": (by_qwen(24, 70 * 576, 1120 * 576), 24),
     "hunyuan-vl": (lambda height, width: hunyuan.smart_resize(height, width, 16, LOW, HIGH), 16),
 }
 

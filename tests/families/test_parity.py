@@ -42,7 +42,7 @@ FEATURES, LOGITS = 1e-5, 1e-4
 BETWEEN_KERNELS, QUANTIZED = 1e-3, 0.5  # of q4_0: activations are rounded to 8 bits
 BEFORE, BETWEEN, AFTER = [1, 300, 45, 301], [302, 46], [303, 47, 304]
 # families whose stock encoder is wrong by so much at least
-STOCK_IS_WRONG = {"internvl": 1e-2, "llama-4": 1e-2, "paddleocr-vl": 1e-4, "kimi-vl": 1e-3}
+STOCK_IS_WRONG = {"internvl": 1e-2, "llama-4": 1e-2, "paddleocr-vl": 1e-4, "kimi-vl": 1e-3, "gemma-4": 3e-5}
 
 
 def nmse(got: Array, want: Array) -> float:
@@ -223,7 +223,7 @@ def test_keep_is_refused_where_positions_have_one_dimension(case: Case) -> None:
 #: pixels that make a token, by the checkpoint's patch size and merging
 PER_TOKEN = {
     "qwen2-vl": 16, "qwen2.5-vl": 28, "qwen3-vl": 16, "qwen3.5": 16, "pixtral": 8, "mistral-3": 16, "lfm2-vl": 32,
-    "exaone-4.5": 28, "mimo-vl": 28,
+    "exaone-4.5": 28, "mimo-vl": 28, "gemma-4": 24,
 }  # fmt: skip
 #: texts that stand around an image
 AROUND = {
@@ -249,6 +249,7 @@ AROUND = {
     "hunyuan-vl": HUNYUAN_SPECIAL[:2],
     "kimi-vl": KIMI_VL_SPECIAL,
     "kimi-k2.5": KIMI_SPECIAL,
+    "gemma-4": ["<|image>", "<image|>"],
 }
 
 

@@ -35,6 +35,7 @@ CASES: dict[str, tuple[tuple[int, int], tuple[int, int], Image.Resampling]] = {
     "paddleocr-vl": ((100, 70), (96, 64), BICUBIC),
     "exaone-4.5": ((150, 130), (140, 140), BICUBIC),
     "gemma-3": ((100, 70), (64, 64), BILINEAR),
+    "gemma-4": ((250, 180), (240, 192), BICUBIC),
     "pixtral": ((91, 66), (96, 72), BICUBIC),
     "mistral-3": ((91, 66), (96, 80), BICUBIC),
 }

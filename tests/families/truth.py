@@ -33,6 +33,12 @@ def flatten_qwen(pixels: Any, patch: int, merge: int = 2, temporal: int = 2) -> 
 def inputs(name: str, model: Any, pixels: Any) -> dict[str, Any]:
     """Arguments of get_image_features() for normalised pixels (C, H, W)."""
     _, height, width = pixels.shape
+    if name.startswith("gemma-4"):
+        size = model.config.vision_config.patch_size
+        lines, columns = height // size, width // size
+        x = pixels.reshape(3, lines, size, columns, size).permute(1, 3, 2, 4, 0).reshape(1, lines * columns, -1)
+        line, column = torch.meshgrid(torch.arange(lines), torch.arange(columns), indexing="ij")
+        return {"pixel_values": x, "image_position_ids": torch.stack([column, line], -1).reshape(1, -1, 2)}
     if name.startswith(CONSECUTIVE):
         values, grid = flatten_qwen(pixels, model.config.vision_config.patch_size)
         return {"pixel_values": values, "image_grid_thw": grid}
@@ -119,6 +125,8 @@ def logits(
         more["deepstack_visual_embeds"] = list(stacked.split(width, dim=1))
     if name == "gemma-3":
         more["token_type_ids"] = mask.long()
+    if name.startswith("gemma-4"):
+        more["mm_token_type_ids"] = mask.long()
     with torch.no_grad():
         if name.startswith(MROPE):
             hidden = model.model.language_model(inputs_embeds=embeds, **more).last_hidden_state
@@ -259,5 +267,5 @@ MERGED = {
     "smolvlm": _tokens(2), "gemma-3": _tokens(2), "internvl": _tokens(2), "pixtral": _tokens(1),
     "mistral-3": _tokens(2), "llama-4": _tokens(2), "lfm2-vl": _tokens(2), "paddleocr-vl": _tokens(2),
     "hunyuan-vl": _tokens(2), "kimi-k2.5": _tokens(2),
-    "kimi-vl": _tokens(2),
+    "kimi-vl": _tokens(2), "gemma-4": _tokens(3),
 }  # fmt: skip

@@ -21,6 +21,7 @@ static const projector_row PROJECTORS[] = {
     { PROJECTOR_TYPE_MLP_NORM,  qap_merging::none,        class_token::as_stored },
     { PROJECTOR_TYPE_IDEFICS3,  qap_merging::block,       class_token::none      },
     { PROJECTOR_TYPE_GEMMA3,    qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_GEMMA4V,   qap_merging::block,       class_token::none      },
     { PROJECTOR_TYPE_LFM2,      qap_merging::block,       class_token::none      },
     { PROJECTOR_TYPE_INTERNVL,  qap_merging::block,       class_token::first     },
     { PROJECTOR_TYPE_LLAMA4,    qap_merging::block,       class_token::last      },

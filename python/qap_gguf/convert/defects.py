@@ -160,6 +160,13 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
         ),
     ),
     (
+        _of("gemma4v"),
+        Defect(
+            "the file does not name the feed-forward's function, and another one is taken than in training",
+            patch="017-gemma4-gelu.patch",
+        ),
+    ),
+    (
         _of("paddleocr"),
         Defect(
             "positions of a picture with fewer lines or columns of patches than the table are resized with "
