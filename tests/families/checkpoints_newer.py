@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of Qwen3.5, whose language model has recurrent layers, and of Gemma 4.
+"""Tiny random checkpoints of Qwen3.5, whose language model has recurrent layers, of MiniCPM-V 4.6 and of Gemma 4.
 
 Read through families.checkpoints, which puts them into FAMILIES.
 """
@@ -41,6 +41,26 @@ def qwen35(folder: Path) -> Any:
     model = base.randomize(transformers.Qwen3_5ForConditionalGeneration(config))
     size = {"shortest_edge": 16 * 16 * 4, "longest_edge": 16 * 16 * 1024}
     return base.save(model, folder, base.processor(size, patch_size=8, merge_size=2, temporal_patch_size=2))
+
+
+MINICPM_SPECIAL = ["</image>", "<slice>", "</slice>"]
+MINICPM_SLICE = 128  # pixels of a slice's side
+
+
+def minicpmv46(folder: Path) -> Any:
+    text = HYBRID | {"vocab_size": base.VOCAB + len(MINICPM_SPECIAL), "model_type": "qwen3_5_text"}
+    config = transformers.MiniCPMV4_6Config(
+        text_config=text,
+        vision_config={
+            "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "patch_size": 8, "image_size": 8 * 70,  # libmtmd takes 70 places a side for granted
+        },
+        insert_layer_id=1, image_size=MINICPM_SLICE, image_token_id=base.ID["<|image_pad|>"],
+        video_token_id=base.ID["<|video_pad|>"],
+    )  # fmt: skip
+    model = base.randomize(transformers.MiniCPMV4_6ForConditionalGeneration(config))
+    slices = base.processor({"height": 0, "width": 0}, patch_size=8, scale_resolution=MINICPM_SLICE, max_slice_nums=9)
+    return base.save(model, folder, slices, MINICPM_SPECIAL)
 
 
 GEMMA4_SPECIAL = ["<|image>", "<image|>", "<|image|>", "<|video|>", "<|audio|>"]
@@ -139,5 +159,6 @@ def gemma4(folder: Path) -> Any:
 
 NEWER: dict[str, base.Family] = {
     "qwen3.5": base.Family(qwen35, (96, 64)),
+    "minicpm-v-4.6": base.Family(minicpmv46, (128, 128)),
     "gemma-4": base.Family(gemma4, (240, 168), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }

@@ -176,9 +176,19 @@ def test_tiles_know_their_part_of_the_padding(tiled: qap.VisionModel) -> None:
 
 # --- other families, letterboxed on request ---------------------------------------------------------------------------
 
-FAMILY_NAMES = ["qwen2-vl", "gemma-3", "pixtral", "smolvlm", "internvl", "llama-4", "lfm2-vl", "gemma-4"]
+FAMILY_NAMES = [
+    "qwen2-vl",
+    "gemma-3",
+    "pixtral",
+    "smolvlm",
+    "internvl",
+    "llama-4",
+    "lfm2-vl",
+    "gemma-4",
+    "minicpm-v-4.6",
+]
 #: they keep the shape, or stretch (SmolVLM): no whole token of padding in these sizes
-WITHOUT_PADDING = ["qwen2-vl", "pixtral", "lfm2-vl", "smolvlm", "gemma-4"]
+WITHOUT_PADDING = ["qwen2-vl", "pixtral", "lfm2-vl", "smolvlm", "gemma-4", "minicpm-v-4.6"]
 
 
 @contextlib.contextmanager

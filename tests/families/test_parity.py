@@ -147,7 +147,7 @@ def prefill(case: Case, parts: list[list[int] | tuple[Array, Any]], positions: s
 
 
 def policies(case: Case) -> list[str]:
-    return ["compact", "keep"] if case.vlm._encoder.places == "grid" else ["compact"]
+    return ["compact"] if case.vlm._encoder.places == "none" else ["compact", "keep"]
 
 
 def kept_places(case: Case, indices: Array, piece: Any, policy: str) -> tuple[Array, int] | None:
@@ -157,6 +157,8 @@ def kept_places(case: Case, indices: Array, piece: Any, policy: str) -> tuple[Ar
     if case.name == "hunyuan-vl":
         rows = piece.rows_of(indices)
         return truth.hunyuan_places(rows, piece.n_columns, piece.n_tokens // piece.n_columns)
+    if case.vlm._encoder.places == "index":  # they count like text, and leave gaps
+        return np.repeat(np.asarray(indices)[:, None], 3, axis=1), piece.n_tokens
     line, column = np.divmod(indices, piece.n_columns)
     after = max(piece.n_tokens // piece.n_columns, piece.n_columns)
     return np.stack([np.zeros_like(line), line, column], 1), after
@@ -211,8 +213,10 @@ def test_two_images_with_text_between(case: Case) -> None:
 def test_keep_is_refused_where_positions_have_one_dimension(case: Case) -> None:
     image = case.vlm.encode(case.pixels)
     cfg = qap.PruneConfig(n_keep=image.n_tokens // 2, positions="keep")
-    if case.vlm._encoder.places == "grid":
-        assert case.vlm.prune(image, cfg).positions.shape == (image.n_tokens // 2, 3)
+    places = case.vlm._encoder.places
+    if places != "none":
+        shape = (image.n_tokens // 2, 3) if places == "grid" else (image.n_tokens // 2,)
+        assert case.vlm.prune(image, cfg).positions.shape == shape
     else:
         with pytest.raises(qap.UnsupportedError, match="relabel its file with qap-gguf convert --keep-positions"):
             case.vlm.prune(image, cfg)
@@ -223,7 +227,7 @@ def test_keep_is_refused_where_positions_have_one_dimension(case: Case) -> None:
 #: pixels that make a token, by the checkpoint's patch size and merging
 PER_TOKEN = {
     "qwen2-vl": 16, "qwen2.5-vl": 28, "qwen3-vl": 16, "qwen3.5": 16, "pixtral": 8, "mistral-3": 16, "lfm2-vl": 32,
-    "exaone-4.5": 28, "mimo-vl": 28, "gemma-4": 24,
+    "exaone-4.5": 28, "mimo-vl": 28, "gemma-4": 24, "minicpm-v-4.6": 32,
 }  # fmt: skip
 #: texts that stand around an image
 AROUND = {
@@ -249,6 +253,7 @@ AROUND = {
     "hunyuan-vl": HUNYUAN_SPECIAL[:2],
     "kimi-vl": KIMI_VL_SPECIAL,
     "kimi-k2.5": KIMI_SPECIAL,
+    "minicpm-v-4.6": ["<image>", "</image>"],
     "gemma-4": ["<|image>", "<image|>"],
 }
 
@@ -277,7 +282,8 @@ def counted(case: Case, parts: list[str | None], part: int, policy: str) -> Coun
             found.text += len(AROUND[case.name])
             found.image += kept
             found.cells += kept + breaks
-            own = lines * columns + breaks if case.name == "hunyuan-vl" else max(lines, columns)
+            flat = case.name == "hunyuan-vl" or case.vlm._encoder.places == "index"
+            own = lines * columns + breaks if flat else max(lines, columns)
             found.positions += own if policy == "keep" else kept + breaks
         else:
             found.text += len(case.vlm.language_model.tokenize(what.encode(), add_bos=False, special=True))
@@ -316,6 +322,7 @@ def test_tokens_and_positions_of_a_prompt(case: Case, parts: list[str | None], p
 TILES = {
     "llama-4": "<|image_start|>@<|tile_x_separator|>@<|tile_y_separator|><|image|>@<|image_end|>",
     "internvl": "<img>@@@</img>",
+    "minicpm-v-4.6": "<image>@</image><slice>@</slice><slice>@</slice>",
 }
 
 

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 Array = npt.NDArray[Any]
 
 #: families whose language model has M-RoPE
-MROPE = ("qwen", "mimo", "glm", "paddleocr", "hunyuan")
+MROPE = ("qwen", "mimo", "glm", "paddleocr", "hunyuan", "minicpm")
 #: families whose towers stand the patches of a token one after another
 CONSECUTIVE = ("qwen", "mimo", "glm", "exaone")
 #: families whose towers attend in windows
@@ -39,6 +39,11 @@ def inputs(name: str, model: Any, pixels: Any) -> dict[str, Any]:
         x = pixels.reshape(3, lines, size, columns, size).permute(1, 3, 2, 4, 0).reshape(1, lines * columns, -1)
         line, column = torch.meshgrid(torch.arange(lines), torch.arange(columns), indexing="ij")
         return {"pixel_values": x, "image_position_ids": torch.stack([column, line], -1).reshape(1, -1, 2)}
+    if name == "minicpm-v-4.6":
+        size = model.config.vision_config.patch_size
+        patches = pixels.reshape(3, height // size, size, width // size, size).permute(0, 2, 1, 3, 4)
+        sizes = torch.tensor([[height // size, width // size]], dtype=torch.int32)
+        return {"pixel_values": patches.reshape(1, 3, size, -1), "target_sizes": sizes}
     if name.startswith(CONSECUTIVE):
         values, grid = flatten_qwen(pixels, model.config.vision_config.patch_size)
         return {"pixel_values": values, "image_grid_thw": grid}
@@ -242,6 +247,8 @@ def pool(name: str, model: Any, pixels: Any, values: Array) -> Array:
         if name in WINDOWS:
             means = means[np.argsort(window_order(rows // 2, columns // 2))]
         return np.asarray(means)
+    if name == "minicpm-v-4.6":  # the later layers see four patches as one
+        rows, columns = rows // 2, columns // 2
     merge = int(np.sqrt(len(values) // MERGED[name](rows, columns)))
     blocks = values.reshape(rows // merge, merge, columns // merge, merge)
     return np.asarray(blocks.mean((1, 3)).reshape(-1))
@@ -268,4 +275,5 @@ MERGED = {
     "mistral-3": _tokens(2), "llama-4": _tokens(2), "lfm2-vl": _tokens(2), "paddleocr-vl": _tokens(2),
     "hunyuan-vl": _tokens(2), "kimi-k2.5": _tokens(2),
     "kimi-vl": _tokens(2), "gemma-4": _tokens(3),
+    "minicpm-v-4.6": _tokens(2),
 }  # fmt: skip

@@ -8,6 +8,8 @@
 #include "qap-plan.h"
 #include "qap.h"
 
+#include <algorithm>
+
 enum class class_token { as_stored, first, last, none };
 
 struct projector_row {
@@ -17,24 +19,25 @@ struct projector_row {
 };
 
 static const projector_row PROJECTORS[] = {
-    { PROJECTOR_TYPE_MLP,       qap_merging::none,        class_token::as_stored },
-    { PROJECTOR_TYPE_MLP_NORM,  qap_merging::none,        class_token::as_stored },
-    { PROJECTOR_TYPE_IDEFICS3,  qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_GEMMA3,    qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_GEMMA4V,   qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_LFM2,      qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_INTERNVL,  qap_merging::block,       class_token::first     },
-    { PROJECTOR_TYPE_LLAMA4,    qap_merging::block,       class_token::last      },
-    { PROJECTOR_TYPE_PIXTRAL,   qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_QWEN2VL,   qap_merging::consecutive, class_token::none      },
-    { PROJECTOR_TYPE_QWEN25VL,  qap_merging::consecutive, class_token::none      },
-    { PROJECTOR_TYPE_QWEN3VL,   qap_merging::consecutive, class_token::none      },
-    { PROJECTOR_TYPE_GLM4V,     qap_merging::consecutive, class_token::none      },
-    { PROJECTOR_TYPE_PADDLEOCR, qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_HUNYUANVL, qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_EXAONE4_5, qap_merging::consecutive, class_token::none      },
-    { PROJECTOR_TYPE_KIMIVL,    qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_KIMIK25,   qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_MLP,         qap_merging::none,        class_token::as_stored },
+    { PROJECTOR_TYPE_MLP_NORM,    qap_merging::none,        class_token::as_stored },
+    { PROJECTOR_TYPE_IDEFICS3,    qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_GEMMA3,      qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_GEMMA4V,     qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_LFM2,        qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_INTERNVL,    qap_merging::block,       class_token::first     },
+    { PROJECTOR_TYPE_LLAMA4,      qap_merging::block,       class_token::last      },
+    { PROJECTOR_TYPE_PIXTRAL,     qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_MINICPMV4_6, qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_QWEN2VL,     qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_QWEN25VL,    qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_QWEN3VL,     qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_GLM4V,       qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_PADDLEOCR,   qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_HUNYUANVL,   qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_EXAONE4_5,   qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_KIMIVL,      qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_KIMIK25,     qap_merging::block,       class_token::none      },
 };
 
 static const projector_row * find_projector(int projector) {
@@ -84,6 +87,12 @@ const char * qap_projector_name(const char * table, int32_t index) {
     return nullptr;
 }
 
+// Pixels of a side of what the last layers see: MiniCPM-V 4.6 merges its patches two by two between two layers.
+static int patch_of(const clip_model & model) {
+    const bool merged = model.proj_type == PROJECTOR_TYPE_MINICPMV4_6 && model.hparams.n_merge > 2;
+    return model.hparams.patch_size * (merged ? 2 : 1);
+}
+
 qap_layout qap_layout_of(const clip_model & model, const clip_image_f32 & image) {
     const clip_hparams &  hparams = model.hparams;
     const projector_row * row     = find_projector(model.proj_type);
@@ -91,14 +100,15 @@ qap_layout qap_layout_of(const clip_model & model, const clip_image_f32 & image)
     if (row == nullptr || hparams.patch_size < 1) {
         return layout;
     }
-    layout.n_patches_x        = image.nx() / hparams.patch_size;
-    const int64_t n_patches_y = image.ny() / hparams.patch_size;
+    const int patch           = patch_of(model);
+    layout.n_patches_x        = image.nx() / patch;
+    const int64_t n_patches_y = image.ny() / patch;
     layout.n_patches          = layout.n_patches_x * n_patches_y;
     layout.merging            = row->merging;
     if (row->merging == qap_merging::consecutive) {
         layout.n_merge = 2; // what their graphs are written for
     } else if (row->merging == qap_merging::block) {
-        layout.n_merge = hparams.n_merge > 0 ? hparams.n_merge : 1;
+        layout.n_merge = std::max(1, hparams.n_merge * hparams.patch_size / patch);
     }
     const int64_t lines  = n_patches_y / layout.n_merge;
     const int64_t length = layout.n_patches_x / layout.n_merge;
@@ -169,7 +179,7 @@ std::vector<int32_t> qap_find_padding(const clip_model & model, const clip_image
         return {};
     }
     const auto columns = (int32_t) (layout.n_patches_x / layout.n_merge);
-    const auto cell    = (int32_t) (model.hparams.patch_size * layout.n_merge);
+    const auto cell    = (int32_t) (patch_of(model) * layout.n_merge);
     return qap_padding_tokens(image.qap_content, cell, columns, (int32_t) layout.n_tokens / columns);
 }
 

@@ -1,8 +1,8 @@
 // resize.cpp: how pictures come to the size that an encoder takes (006-resize.patch).
 //
 // Facts: the image processors of transformers 5.24. Qwen-VL, GLM-4V, PaddleOCR-VL, EXAONE 4.5, Gemma 3 and 4 and Pixtral
-// resize without regard to the aspect ratio; InternVL's tiles are cut out of a stretched picture; Pixtral rounds sides up to
-// whole patches. HunyuanVL's processor has LANCZOS in its settings and resizes with BICUBIC, as its authors' code did.
+// resize without regard to the aspect ratio; tiles of InternVL and MiniCPM-V 4.6 are cut out of a stretched picture;
+// Pixtral rounds sides up to whole patches. HunyuanVL's processor has LANCZOS in its settings and resizes with BICUBIC, as its authors' code did.
 #include "families/layout.h"
 
 #include "clip-impl.h"
@@ -44,6 +44,7 @@ bool qap_projector_stretched(int projector) {
         case PROJECTOR_TYPE_GEMMA3:
         case PROJECTOR_TYPE_GEMMA4V:
         case PROJECTOR_TYPE_PIXTRAL:
+        case PROJECTOR_TYPE_MINICPMV4_6:
         case PROJECTOR_TYPE_INTERNVL: return true;
         default: return false;
     }

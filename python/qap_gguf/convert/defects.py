@@ -167,6 +167,13 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
         ),
     ),
     (
+        _of("minicpmv4_6"),
+        Defect(
+            "pictures are cut into slices by the length of their sides, not by their area",
+            patch="016-minicpmv4-6-slices.patch",
+        ),
+    ),
+    (
         _of("paddleocr"),
         Defect(
             "positions of a picture with fewer lines or columns of patches than the table are resized with "
