@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of Qwen3.5, whose language model has recurrent layers, of MiniCPM-V 4.6 and of Gemma 4.
+"""Tiny random checkpoints of Qwen3.5 (its language model has recurrent layers), MiniCPM-V 4.6, Gemma 4 and Granite 4.
 
 Read through families.checkpoints, which puts them into FAMILIES.
 """
@@ -157,8 +157,36 @@ def gemma4(folder: Path) -> Any:
     return save_gemma4(base.randomize(transformers.Gemma4ForConditionalGeneration(config)), folder)
 
 
+GRANITE_GRID = [[64, 64], [64, 128], [128, 64], [128, 128], [192, 64], [64, 192]]  # (height, width)
+
+
+def granite4(folder: Path) -> Any:
+    text = {name: value for name, value in base.TEXT.items() if name != "head_dim"} | {
+        "num_hidden_layers": 7, "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.8,
+        "attention_multiplier": 0.2, "model_type": "granite4_vision_text",
+        "architectures": ["GraniteForCausalLM"],
+    }  # fmt: skip
+    config = transformers.Granite4VisionConfig(
+        text_config=text,
+        vision_config=transformers.SiglipVisionConfig(
+            **(base.VISION | {"image_size": 64, "hidden_size": 128, "num_hidden_layers": 6})
+        ),
+        image_token_index=base.ID["<image>"], vision_feature_select_strategy="full", image_grid_pinpoints=GRANITE_GRID,
+        downsample_rate="2/4", deepstack_layer_map=[[-3, 2], [-1, 0]], spatial_vision_layer=-1,
+        spatial_target_layers=[1, 3, 4, 5],
+        qformer_config={
+            "model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 96,
+            "cross_attention_frequency": 1, "max_position_embeddings": 2048, "use_qformer_text_input": False,
+        },
+    )  # fmt: skip
+    model = base.randomize(transformers.Granite4VisionForConditionalGeneration(config))
+    square = {"height": 64, "width": 64}
+    return base.save(model, folder, base.processor(square, image_grid_pinpoints=GRANITE_GRID))
+
+
 NEWER: dict[str, base.Family] = {
     "qwen3.5": base.Family(qwen35, (96, 64)),
     "minicpm-v-4.6": base.Family(minicpmv46, (128, 128)),
     "gemma-4": base.Family(gemma4, (240, 168), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "granite-4": base.Family(granite4, (64, 64)),
 }

@@ -92,6 +92,11 @@ bool qap_hook_size(
 void qap_hook_resize(int projector, clip_hparams & hparams) {
     const auto type = (projector_type) projector;
     qap_limit_tokens(projector, hparams);
+    if (type == PROJECTOR_TYPE_GRANITE4_VISION && hparams.image_res_candidates.empty()) {
+        throw std::runtime_error(
+            "qap: expected clip.vision.image_grid_pinpoints, by which Granite 4's pictures are cut, got none; "
+            "convert the checkpoint anew"); // upstream asserts on it at the first picture
+    }
     if (qap_stock_encoder()) {
         return;
     }

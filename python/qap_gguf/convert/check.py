@@ -191,7 +191,8 @@ def _mmproj(report: FileReport, info: GgufInfo, headers: dict[Path, dict[str, An
     except RuntimeError as err:
         return dataclasses.replace(report, error=f"libmtmd refuses it ({_words(err)}); fetch or convert it again")
     headers[info.path] = header
-    have = {"clip_text": facts.text_tower, "cls": facts.class_token, "text": True, "attention": True}
+    attends = facts.projector in _core.projectors("attends")
+    have = {"clip_text": facts.text_tower, "cls": facts.class_token, "text": True, "attention": attends}
     report = dataclasses.replace(
         report,
         width=header["n_embd"],

@@ -41,6 +41,17 @@ def vision_name(name: str, *, tower: bool) -> str:
     return short
 
 
+def granite_name(name: str) -> str:
+    """The same for Granite 4 vision.
+
+    Example:
+        >>> granite_name("model.vision_tower.head.probe")
+        'model.vision_tower.vision_model.head.probe'
+    """
+    short = vision_name(name, tower=True)
+    return f"model.{short}" if short != name else name
+
+
 def kimi_name(name: str) -> str:
     """The name by which the converter knows a tensor of Kimi-K2.5's tower and projector, as transformers 5 saves it.
 
@@ -67,12 +78,12 @@ def paddle_name(name: str) -> str:
 def fix(family: Callable[[str], Any]) -> None:
     """Put right what the converter of llama.cpp 0c1e570 does wrongly (docs/upstream.md); `family` gives its modules.
 
-    Gemma 3, LFM2-VL: names without `vision_model.` are refused. InternVL: names without `model.` in front are dropped
-    in silence. Pixtral, Mistral 3, Qwen2-VL, Qwen2.5-VL: names with it are, and so is [IMG_BREAK], whose row is looked
-    for after a filter that takes it away. Llama 4: the second norm gets the name of another norm, which Gemma 4 claims.
-    PaddleOCR-VL: the names of transformers' classes are dropped (projector) or refused (tower). Qwen3.5: checkpoints
-    without layers that predict further tokens, as transformers saves them, fail an assertion, or make a file that says
-    it has some.
+    Gemma 3, LFM2-VL, Granite 4: names without `vision_model.` are refused. InternVL: names without `model.` in front
+    are dropped in silence. Pixtral, Mistral 3, Qwen2-VL, Qwen2.5-VL: names with it are, and so is [IMG_BREAK], whose
+    row is looked for after a filter that takes it away. Llama 4: the second norm gets the name of another norm, which
+    Gemma 4 claims. PaddleOCR-VL: the names of transformers' classes are dropped (projector) or refused (tower).
+    Qwen3.5: checkpoints without layers that predict further tokens, as transformers saves them, fail an assertion, or
+    make a file that says it has some.
     """
     for module, name in (("gemma", "Gemma3VisionModel"), ("lfm2", "LFM2VLModel")):
         rename_tensors(getattr(family(module), name), lambda name: vision_name(name, tower=True))
@@ -83,6 +94,7 @@ def fix(family: Callable[[str], Any]) -> None:
         family("qwenvl").Qwen2VLVisionModel,
         lambda name: name.removeprefix("model.") if name.startswith("model.visual.") else name,
     )
+    rename_tensors(family("granite").Granite4VisionMmprojModel, granite_name)
     rename_tensors(family("kimivl").KimiK25Model, kimi_name)
     rename_tensors(family("ernie").PaddleOCRVisionModel, paddle_name)
     llava = family("llava").LlavaVisionModel
