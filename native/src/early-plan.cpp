@@ -58,6 +58,9 @@ std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & i
         return "encoder_keep: this tower (projector " + PROJECTOR_TYPE_NAMES[model.proj_type] +
                ") attends in windows, which need every patch; use encoder_keep 1 for this model";
     }
+    if (model.hparams.n_layer < 1) {
+        return "encoder_keep: this encoder has no layers; use encoder_keep 1 for this model";
+    }
     if (model.proj_type == PROJECTOR_TYPE_MINICPMV4_6) {
         return "encoder_keep: this tower (projector minicpmv4_6) merges patches between its layers; "
                "use encoder_keep 1 for this model";

@@ -14,6 +14,7 @@ WITH_PADDING = ("gemma-3", "internvl", "llama-4")
 
 #: families whose tower needs every patch to its end, and what is said of it
 REFUSED = {
+    "gemma-4-unified": r"this encoder has no layers; use encoder_keep 1",
     "minicpm-v-4.6": r"this tower \(projector minicpmv4_6\) merges patches between its layers; use encoder_keep 1",
     "granite-4": r"\(granite4_vision\) reads windows of several layers, which need every patch; use encoder_keep 1",
 }

@@ -157,6 +157,14 @@ def gemma4(folder: Path) -> Any:
     return save_gemma4(base.randomize(transformers.Gemma4ForConditionalGeneration(config)), folder)
 
 
+def gemma4_unified(folder: Path) -> Any:
+    """The 12B, which has no tower: pixels go to the language model by products, positions and norms alone."""
+    text, own = gemma4_text(folder)
+    tower = {"patch_size": 8, "mm_embed_dim": 64, "mm_posemb_size": 1120, "output_proj_dims": 64}
+    config = transformers.Gemma4UnifiedConfig(text_config=text, vision_config=tower, audio_config={}, **own)
+    return save_gemma4(base.randomize(transformers.Gemma4UnifiedForConditionalGeneration(config)), folder)
+
+
 GRANITE_GRID = [[64, 64], [64, 128], [128, 64], [128, 128], [192, 64], [64, 192]]  # (height, width)
 
 
@@ -188,5 +196,6 @@ NEWER: dict[str, base.Family] = {
     "qwen3.5": base.Family(qwen35, (96, 64)),
     "minicpm-v-4.6": base.Family(minicpmv46, (128, 128)),
     "gemma-4": base.Family(gemma4, (240, 168), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "gemma-4-unified": base.Family(gemma4_unified, (240, 168), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "granite-4": base.Family(granite4, (64, 64)),
 }

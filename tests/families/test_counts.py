@@ -109,6 +109,7 @@ RULES: dict[str, tuple[Count, int]] = {
         lambda height, width: hunyuan.smart_resize(height, width, 16, LOW, HIGH), 16, lambda lines: lines + 2
     ),
     "gemma-4": grid(by_qwen(24, 70 * 576, 1120 * 576), 24),  # libmtmd's rule, see the last test
+    "gemma-4-unified": grid(by_qwen(24, 70 * 576, 1120 * 576), 24),
     "minicpm-v-4.6": (minicpm_rule, 32),
     "granite-4": (granite_rule, 16),
 }

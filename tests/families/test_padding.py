@@ -183,7 +183,7 @@ def test_tiles_know_their_part_of_the_padding(tiled: qap.VisionModel) -> None:
 
 #: they keep the shape, stretch (SmolVLM), or cut the padding off (Granite 4): no whole token of padding in these sizes
 WITHOUT_PADDING = ["qwen2-vl", "pixtral", "lfm2-vl", "smolvlm"]
-WITHOUT_PADDING += ["gemma-4", "minicpm-v-4.6", "granite-4"]
+WITHOUT_PADDING += ["gemma-4", "minicpm-v-4.6", "granite-4", "gemma-4-unified"]
 FAMILY_NAMES = ["gemma-3", "internvl", "llama-4", *WITHOUT_PADDING]
 
 

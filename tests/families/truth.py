@@ -34,7 +34,8 @@ def inputs(name: str, model: Any, pixels: Any) -> dict[str, Any]:
     """Arguments of get_image_features() for normalised pixels (C, H, W)."""
     _, height, width = pixels.shape
     if name.startswith("gemma-4"):
-        size = model.config.vision_config.patch_size
+        vision = model.config.vision_config
+        size = vision.patch_size if name == "gemma-4" else vision.model_patch_size
         lines, columns = height // size, width // size
         x = pixels.reshape(3, lines, size, columns, size).permute(1, 3, 2, 4, 0).reshape(1, lines * columns, -1)
         line, column = torch.meshgrid(torch.arange(lines), torch.arange(columns), indexing="ij")
@@ -145,6 +146,11 @@ def logits(
         more["token_type_ids"] = mask.long()
     if name == "gemma-4":
         more["mm_token_type_ids"] = mask.long()
+    if name == "gemma-4-unified":
+        # as in generate(), and as Gemma 4: forward() alone opens the layers without a window, too
+        numbers = torch.arange(embeds.shape[1])[None]
+        kinds = {"mm_token_type_ids": mask.long()}
+        more["attention_mask"] = model.create_masks_for_generate(model.config, embeds, None, None, numbers, **kinds)
     with torch.no_grad():
         if name == "granite-4":
             return granite_logits(model, embeds, mask, torch.cat([embeds[0, mask[0]], torch.cat(visual)], dim=-1))

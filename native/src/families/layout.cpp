@@ -24,6 +24,7 @@ static const projector_row PROJECTORS[] = {
     { PROJECTOR_TYPE_IDEFICS3,        qap_merging::block,       class_token::none      },
     { PROJECTOR_TYPE_GEMMA3,          qap_merging::block,       class_token::none      },
     { PROJECTOR_TYPE_GEMMA4V,         qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_GEMMA4UV,        qap_merging::block,       class_token::none      },
     { PROJECTOR_TYPE_LFM2,            qap_merging::block,       class_token::none      },
     { PROJECTOR_TYPE_INTERNVL,        qap_merging::block,       class_token::first     },
     { PROJECTOR_TYPE_LLAMA4,          qap_merging::block,       class_token::last      },
@@ -75,9 +76,9 @@ const char * qap_projector_why_not(int projector) {
 }
 
 // Whether the attention of its layers says something of each token. Granite 4's projector makes tokens of places, not of
-// patches.
+// patches; Gemma 4's encoder without a tower has no layers.
 static bool attends(int projector) {
-    return projector != PROJECTOR_TYPE_GRANITE4_VISION;
+    return projector != PROJECTOR_TYPE_GRANITE4_VISION && projector != PROJECTOR_TYPE_GEMMA4UV;
 }
 
 const char * qap_projector_name(const char * table, int32_t index) {

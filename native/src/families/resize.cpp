@@ -43,6 +43,7 @@ bool qap_projector_stretched(int projector) {
         case PROJECTOR_TYPE_EXAONE4_5:
         case PROJECTOR_TYPE_GEMMA3:
         case PROJECTOR_TYPE_GEMMA4V:
+        case PROJECTOR_TYPE_GEMMA4UV:
         case PROJECTOR_TYPE_PIXTRAL:
         case PROJECTOR_TYPE_MINICPMV4_6:
         case PROJECTOR_TYPE_INTERNVL: return true;

@@ -52,6 +52,22 @@ def granite_name(name: str) -> str:
     return f"model.{short}" if short != name else name
 
 
+def unified_name(name: str) -> str:
+    """The name by which the converter knows a tensor of Gemma 4's encoder without a tower.
+
+    Example:
+        >>> unified_name("model.embed_vision.patch_dense.bias")
+        'model.vision_embedder.patch_dense.bias'
+        >>> unified_name("model.embed_vision.multimodal_embedder.embedding_projection.weight")
+        'model.embed_vision.embedding_projection.weight'
+    """
+    front, projection = "model.embed_vision.", "multimodal_embedder."
+    own = name.removeprefix(front)
+    if own == name or own.startswith("embedding_projection."):
+        return name
+    return front + own.removeprefix(projection) if own.startswith(projection) else f"model.vision_embedder.{own}"
+
+
 def kimi_name(name: str) -> str:
     """The name by which the converter knows a tensor of Kimi-K2.5's tower and projector, as transformers 5 saves it.
 
@@ -78,7 +94,8 @@ def paddle_name(name: str) -> str:
 def fix(family: Callable[[str], Any]) -> None:
     """Put right what the converter of llama.cpp 0c1e570 does wrongly (docs/upstream.md); `family` gives its modules.
 
-    Gemma 3, LFM2-VL, Granite 4: names without `vision_model.` are refused. InternVL: names without `model.` in front
+    Gemma 3, LFM2-VL, Granite 4: names without `vision_model.` are refused. Gemma 4 without a tower: names of the
+    classes in memory are, too, and a config that says nothing of experts. InternVL: names without `model.` in front
     are dropped in silence. Pixtral, Mistral 3, Qwen2-VL, Qwen2.5-VL: names with it are, and so is [IMG_BREAK], whose
     row is looked for after a filter that takes it away. Llama 4: the second norm gets the name of another norm, which
     Gemma 4 claims. PaddleOCR-VL: the names of transformers' classes are dropped (projector) or refused (tower).
@@ -95,6 +112,7 @@ def fix(family: Callable[[str], Any]) -> None:
         lambda name: name.removeprefix("model.") if name.startswith("model.visual.") else name,
     )
     rename_tensors(family("granite").Granite4VisionMmprojModel, granite_name)
+    rename_tensors(family("gemma").Gemma4UnifiedVisionAudioModel, unified_name)
     rename_tensors(family("kimivl").KimiK25Model, kimi_name)
     rename_tensors(family("ernie").PaddleOCRVisionModel, paddle_name)
     llava = family("llava").LlavaVisionModel
@@ -108,6 +126,15 @@ def fix(family: Callable[[str], Any]) -> None:
         return found
 
     llava.filter_tensors = classmethod(with_break_row)
+
+    unified = family("gemma").Gemma4UnifiedModel
+    set_parameters = unified.set_gguf_parameters
+
+    def set_gguf_parameters(model: Any) -> None:
+        model.hparams.setdefault("moe_intermediate_size", None)
+        set_parameters(model)
+
+    unified.set_gguf_parameters = set_gguf_parameters
 
     llama4 = family("llama4").Llama4VisionModel
     map_name = llama4.map_tensor_name
