@@ -19,7 +19,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,20 +181,22 @@ def measure(args: argparse.Namespace, config: qap.PruneConfig) -> dict[str, Path
     return made
 
 
-def check_run(args: argparse.Namespace) -> None:
-    """What is in --out was made from the same files with the same settings."""
-    run: dict[str, Any] = {name: fingerprint(getattr(args, name)) for name in ("model", "mmproj", "measure", "text")}
-    run |= {name: getattr(args, name) for name in ("keep_ratio", "limit", "chunk", "chunks")}
-    run |= {"test": fingerprint(args.test)}
-    file = args.out / "run.json"
+def check_run(out: Path, run: Mapping[str, Any]) -> None:
+    """What is in `out` was made from the same files with the same settings; an empty folder is noted as this run's."""
+    file = out / "run.json"
     if not file.exists():
         file.write_text(json.dumps(run), encoding="utf-8")
     theirs = json.loads(file.read_text(encoding="utf-8"))
     differs = [name for name in run if theirs.get(name) != run[name]]
     if differs:
-        raise SystemExit(
-            f"imatrix_tables: {args.out} is of a run with another {', '.join(differs)}; choose another --out"
-        )
+        raise SystemExit(f"error: {out} is of a run with another {', '.join(differs)}; choose another --out")
+
+
+def run_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What must not change between two runs with the same --out."""
+    run: dict[str, Any] = {name: fingerprint(getattr(args, name)) for name in ("model", "mmproj", "measure", "text")}
+    run |= {name: getattr(args, name) for name in ("keep_ratio", "limit", "chunk", "chunks")}
+    return run | {"test": fingerprint(args.test)}
 
 
 def report(
@@ -229,7 +231,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into FILE too")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    check_run(args)
+    check_run(args.out, run_of(args))
     config, questions = qap.PruneConfig(keep_ratio=args.keep_ratio), load_questions(args.test, args.limit)
     matrices, asker = measure(args, config), Asker(args, questions, config)
     exact = asker.ask(args.model, is_truth=True)

@@ -57,7 +57,10 @@ static py::object report_of(const chunk_ref & chunk) {
     out["alpha"]      = r.alpha;
     out["indices"]    = copy_array(r.indices, (size_t) r.n_keep);
     out["bytes_read"] = r.bytes_read;
-    out["early"]      = r.n_early > 0 ? py::object(copy_array(r.early, (size_t) r.n_early)) : py::object(py::none());
+    out["early"]      = py::none();
+    if (r.n_early > 0 || r.flat) {
+        out["early"] = copy_array(r.early, (size_t) r.n_early);
+    }
     put("early_total", r.early_total);
     put("error", r.error);
     put("outlier", r.outlier);
@@ -290,6 +293,7 @@ void register_encoder(py::module_ & m) {
         .def_property_readonly("n_tokens", [](const chunk_ref & c) { return mtmd_input_chunk_get_n_tokens(c.get()); })
         .def_readonly("n_special", &chunk_ref::n_special)
         .def_readonly("n_padding", &chunk_ref::n_padding)
+        .def_property_readonly("is_tile", [](const chunk_ref & c) { return qap_chunk_is_tile(c.get()); })
         .def_property_readonly("n_pos", [](const chunk_ref & c) { return mtmd_input_chunk_get_n_pos(c.get()); })
         .def(
             "same_picture",

@@ -1,11 +1,15 @@
 // bind-gguf.cpp: metadata and tensor table of a GGUF file by ggml's own reader, without its data, and the gate in front
-// of upstream's loaders. Python's files/gguf.py looks at every file with them before upstream does.
+// of upstream's loaders. Python's files/gguf.py looks at every file with them before upstream does. Headers of files that
+// lie elsewhere are for files/far.py.
 #include "bindings.h"
 #include "ggml-cpp.h"
 #include "gguf.h"
 #include "quiet.h"
 
+#include <algorithm>
 #include <cstring>
+#include <exception>
+#include <string_view>
 
 static gguf_context_ptr open_header(const std::string & path) {
     const quiet_scope      quiet(false);
@@ -84,6 +88,54 @@ static py::tuple gguf_info(const std::string & path) {
     return py::make_tuple(metadata, tensors, gguf_get_data_offset(gguf.get()));
 }
 
+// A file that lies elsewhere. more(n): its first n bytes or more, fewer where it ends, or an exception.
+struct far_file {
+    py::function       more;
+    py::bytes          bytes;
+    std::exception_ptr failure;
+
+    size_t read(void * output, uint64_t offset, size_t len) {
+        std::string_view view = bytes;
+        if (offset + len > view.size()) {
+            bytes = more(offset + len).cast<py::bytes>();
+            view  = bytes;
+        }
+        const size_t n = offset < view.size() ? std::min(len, view.size() - (size_t) offset) : 0;
+        memcpy(output, view.data() + (n > 0 ? offset : 0), n);
+        return n;
+    }
+};
+
+static size_t read_far(void * user, void * output, uint64_t offset, size_t len) {
+    auto * const far = static_cast<far_file *>(user);
+    try {
+        return far->failure ? 0 : far->read(output, offset, len);
+    } catch (...) {
+        far->failure = std::current_exception(); // it must not pass through ggml's reader
+        return 0;
+    }
+}
+
+// (bytes up to the tensors' data, bytes of the data) of a header that ggml's reader asks for piece by piece, within its
+// first `most` bytes.
+static py::tuple gguf_header(const py::function & more, uint64_t most) {
+    const quiet_scope      quiet(false);
+    far_file               far{ more, py::bytes(), nullptr };
+    const gguf_init_params params = { /* no_alloc */ true, /* ctx */ nullptr };
+    const gguf_context_ptr gguf(gguf_init_from_callback(read_far, &far, 0, most, params));
+    if (far.failure) {
+        std::rethrow_exception(far.failure);
+    }
+    if (!gguf) {
+        throw py::value_error("not a readable GGUF header");
+    }
+    size_t n_data = 0;
+    for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); i++) {
+        n_data = std::max(n_data, gguf_get_tensor_offset(gguf.get(), i) + gguf_get_tensor_size(gguf.get(), i));
+    }
+    return py::make_tuple(gguf_get_data_offset(gguf.get()), n_data);
+}
+
 // The width of a token, None where this kind of file is not known; ValueError where upstream must not see it.
 static std::optional<int64_t> checked(int status, int64_t n_embd) {
     check(status);
@@ -120,5 +172,6 @@ void register_gguf(py::module_ & m) {
     m.def("check_mmproj", &check_mmproj, py::arg("path"), py::arg("memory"));
     m.def("check_language", &check_language, py::arg("path"), py::arg("memory"), py::arg("n_ctx"));
     m.def("gguf_info", &gguf_info, py::arg("path"));
+    m.def("gguf_header", &gguf_header, py::arg("more"), py::arg("most"));
     m.def("gguf_arrays", &gguf_arrays, py::arg("path"), py::arg("prefix"));
 }

@@ -12,24 +12,26 @@ static int32_t id_of(const char * kind, const std::string & name) {
 static qap_params make_params(
     double keep_ratio, int32_t n_keep, double alpha, bool alpha_dynamic, const std::string & error, int32_t group_size,
     const std::string & outlier, double outlier_weight, const std::string & semantic, const std::string & select,
-    const std::string & positions, const std::string & merge, uint64_t seed, int32_t encoder_layer,
-    double encoder_keep) {
-    qap_params params     = qap_params_default();
-    params.keep_ratio     = keep_ratio;
-    params.n_keep         = n_keep;
-    params.alpha          = (float) alpha;
-    params.alpha_dynamic  = alpha_dynamic;
-    params.error          = id_of("error", error);
-    params.group_size     = group_size;
-    params.outlier        = id_of("outlier", outlier);
-    params.outlier_weight = (float) outlier_weight;
-    params.semantic       = id_of("semantic", semantic);
-    params.select         = id_of("select", select);
-    params.positions      = id_of("positions", positions);
-    params.merge          = id_of("merge", merge);
-    params.seed           = seed;
-    params.encoder_layer  = encoder_layer;
-    params.encoder_keep   = encoder_keep;
+    const std::string & positions, const std::string & merge, uint64_t seed, int32_t encoder_layer, double encoder_keep,
+    int32_t skip_flat_tiles, int32_t duplicates) {
+    qap_params params      = qap_params_default();
+    params.keep_ratio      = keep_ratio;
+    params.n_keep          = n_keep;
+    params.alpha           = (float) alpha;
+    params.alpha_dynamic   = alpha_dynamic;
+    params.error           = id_of("error", error);
+    params.group_size      = group_size;
+    params.outlier         = id_of("outlier", outlier);
+    params.outlier_weight  = (float) outlier_weight;
+    params.semantic        = id_of("semantic", semantic);
+    params.select          = id_of("select", select);
+    params.positions       = id_of("positions", positions);
+    params.merge           = id_of("merge", merge);
+    params.seed            = seed;
+    params.encoder_layer   = encoder_layer;
+    params.encoder_keep    = encoder_keep;
+    params.skip_flat_tiles = skip_flat_tiles;
+    params.duplicates      = duplicates;
     check(qap_params_check(&params));
     return params;
 }
@@ -42,7 +44,8 @@ static py::dict to_dict(const qap_params & p) {
         "outlier"_a = qap_name_from_id("outlier", p.outlier), "outlier_weight"_a = p.outlier_weight,
         "semantic"_a = qap_name_from_id("semantic", p.semantic), "select"_a = qap_name_from_id("select", p.select),
         "positions"_a = qap_name_from_id("positions", p.positions), "merge"_a = qap_name_from_id("merge", p.merge),
-        "seed"_a = p.seed, "encoder_layer"_a = p.encoder_layer, "encoder_keep"_a = p.encoder_keep);
+        "seed"_a = p.seed, "encoder_layer"_a = p.encoder_layer, "encoder_keep"_a = p.encoder_keep,
+        "skip_flat_tiles"_a = p.skip_flat_tiles, "duplicates"_a = p.duplicates);
 }
 
 void register_params(py::module_ & m) {
@@ -51,7 +54,8 @@ void register_params(py::module_ & m) {
             py::init(&make_params), py::kw_only(), py::arg("keep_ratio"), py::arg("n_keep"), py::arg("alpha"),
             py::arg("alpha_dynamic"), py::arg("error"), py::arg("group_size"), py::arg("outlier"),
             py::arg("outlier_weight"), py::arg("semantic"), py::arg("select"), py::arg("positions"), py::arg("merge"),
-            py::arg("seed"), py::arg("encoder_layer"), py::arg("encoder_keep"))
+            py::arg("seed"), py::arg("encoder_layer"), py::arg("encoder_keep"), py::arg("skip_flat_tiles"),
+            py::arg("duplicates"))
         .def(
             "count",
             [](const qap_params & params, int32_t n_tokens) {

@@ -58,21 +58,23 @@ enum qap_positions { QAP_POSITIONS_AUTO = 0, QAP_POSITIONS_COMPACT = 1, QAP_POSI
 enum qap_merge { QAP_MERGE_NONE = 0, QAP_MERGE_AVERAGE = 1 };
 
 struct qap_params {
-    double   keep_ratio;     /* (0, 1]; used when n_keep is 0 */
-    int32_t  n_keep;         /* tokens to keep, or 0 */
-    float    alpha;          /* [0, 1]: weight of the semantic relevance */
-    bool     alpha_dynamic;  /* alpha follows the spread of the sensitivity */
-    int32_t  error;          /* enum qap_error */
-    int32_t  group_size;     /* channels that share a scale, >= 1 */
-    int32_t  outlier;        /* enum qap_outlier */
-    float    outlier_weight; /* [0, 1] */
-    int32_t  semantic;       /* enum qap_semantic */
-    int32_t  select;         /* enum qap_selector */
-    int32_t  positions;      /* enum qap_positions */
-    int32_t  merge;          /* enum qap_merge: what becomes of dropped tokens */
-    int32_t  encoder_layer;  /* layers of the image encoder that see all patches, or 0: a quarter of them */
-    double   encoder_keep;   /* (0, 1]: part of the patches that the other layers see */
-    uint64_t seed;           /* of the random selector */
+    double   keep_ratio;      /* (0, 1]; used when n_keep is 0 */
+    int32_t  n_keep;          /* tokens to keep, or 0 */
+    float    alpha;           /* [0, 1]: weight of the semantic relevance */
+    bool     alpha_dynamic;   /* alpha follows the spread of the sensitivity */
+    int32_t  error;           /* enum qap_error */
+    int32_t  group_size;      /* channels that share a scale, >= 1 */
+    int32_t  outlier;         /* enum qap_outlier */
+    float    outlier_weight;  /* [0, 1] */
+    int32_t  semantic;        /* enum qap_semantic */
+    int32_t  select;          /* enum qap_selector */
+    int32_t  positions;       /* enum qap_positions */
+    int32_t  merge;           /* enum qap_merge: what becomes of dropped tokens */
+    int32_t  encoder_layer;   /* layers of the image encoder that see all patches, or 0: a quarter of them */
+    double   encoder_keep;    /* (0, 1]: part of the patches that the other layers see */
+    int32_t  skip_flat_tiles; /* 0..255: tiles whose pixels are that near to one colour are not encoded; -1: all are */
+    int32_t  duplicates;      /* 0..255: patches that are that near to an earlier one are not encoded; -1: all are */
+    uint64_t seed;            /* of the random selector */
 };
 
 /* Caller-owned outputs of qap_score, each [n_tokens] or NULL. */
@@ -90,6 +92,7 @@ struct qap_report {
     int32_t n_total;   /* tokens that the projector gave, or would have given without an early drop */
     int32_t n_padding; /* of them, those that lie wholly in the padding of a letterboxed picture */
     int32_t n_early;   /* of them, those that an early drop left; 0: there was none */
+    bool    flat;      /* a tile whose pixels say nothing: it is not encoded, and no token of it can be kept */
     int32_t n_keep;    /* K, none of them padding */
     int32_t n_special; /* rows that are no tokens and are always kept */
     int32_t n_columns; /* tokens of a line of the picture; 0 before the encode, and where it is several views */
@@ -374,6 +377,8 @@ QAP_API int qap_mmproj_products(const char * path, void (*name)(const char * wei
 
 /* rows of an image chunk without a plan that are no tokens: ends of lines */
 QAP_API int32_t qap_chunk_n_special(const struct mtmd_context * ctx, const struct mtmd_input_chunk * chunk);
+/* was it cut out of a picture that has an overview beside it? */
+QAP_API bool qap_chunk_is_tile(const struct mtmd_input_chunk * chunk);
 /* tokens of such a chunk that lie wholly in the padding of a letterboxed picture */
 QAP_API int32_t qap_chunk_n_padding(const struct mtmd_context * ctx, const struct mtmd_input_chunk * chunk);
 

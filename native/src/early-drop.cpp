@@ -11,6 +11,7 @@
 #include "clip-impl.h"
 #include "clip-model.h"
 #include "find-attention.h"
+#include "ggml-backend.h"
 
 #include <cfloat>
 
@@ -85,6 +86,15 @@ static ggml_tensor * whole_numbers(
     return ggml_cast(ctx, ggml_reshape_1d(ctx, found, places->ne[0]), GGML_TYPE_I32);
 }
 
+// Keep tokens that are known before the encode: their numbers are an input of the graph.
+static ggml_tensor * keep_given(clip_graph & graph, ggml_tensor * hidden, const qap_layout & layout, int64_t n) {
+    graph.early.kept = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I32, n);
+    ggml_set_name(graph.early.kept, KEPT_NAME);
+    ggml_set_input(graph.early.kept);
+    ggml_set_output(graph.early.kept); // read again after the graph ran
+    return gather(graph.ctx0, hidden, layout, graph.early.kept);
+}
+
 static qap_plan * plan_of(const clip_graph & graph) {
     qap_plan * plan = graph.img_batch != nullptr ? graph.img_batch->qap.get() : nullptr;
     return plan != nullptr && plan->n_early > 0 ? plan : nullptr;
@@ -97,12 +107,18 @@ ggml_tensor * qap_hook_early_drop(clip_graph & graph, ggml_tensor * hidden, int 
     }
     ggml_context *   ctx    = graph.ctx0;
     const qap_layout layout = qap_layout_of(graph.model, graph.img);
-    ggml_build_forward_expand(graph.gf, hidden); // so that the layer's attention can be found
-    const qap_attention in    = qap_find_last_attention(graph.gf, hidden->ne[1]);
-    const bool          whole = layout.n_tokens == plan->n_total && layout.n_patches <= hidden->ne[1];
+    const bool       whole  = layout.n_tokens == plan->n_total && layout.n_patches <= hidden->ne[1];
     // a plan that was saved by another model can ask for anything
-    if (in.q == nullptr || !whole || !qap_early_why_not(graph.model, graph.img, plan->params).empty()) {
+    if (!whole || !qap_early_why_not(graph.model, graph.img, plan->params).empty()) {
         return hidden; // qap_early_read() will miss the drop and say so
+    }
+    if (plan->given) {
+        return keep_given(graph, hidden, layout, plan->n_early);
+    }
+    ggml_build_forward_expand(graph.gf, hidden); // so that the layer's attention can be found
+    const qap_attention in = qap_find_last_attention(graph.gf, hidden->ne[1]);
+    if (in.q == nullptr) {
+        return hidden; // as above
     }
     const bool    of_class = layout.cls_row >= 0 && plan->params.semantic != QAP_SEMANTIC_ATTENTION;
     ggml_tensor * weights  = of_class ? qap_build_attention_row(ctx, in.q, in.k, layout.cls_row, in.scale)
@@ -124,6 +140,14 @@ ggml_tensor * qap_hook_early_drop(clip_graph & graph, ggml_tensor * hidden, int 
         ggml_build_forward_expand(graph.gf, node);
     }
     return gather(ctx, hidden, layout, graph.early.kept);
+}
+
+void qap_hook_early_inputs(const clip_image_f32_batch & imgs, ggml_cgraph * gf) {
+    const qap_plan * plan = imgs.qap.get();
+    ggml_tensor *    kept = plan != nullptr && plan->given ? ggml_graph_get_tensor(gf, KEPT_NAME) : nullptr;
+    if (kept != nullptr && ggml_nelements(kept) == (int64_t) plan->early.size()) {
+        ggml_backend_tensor_set(kept, plan->early.data(), 0, ggml_nbytes(kept));
+    }
 }
 
 ggml_tensor * qap_hook_early_spread(clip_graph & graph, ggml_tensor * hidden) {

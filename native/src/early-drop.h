@@ -1,5 +1,6 @@
 // early-drop.h: prune inside the image encoder. After some layers only the best tokens' patches are kept, so that the
-// later layers have fewer rows (docs/method.md, "Early drop").
+// later layers have fewer rows (docs/method.md, "Early drop"). Tokens that repeat others are seen in the pixels (pixels.h):
+// their patches are left out from the first layer on. A tile of one colour is not encoded at all.
 //
 // What was dropped is put back as zeros, so that everything after the encoder finds the rows that it always finds. Only
 // those of qap_plan::early mean something, and pruning chooses among these alone.
@@ -14,8 +15,9 @@
 // One line that says why patches cannot be dropped early as asked, or "".
 std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & image, const qap_params & params);
 
-// Write to the plan how many of its tokens are kept after which layer, where plan.params.encoder_keep asks for it; -1 with
-// an error where this tower cannot. Tokens that are padding are dropped first: if others are dropped, all of them are.
+// Write to the plan what of the picture the encoder need not see, as plan.params asks for it: how many of its tokens are
+// kept after which layer, which ones are kept from the start, or that it is a flat tile. -1 with an error where this tower
+// cannot. Tokens that are padding are dropped first: if others are dropped, all of them are.
 int qap_early_plan(qap_plan & plan, const clip_model & model, const clip_image_f32_batch & images);
 
 // What the hooks of the layers left in a graph; null where nothing was dropped.

@@ -5,10 +5,12 @@
 #include "device.h"
 #include "early-drop.h"
 #include "families/pack.h"
+#include "pixels.h"
 #include "qap-error.h"
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -42,21 +44,24 @@ static int32_t drop_after(const clip_model & model, const qap_params & params) {
     return params.encoder_layer > 0 ? params.encoder_layer : std::max(1, count_layers(model) / 4);
 }
 
+// The reasons are those of duplicates, which are left out before the first layer, or else of an early drop.
 std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & image, const qap_params & params) {
     if (const char * why_not = qap_projector_why_not(model.proj_type)) {
         return why_not;
     }
+    const bool        before = params.duplicates >= 0;
+    const std::string name   = before ? "duplicates: " : "encoder_keep: ";
+    const std::string off    = before ? "leave it out" : "use encoder_keep 1";
     if (qap_stock_encoder()) {
-        return "encoder_keep: QAP_STOCK_ENCODER=1 asks for upstream's encoder as it is; unset it, or use encoder_keep "
-               "1";
+        return name + "QAP_STOCK_ENCODER=1 asks for upstream's encoder as it is; unset it, or " + off;
     }
     if (qap_packs(model.proj_type, image)) {
-        return "encoder_keep: LLaVA-NeXT's tiles are put together from whole ones; use encoder_keep 1 for this model";
+        return name + "LLaVA-NeXT's tiles are put together from whole ones; " + off + " for this model";
     }
     const qap_layout layout = qap_layout_of(model, image);
     if (qap_tower_windows(model.proj_type)) {
-        return "encoder_keep: this tower (projector " + PROJECTOR_TYPE_NAMES[model.proj_type] +
-               ") attends in windows, which need every patch; use encoder_keep 1 for this model";
+        return name + "this tower (projector " + PROJECTOR_TYPE_NAMES[model.proj_type] +
+               ") attends in windows, which need every patch; " + off + " for this model";
     }
     if (model.hparams.n_layer < 1) {
         return "encoder_keep: this encoder has no layers; use encoder_keep 1 for this model";
@@ -70,19 +75,19 @@ std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & i
                "which need every patch; use encoder_keep 1 for this model";
     }
     if (!layout.attention) {
-        return "encoder_keep: the last tokens of this picture have fewer patches than the others; use encoder_keep 1, "
-               "or a picture whose sides are whole tokens";
+        return name + "the last tokens of this picture have fewer patches than the others; " + off +
+               ", or a picture whose sides are whole tokens";
     }
     if (layout.n_patches > MAX_PATCHES) {
-        return "encoder_keep: expected a picture of up to " + std::to_string(MAX_PATCHES) + " patches, got " +
-               std::to_string(layout.n_patches) + "; scale it down, or use encoder_keep 1";
+        return name + "expected a picture of up to " + std::to_string(MAX_PATCHES) + " patches, got " +
+               std::to_string(layout.n_patches) + "; scale it down, or " + off;
     }
     if (is_llava(model) && model.hparams.feature_layers.size() > 1) {
-        return "encoder_keep: the projector of this model reads several layers, and they must have the same patches; "
-               "use encoder_keep 1 for this model";
+        return name + "the projector of this model reads several layers, and they must have the same patches; " + off +
+               " for this model";
     }
     const int32_t n_layers = count_layers(model), after = drop_after(model, params);
-    if (after >= n_layers) {
+    if (!before && after >= n_layers) {
         return "encoder_layer: expected a number in 1.." + std::to_string(n_layers - 1) + " for an encoder that runs " +
                std::to_string(n_layers) + " layers, got " + std::to_string(after) +
                "; choose one in that range, or use encoder_keep 1";
@@ -90,14 +95,44 @@ std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & i
     return "";
 }
 
+// What the pixels say of a picture that is no placeholder; of one that is, the plan stays at the most that there can be.
+static void look_at_pixels(qap_plan & plan, const clip_model & model, const clip_image_f32_batch & images) {
+    const qap_params &         params = plan.params;
+    const clip_image_f32 &     first  = images.entries[0];
+    const std::vector<int32_t> real   = plan.real_tokens();
+    if (params.skip_flat_tiles >= 0 && qap_packs(model.proj_type, first)) {
+        const std::vector<int32_t> shown = qap_packed_left(model.hparams, first, params.skip_flat_tiles);
+        std::vector<int32_t>       left;
+        std::set_intersection(real.begin(), real.end(), shown.begin(), shown.end(), std::back_inserter(left));
+        plan.give(std::move(left));
+        return;
+    }
+    plan.flat = params.skip_flat_tiles >= 0 && first.qap_content.tile == 2 &&
+                qap_is_flat(model.hparams, first, params.skip_flat_tiles);
+    if (!plan.flat && params.duplicates >= 0) {
+        plan.give(qap_distinct_tokens(model, images, real, params.duplicates));
+    }
+}
+
 int qap_early_plan(qap_plan & plan, const clip_model & model, const clip_image_f32_batch & images) {
     plan.n_early = plan.early_after = 0;
-    if (plan.params.encoder_keep >= 1.0 || images.entries.empty()) {
+    plan.given = plan.flat = false;
+    plan.early.clear();
+    if (images.entries.empty()) {
         return 0;
     }
-    const std::string why_not = qap_early_why_not(model, images.entries[0], plan.params);
-    if (!why_not.empty()) {
-        return qap_fail("%s", why_not.c_str());
+    const clip_image_f32 & first = images.entries[0];
+    if (plan.params.encoder_keep < 1.0 || plan.params.duplicates >= 0) {
+        const std::string why_not = qap_early_why_not(model, first, plan.params);
+        if (!why_not.empty()) {
+            return qap_fail("%s", why_not.c_str());
+        }
+    }
+    if (!first.is_placeholder()) {
+        look_at_pixels(plan, model, images);
+    }
+    if (plan.flat || plan.params.encoder_keep >= 1.0) {
+        return 0;
     }
     // a slice that is padding alone still needs a row
     const int32_t n_early = plan.n_real() > 0 ? qap_params_count_early(&plan.params, plan.n_real()) : 1;
@@ -111,8 +146,12 @@ int qap_early_plan(qap_plan & plan, const clip_model & model, const clip_image_f
 // --- after the encode ---
 
 int qap_early_read(const qap_early_nodes & nodes, qap_plan & plan) {
-    plan.early.clear();
     plan.early_total.clear();
+    if (plan.given) { // it is in the plan already
+        const bool done = nodes.kept != nullptr && nodes.kept->ne[0] == plan.n_early;
+        return done ? 0 : qap_fail("duplicates: this encoder did not leave them out");
+    }
+    plan.early.clear();
     if (plan.n_early == 0) {
         return 0;
     }

@@ -14,6 +14,7 @@
 #include "qap-hooks.h"
 #include "qap-plan.h"
 
+#include <algorithm>
 #include <cstring>
 #include <iterator>
 #include <utility>
@@ -42,7 +43,10 @@ static std::vector<int32_t> shape_of(const clip_image_f32 & image, const qap_pla
         image.nx(),          image.ny(),          image.add_viewsep,    image.add_newline,    image.lead_pad,
         image.anyres.grid_x, image.anyres.grid_y, image.anyres.orig_nx, image.anyres.orig_ny,
     };
-    if (plan != nullptr && plan->n_early > 0) {
+    if (plan != nullptr && plan->given) {
+        shape.push_back(-1); // no number of tokens
+        shape.insert(shape.end(), plan->early.begin(), plan->early.end());
+    } else if (plan != nullptr && plan->n_early > 0) {
         const qap_params & p      = plan->params;
         const int32_t      drop[] = {
             plan->n_early,
@@ -156,7 +160,25 @@ static bool has_signal(const qap_cached_image & kept, const qap_params & params,
            (signal == QAP_SEMANTIC_ATTENTION && kept.received != nullptr);
 }
 
+// A tile whose pixels say nothing: no row is kept of it, or where all are asked for, zeros.
+static void leave_flat(const clip_ctx * ctx, const clip_image_f32 & image, qap_plan & plan, std::vector<float> * out) {
+    const qap_layout layout = qap_layout_of(qap_clip_model(ctx), image);
+    plan.n_columns          = (int32_t) (layout.n_patches_x / layout.n_merge);
+    plan.finish_flat();
+    if (plan.capture) {
+        plan.keep_all();
+    }
+    if (out != nullptr) {
+        std::fill(out->begin(), out->end(), 0.0f);
+    }
+    qap_clear_error();
+}
+
 qap_recalled qap_hook_recall(clip_ctx * ctx, const clip_image_f32_batch & imgs, std::vector<float> * out) {
+    if (imgs.qap && imgs.qap->flat && !imgs.entries.empty()) {
+        leave_flat(ctx, imgs.entries[0], *imgs.qap, out);
+        return QAP_RECALLED_ROWS;
+    }
     const clip_image_f32 * image = qap_image_cache_bytes() > 0 && out != nullptr ? cacheable(ctx, imgs) : nullptr;
     if (image == nullptr) {
         return QAP_RECALLED_NOTHING;

@@ -65,6 +65,17 @@ struct key_reader {
         }
     }
 
+    void level(const std::string & key, int32_t & out) const {
+        const int64_t id = find(key, GGUF_TYPE_UINT32);
+        if (id >= 0) {
+            const uint32_t value = gguf_get_val_u32(gguf, id);
+            if (value > 255) {
+                refuse(key, "expected a number in 0..255, got " + std::to_string(value));
+            }
+            out = (int32_t) value;
+        }
+    }
+
     void choice(const std::string & key, const char * kind, int32_t & out) const {
         const int64_t id = find(key, GGUF_TYPE_STRING);
         if (id >= 0) {
@@ -80,6 +91,7 @@ struct key_reader {
         switch (field.kind) {
             case qap_kind::ratio: ratio(key, qap_value<double>(field, params)); break;
             case qap_kind::unit: unit(key, qap_value<float>(field, params)); break;
+            case qap_kind::level: level(key, qap_value<int32_t>(field, params)); break;
             case qap_kind::count: count(key, qap_value<int32_t>(field, params)); break;
             case qap_kind::choice: choice(key, field.name, qap_value<int32_t>(field, params)); break;
             case qap_kind::seed: // chance belongs to a call, not to a file

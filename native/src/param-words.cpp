@@ -30,6 +30,10 @@ bool read_value(const qap_field & field, const char * text, qap_params & params)
         case qap_kind::ratio: return read_number(text, qap_value<double>(field, params)) && qap_in_range(field, params);
         case qap_kind::unit: return read_number(text, qap_value<float>(field, params)) && qap_in_range(field, params);
         case qap_kind::seed: return read_number(text, qap_value<uint64_t>(field, params));
+        case qap_kind::level:
+            qap_value<int32_t>(field, params) = -1;
+            return std::strcmp(text, "off") == 0 ||
+                   (read_number(text, qap_value<int32_t>(field, params)) && qap_in_range(field, params));
         case qap_kind::choice: break;
     }
     return read_choice(field.name, text, qap_value<int32_t>(field, params));
@@ -84,5 +88,5 @@ int qap_params_from_env(struct qap_params * params) {
         }
         found = 1;
     }
-    return found;
+    return found == 0 ? 0 : qap_params_check(params) == 0 ? 1 : -1;
 }

@@ -87,20 +87,22 @@ const char * qap_name_at(const char * kind, int32_t place) {
 
 const std::vector<qap_field> & qap_fields() {
     static const std::vector<qap_field> FIELDS = {
-        { "keep_ratio",     qap_kind::ratio,  offsetof(qap_params, keep_ratio),     false },
-        { "n_keep",         qap_kind::count,  offsetof(qap_params, n_keep),         true  },
-        { "alpha",          qap_kind::unit,   offsetof(qap_params, alpha),          false },
-        { "error",          qap_kind::choice, offsetof(qap_params, error),          false },
-        { "group_size",     qap_kind::count,  offsetof(qap_params, group_size),     false },
-        { "outlier",        qap_kind::choice, offsetof(qap_params, outlier),        false },
-        { "outlier_weight", qap_kind::unit,   offsetof(qap_params, outlier_weight), false },
-        { "semantic",       qap_kind::choice, offsetof(qap_params, semantic),       false },
-        { "select",         qap_kind::choice, offsetof(qap_params, select),         false },
-        { "positions",      qap_kind::choice, offsetof(qap_params, positions),      false },
-        { "merge",          qap_kind::choice, offsetof(qap_params, merge),          false },
-        { "encoder_keep",   qap_kind::ratio,  offsetof(qap_params, encoder_keep),   false },
-        { "encoder_layer",  qap_kind::count,  offsetof(qap_params, encoder_layer),  true  },
-        { "seed",           qap_kind::seed,   offsetof(qap_params, seed),           false },
+        { "keep_ratio",      qap_kind::ratio,  offsetof(qap_params, keep_ratio),      false },
+        { "n_keep",          qap_kind::count,  offsetof(qap_params, n_keep),          true  },
+        { "alpha",           qap_kind::unit,   offsetof(qap_params, alpha),           false },
+        { "error",           qap_kind::choice, offsetof(qap_params, error),           false },
+        { "group_size",      qap_kind::count,  offsetof(qap_params, group_size),      false },
+        { "outlier",         qap_kind::choice, offsetof(qap_params, outlier),         false },
+        { "outlier_weight",  qap_kind::unit,   offsetof(qap_params, outlier_weight),  false },
+        { "semantic",        qap_kind::choice, offsetof(qap_params, semantic),        false },
+        { "select",          qap_kind::choice, offsetof(qap_params, select),          false },
+        { "positions",       qap_kind::choice, offsetof(qap_params, positions),       false },
+        { "merge",           qap_kind::choice, offsetof(qap_params, merge),           false },
+        { "encoder_keep",    qap_kind::ratio,  offsetof(qap_params, encoder_keep),    false },
+        { "encoder_layer",   qap_kind::count,  offsetof(qap_params, encoder_layer),   true  },
+        { "skip_flat_tiles", qap_kind::level,  offsetof(qap_params, skip_flat_tiles), false },
+        { "duplicates",      qap_kind::level,  offsetof(qap_params, duplicates),      false },
+        { "seed",            qap_kind::seed,   offsetof(qap_params, seed),            false },
     };
     return FIELDS;
 }
@@ -110,6 +112,7 @@ const char * qap_expected(qap_kind kind) {
         case qap_kind::count: return "a whole number from 1";
         case qap_kind::ratio: return "a number in (0, 1]";
         case qap_kind::unit: return "a number in [0, 1]";
+        case qap_kind::level: return "a whole number in 0..255, or off";
         case qap_kind::seed: return "a whole number from 0";
         case qap_kind::choice: break;
     }
@@ -122,6 +125,8 @@ bool qap_in_range(const qap_field & field, const qap_params & params) {
         case qap_kind::ratio: // false for NaN, as below
             return qap_value<double>(field, params) > 0.0 && qap_value<double>(field, params) <= 1.0;
         case qap_kind::unit: return qap_value<float>(field, params) >= 0.0f && qap_value<float>(field, params) <= 1.0f;
+        case qap_kind::level:
+            return qap_value<int32_t>(field, params) >= -1 && qap_value<int32_t>(field, params) <= 255;
         case qap_kind::choice: return qap_name_from_id(field.name, qap_value<int32_t>(field, params)) != nullptr;
         case qap_kind::seed: break;
     }
@@ -140,6 +145,7 @@ struct qap_params qap_params_default(void) {
     params.select         = QAP_SELECT_COVERAGE;
     params.positions      = QAP_POSITIONS_AUTO;
     params.encoder_keep   = 1.0;
+    params.duplicates = params.skip_flat_tiles = -1;
     return params;
 }
 
@@ -166,6 +172,10 @@ int qap_params_check(const struct qap_params * params) {
         return field.kind == qap_kind::choice
                    ? qap_fail("%s: unknown id %d", field.name, (int) got)
                    : qap_fail("%s: expected %s, got %g", field.name, qap_expected(field.kind), got);
+    }
+    if (params->duplicates >= 0 && params->encoder_keep < 1.0) {
+        return qap_fail(
+            "duplicates: expected encoder_keep 1 beside it, got %g; use one of the two", params->encoder_keep);
     }
     qap_clear_error();
     return 0;

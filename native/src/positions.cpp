@@ -9,6 +9,7 @@
 #include "qap.h"
 
 #include <cstring>
+#include <stdexcept>
 
 bool qap_model_relabelled(const llama_model * model) {
     if (model == nullptr) {
@@ -22,6 +23,14 @@ bool qap_model_relabelled(const llama_model * model) {
 
 bool qap_hook_index(const llama_model * model) {
     return qap_model_relabelled(model); // with QAP_DISABLE=1 too: the file is made for it
+}
+
+void qap_hook_hunyuan(bool has_axes) {
+    if (!has_axes) {
+        throw std::runtime_error(
+            "qap: expected a language model with M-RoPE beside the projector hunyuanvl, got one with one position a "
+            "token, or a relabelled one; pass the language model that this mmproj was made with");
+    }
 }
 
 size_t qap_hook_source_index(const qap_plan * plan, bool places, size_t i) {

@@ -216,6 +216,16 @@ static int score_tokens(
     return 0;
 }
 
+// The scores of a piece of which no token can be kept: a flat tile, or one of padding alone.
+static void score_nothing(const qap_plan & plan, qap_scores & out) {
+    for (float * scores : { out.error, out.outlier, out.sensitivity, out.semantic, out.total }) {
+        if (scores != nullptr) {
+            std::fill_n(scores, (size_t) plan.n_total, 0.0f);
+        }
+    }
+    out.alpha = plan.params.alpha;
+}
+
 // Merging needs all cosines, and another device than the CPU multiplies in an order of its own.
 static bool chooses_by_rows(const qap_params & params, int32_t n_real, int32_t n_keep, const char * device) {
     return device == nullptr && params.merge == QAP_MERGE_NONE && n_keep > 0 && n_keep < n_real &&
@@ -259,7 +269,9 @@ int qap_prune(
     out->score_us = out->select_us = 0;
     const int64_t      started     = ggml_time_us();
     std::vector<float> total, cosines;
-    if (n_real > 0 && score_tokens(*piece, plan, in, device, n_threads, out->scores, total) != 0) {
+    if (n_real == 0) {
+        score_nothing(plan, out->scores);
+    } else if (score_tokens(*piece, plan, in, device, n_threads, out->scores, total) != 0) {
         return -1;
     }
     const int64_t        scored = ggml_time_us();
@@ -304,18 +316,19 @@ int qap_prune(
 
 int qap_prune_plan(
     qap_plan & plan, const float * all, int32_t width, int32_t n_planes, int32_t n_threads, std::vector<float> & out) {
-    const auto data  = [](const std::vector<float> & values) { return values.empty() ? nullptr : values.data(); };
-    qap_piece  piece = {};
-    piece.rows       = all;
-    piece.n_rows     = plan.n_rows();
-    piece.n_width    = width;
-    piece.n_planes   = n_planes;
-    piece.special    = plan.special.data();
-    piece.n_special  = (int32_t) plan.special.size();
-    piece.padding    = plan.padding.data();
-    piece.n_padding  = (int32_t) plan.padding.size();
-    piece.attention  = data(plan.attention);
-    piece.received   = data(plan.received);
+    const auto data = [](const std::vector<float> & values) { return values.empty() ? nullptr : values.data(); };
+    const std::vector<int32_t> left_out = plan.left_out();
+    qap_piece                  piece    = {};
+    piece.rows                          = all;
+    piece.n_rows                        = plan.n_rows();
+    piece.n_width                       = width;
+    piece.n_planes                      = n_planes;
+    piece.special                       = plan.special.data();
+    piece.n_special                     = (int32_t) plan.special.size();
+    piece.padding                       = left_out.data();
+    piece.n_padding                     = (int32_t) left_out.size();
+    piece.attention                     = data(plan.attention);
+    piece.received                      = data(plan.received);
     if (qap_check_weights(plan, width / n_planes) != 0) {
         return -1;
     }

@@ -40,6 +40,8 @@ struct qap_plan;
 struct qap_area {
     bool padded = false; // false: the picture fills its canvas, whatever the numbers are
     int  x = 0, y = 0, width = 0, height = 0;
+    int  tile =
+        0; // of a tokenized picture: 1 the whole of it, 2 a part that has an overview beside it; 0: not looked at
 };
 
 // mtmd-image.cpp, img_tool::resize(): the area of what comes out. from: that of the source; pad: enum pad_style
@@ -75,8 +77,11 @@ struct qap_early {
 };
 
 // Each gives back what it got where nothing is dropped. early-drop.cpp
-// build_vit(), llava.cpp, qwen2vl.cpp, qwen3vl.cpp: after layer `il`. hidden: [n_embd, n_pos] -> the rows that are left
+// build_vit(), llava.cpp, qwen2vl.cpp, qwen3vl.cpp: after layer `il`, and with -1 before the first. hidden: [n_embd, n_pos] ->
+// the rows that are left
 ggml_tensor * qap_hook_early_drop(clip_graph & graph, ggml_tensor * hidden, int il);
+// clip_encode(), where inputs are set: which tokens are left, where that is known before
+void qap_hook_early_inputs(const clip_image_f32_batch & imgs, ggml_cgraph * gf);
 // build_vit(), at its end: as many rows as without a drop, zeros for what was dropped
 ggml_tensor * qap_hook_early_spread(clip_graph & graph, ggml_tensor * hidden);
 // where positions are read or made. places: [n_pos * n_sections] I32, section by section
@@ -172,6 +177,10 @@ bool qap_hook_encode_packed(clip_ctx * ctx, const clip_encode_params & params);
 
 // mtmd.cpp, mtmd_image_tokens::n_tokens()
 uint32_t qap_hook_n_tokens(const qap_plan & plan);
+
+// mtmd.cpp, mtmd_context::init_vision(), for HunyuanVL: throws where the language model has no positions with several axes,
+// for upstream asserts that it has, 015-hunyuan-positions.patch
+void qap_hook_hunyuan(bool has_axes);
 
 // mtmd.cpp, mtmd_context's constructor: was this language model relabelled, so that image tokens count like text?
 bool qap_hook_index(const llama_model * model);

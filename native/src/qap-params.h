@@ -15,6 +15,7 @@ enum class qap_kind {
     count,  // int32_t from 1
     ratio,  // double in (0, 1]
     unit,   // float in [0, 1]
+    level,  // int32_t in 0..255, a difference of pixels; -1: off
     choice, // int32_t, an id that has a name of the field's own kind
     seed,   // uint64_t
 };

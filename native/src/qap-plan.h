@@ -39,6 +39,8 @@ struct qap_plan {
     bool       capture_hidden = false; // note the projector's input as well
     int32_t    early_after    = 0;     // layers of the encoder that see all patches
     int32_t    n_early        = 0;     // tokens whose patches the other layers see, or 0: all
+    bool       given          = false; // `early` is known before the encode, from the pixels; early_after is 0
+    bool       flat = false; // the pixels of this tile say nothing: no encode, and none of its tokens can be kept
 
     qap_weights_ptr channel_weights; // for error "model"
 
@@ -65,7 +67,8 @@ struct qap_plan {
 
     int32_t n_rows() const { return n_total + (int32_t) special.size(); }
     int32_t n_real() const { return n_total - (int32_t) padding.size(); }
-    int32_t n_left() const { return n_early > 0 ? std::min(n_early, n_real()) : n_real(); } // those that can be kept
+    // those that can be kept
+    int32_t n_left() const { return flat ? 0 : n_early > 0 ? std::min(n_early, n_real()) : n_real(); }
 
     // Numbers of the tokens that are no padding, ascending.
     std::vector<int32_t> real_tokens() const {
@@ -76,7 +79,36 @@ struct qap_plan {
     }
 
     // Numbers of the tokens that can be kept, ascending: no padding, and nothing that was dropped early.
-    std::vector<int32_t> left_tokens() const { return early.empty() ? real_tokens() : early; }
+    std::vector<int32_t> left_tokens() const {
+        return flat ? std::vector<int32_t>() : early.empty() ? real_tokens() : early;
+    }
+
+    // Numbers of the tokens that cannot be kept, ascending.
+    std::vector<int32_t> left_out() const {
+        const std::vector<int32_t> left = left_tokens();
+        std::vector<int32_t>       all((size_t) n_total), out;
+        std::iota(all.begin(), all.end(), 0);
+        std::set_difference(all.begin(), all.end(), left.begin(), left.end(), std::back_inserter(out));
+        return out;
+    }
+
+    // From the pixels: of the tokens that are no padding these alone go through the encoder, ascending.
+    void give(std::vector<int32_t> tokens) {
+        given = !tokens.empty() && (int32_t) tokens.size() < n_real();
+        if (given) {
+            n_early = (int32_t) tokens.size();
+            early   = std::move(tokens);
+        }
+    }
+
+    // What the encode of a flat tile leaves: nothing is scored.
+    void finish_flat() {
+        for (std::vector<float> * scores : { &error, &outlier, &sensitivity, &semantic, &total }) {
+            scores->assign((size_t) n_total, 0.0f);
+        }
+        alpha = params.alpha;
+        done  = true;
+    }
 
     // Values of these tokens to all tokens, zeros for the others. from: [tokens.size(), n]; to: [n_total, n]
     void spread(const std::vector<int32_t> & tokens, const float * from, float * to, int32_t n = 1) const {

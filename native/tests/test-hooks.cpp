@@ -98,7 +98,10 @@ int main(int argc, char ** argv) {
         if (between(rng, 0, 1) != 0) {
             p.encoder_keep  = (double) between(rng, 1, 144) / 144.0;
             p.encoder_layer = between(rng, 0, 3);
+        } else if (between(rng, 0, 1) != 0) {
+            p.duplicates = between(rng, 0, 255);
         }
+        p.skip_flat_tiles = between(rng, -1, 255); // no picture is a tile here
         CHECK(qap_override_push(nullptr) == 0);
         mtmd::input_chunks_ptr dense = tokenize(ctx, picture.ptr.get());
         qap_override_pop();
@@ -122,7 +125,10 @@ int main(int argc, char ** argv) {
         }
         qap_report report = {};
         CHECK(qap_chunk_report(chunk, &report) == 0 && report.done && report.n_keep == (int32_t) n_keep);
-        CHECK(report.n_keep == qap_params_count(&p, report.n_total - report.n_padding));
+        const int32_t n_real = report.n_total - report.n_padding;
+        const int32_t n_left = report.n_early > 0 ? report.n_early : n_real;
+        CHECK(report.n_keep == std::min(qap_params_count(&p, n_real), n_left));
+        CHECK(p.duplicates < 0 || n_left <= 3); // one colour, and where it meets the padding on two sides
         llama_memory_clear(llama_get_memory(context), true);
         llama_pos past = 0;
         CHECK(

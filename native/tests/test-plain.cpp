@@ -96,9 +96,10 @@ static void test_pruning(generator & rng, int rounds) {
                 special.push_back(row);
             }
         }
-        const int32_t n_tokens = n_rows - (int32_t) special.size();
+        const int32_t n_tokens  = n_rows - (int32_t) special.size();
+        const bool    none_left = between(rng, 0, 9) == 0;
         for (int32_t token = 0; token < n_tokens; token++) {
-            if (between(rng, 0, 3) == 0) {
+            if (none_left || between(rng, 0, 3) == 0) {
                 padding.push_back(token);
             }
         }
@@ -123,7 +124,7 @@ static void test_pruning(generator & rng, int rounds) {
         const int32_t        n_real = n_tokens - (int32_t) padding.size(), n_keep = between(rng, 0, n_real);
         const size_t         n_kept = (size_t) n_keep + special.size();
         std::vector<int32_t> indices((size_t) n_keep), kept(n_kept);
-        std::vector<float>   total((size_t) n_tokens), out(n_kept * (size_t) width);
+        std::vector<float>   total((size_t) n_tokens, NAN), out(n_kept * (size_t) width);
         qap_pruned           pruned = {};
         pruned.indices              = indices.data();
         pruned.kept                 = kept.data();
@@ -133,6 +134,10 @@ static void test_pruning(generator & rng, int rounds) {
         CHECK(std::is_sorted(indices.begin(), indices.end()) && std::is_sorted(kept.begin(), kept.end()));
         for (const int32_t token : indices) {
             CHECK(token >= 0 && token < n_tokens && !std::binary_search(padding.begin(), padding.end(), token));
+        }
+        for (int32_t token = 0; token < n_tokens; token++) {
+            const bool left_out = std::binary_search(padding.begin(), padding.end(), token);
+            CHECK(left_out ? total[(size_t) token] == 0.0f : std::isfinite(total[(size_t) token]));
         }
         CHECK(qap_prune(&piece, &p, n_real + 1, nullptr, 1, &pruned) == -1);
         CHECK(qap_kept_rows(n_tokens, special.data(), piece.n_special, indices.data(), n_keep, kept.data()) == 0);
@@ -188,6 +193,13 @@ static void test_bad_arguments() {
     CHECK(qap_params_count_early(&bad, 9) == 5 && qap_params_count(&bad, 9) == 5 && qap_params_count(&bad, 99) == 7);
     bad.encoder_keep = 0.0;
     CHECK(qap_params_check(&bad) == -1);
+    for (const int32_t level : { -2, -1, 0, 255, 256 }) {
+        bad                 = good;
+        bad.skip_flat_tiles = bad.duplicates = level;
+        CHECK(qap_params_check(&bad) == (level >= -1 && level <= 255 ? 0 : -1));
+        bad.encoder_keep = 0.5; // duplicates are left out before the first layer, or others after a later one
+        CHECK(qap_params_check(&bad) == (level == -1 ? 0 : -1));
+    }
 }
 
 static void test_parameters(generator & rng) {
@@ -207,12 +219,11 @@ static void test_parameters(generator & rng) {
     CHECK(!qap_params_active(nullptr, got));
 
     // qap.* keys of any type with any value: parameters or an exception
-    const char * const keys[] = {
-        "qap.version",        "qap.keep_ratio",   "qap.n_keep",        "qap.alpha",
-        "qap.alpha_dynamic",  "qap.error",        "qap.group_size",    "qap.outlier",
-        "qap.outlier_weight", "qap.semantic",     "qap.select",        "qap.positions",
-        "qap.merge",          "qap.encoder_keep", "qap.encoder_layer", "qap.channel_weights"
-    };
+    const char * const keys[] = { "qap.version",         "qap.keep_ratio",   "qap.n_keep",        "qap.alpha",
+                                  "qap.alpha_dynamic",   "qap.error",        "qap.group_size",    "qap.outlier",
+                                  "qap.outlier_weight",  "qap.semantic",     "qap.select",        "qap.positions",
+                                  "qap.merge",           "qap.encoder_keep", "qap.encoder_layer", "qap.channel_weights",
+                                  "qap.skip_flat_tiles", "qap.duplicates" };
     const char * const words[] = { "dpp", "model", "\xff\n%s%n" };
     const float        reals[] = { 0.0f, 0.5f, 1.0f, -1.0f, 1e30f, NAN, INFINITY };
     int                found = 0, refused = 0;
@@ -220,7 +231,7 @@ static void test_parameters(generator & rng) {
         const gguf_context_ptr gguf(gguf_init_empty());
         gguf_set_val_u32(gguf.get(), "qap.version", 1);
         for (int k = between(rng, 0, 5); k > 0; k--) {
-            const char * key = keys[between(rng, 0, 15)];
+            const char * key = keys[between(rng, 0, 17)];
             switch (between(rng, 0, 5)) {
                 case 0: gguf_set_val_u32(gguf.get(), key, (uint32_t) between(rng, -2, 3)); break;
                 case 1: gguf_set_val_f32(gguf.get(), key, reals[between(rng, 0, 6)]); break;

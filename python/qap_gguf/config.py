@@ -46,22 +46,13 @@ METADATA_VERSION: Final = 1
 WEIGHTS_KEY: Final = "qap.channel_weights"
 #: GGUF value type of each key that :meth:`PruneConfig.to_metadata` writes.
 METADATA_TYPES: Final[Mapping[str, str]] = {
-    "qap.version": "u32",
-    "qap.keep_ratio": "f32",
-    "qap.n_keep": "u32",
-    "qap.alpha": "f32",
-    "qap.alpha_dynamic": "bool",
-    "qap.error": "string",
-    "qap.group_size": "u32",
-    "qap.outlier": "string",
-    "qap.outlier_weight": "f32",
-    "qap.semantic": "string",
-    "qap.select": "string",
-    "qap.positions": "string",
-    "qap.merge": "string",
-    "qap.encoder_keep": "f32",
-    "qap.encoder_layer": "u32",
-}
+    "qap.version": "u32", "qap.keep_ratio": "f32", "qap.n_keep": "u32", "qap.alpha": "f32", "qap.alpha_dynamic": "bool",
+    "qap.error": "string", "qap.group_size": "u32", "qap.outlier": "string", "qap.outlier_weight": "f32",
+    "qap.semantic": "string", "qap.select": "string", "qap.positions": "string", "qap.merge": "string",
+    "qap.encoder_keep": "f32", "qap.encoder_layer": "u32", "qap.skip_flat_tiles": "u32", "qap.duplicates": "u32",
+}  # fmt: skip
+#: Fields that are a difference of pixels in 0..255; None is -1 in the native library.
+LEVELS: Final = ("skip_flat_tiles", "duplicates")
 
 _MAX_I32: Final = 2**31 - 1
 _MAX_U64: Final = 2**64 - 1
@@ -138,6 +129,10 @@ class PruneConfig:
         encoder_keep: part of the tokens whose patches all layers of the image encoder see, in (0, 1]; the others are
             dropped early and cannot be kept at the end (docs/method.md, section 9). 1 drops none.
         encoder_layer: layers of the image encoder that see all patches, at least 1; None is a quarter of them.
+        skip_flat_tiles: of a picture that is cut into tiles, those are not encoded, and keep no token, whose pixels
+            differ from one colour by at most this, in levels of 0..255; never the overview. None encodes all.
+        duplicates: tokens whose pixels differ from those of an earlier one by at most this, in levels of 0..255, are
+            left out of the encoder and cannot be kept (docs/method.md, section 10). None leaves none out.
 
     Raises:
         ConfigError: a value has the wrong type or is outside its range.
@@ -163,6 +158,8 @@ class PruneConfig:
     seed: int = _NATIVE["seed"]
     encoder_keep: float = _NATIVE["encoder_keep"]
     encoder_layer: int | None = _NATIVE["encoder_layer"] or None
+    skip_flat_tiles: int | None = None if _NATIVE["skip_flat_tiles"] < 0 else _NATIVE["skip_flat_tiles"]
+    duplicates: int | None = None if _NATIVE["duplicates"] < 0 else _NATIVE["duplicates"]
 
     def __post_init__(self) -> None:
         if self.keep_ratio is None and self.n_keep is None:
@@ -181,6 +178,13 @@ class PruneConfig:
         self._set("encoder_keep", _as_float("encoder_keep", self.encoder_keep, "a number in (0, 1]", low_open=True))
         if self.encoder_layer is not None:
             self._set("encoder_layer", _as_int("encoder_layer", self.encoder_layer, 1, _MAX_I32))
+        for name in LEVELS:
+            if getattr(self, name) is not None:
+                self._set(name, _as_int(name, getattr(self, name), 0, 255))
+        if self.duplicates is not None and self.encoder_keep < 1:
+            raise ConfigError(
+                f"duplicates: expected encoder_keep 1 beside it, got {self.encoder_keep}; use one of the two"
+            )
         for name, allowed in _CHOICES.items():
             self._set(name, _as_choice(name, getattr(self, name), allowed))
 
@@ -196,9 +200,21 @@ class PruneConfig:
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
 
+    @property
+    def drops_early(self) -> bool:
+        """Whether the encoder leaves tokens out, so that an encode depends on this config: `encoder_keep` below 1,
+        `skip_flat_tiles` or `duplicates`.
+
+        Example:
+            >>> PruneConfig(n_keep=18).drops_early, PruneConfig(duplicates=0).drops_early
+            (False, True)
+        """
+        return self.encoder_keep < 1 or any(getattr(self, name) is not None for name in LEVELS)
+
     def count(self, n_tokens: int) -> int:
         """Return K, how many of `n_tokens` image tokens are kept: ``n_keep`` or ceil(keep_ratio * n_tokens), and no
-        more than there are or an early drop leaves.
+        more than there are or an early drop leaves. Flat tiles and duplicates, which depend on the pixels, can make it
+        fewer (``ImageEmbedding.n_left``).
 
         Args:
             n_tokens: tokens of the image before pruning, at least 1; padding is none (``ImageEmbedding.n_real``).
@@ -251,6 +267,8 @@ class PruneConfig:
             seed=self.seed,
             encoder_layer=self.encoder_layer or 0,
             encoder_keep=self.encoder_keep,
+            skip_flat_tiles=-1 if self.skip_flat_tiles is None else self.skip_flat_tiles,
+            duplicates=-1 if self.duplicates is None else self.duplicates,
         )
 
     def replace(self, /, **changes: Any) -> PruneConfig:
@@ -296,7 +314,8 @@ class PruneConfig:
         """Return the GGUF keys that make this config the default of an mmproj file.
 
         The types to write are in ``METADATA_TYPES``. ``seed`` is not stored. ``qap.alpha`` is left out when alpha is
-        dynamic, and the keys of an early drop where there is none: earlier versions can read the file then.
+        dynamic, and the keys of what the encoder leaves out where it is nothing: earlier versions can read the file
+        then.
 
         Example:
             >>> PruneConfig().to_metadata()["qap.keep_ratio"]
@@ -316,7 +335,7 @@ class PruneConfig:
             meta["qap.encoder_keep"] = self.encoder_keep
         if self.encoder_layer is not None:
             meta["qap.encoder_layer"] = self.encoder_layer
-        return meta
+        return meta | {f"qap.{name}": getattr(self, name) for name in LEVELS if getattr(self, name) is not None}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> PruneConfig | None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from qap_gguf import _core
-from qap_gguf.config import PruneConfig, shortest
+from qap_gguf.config import LEVELS, PruneConfig, shortest
 from qap_gguf.errors import ConfigError, UnsupportedError
 
 
@@ -69,6 +69,7 @@ def from_params(params: _core.Params) -> PruneConfig:
     else:
         values["n_keep"] = None
     values["encoder_layer"] = values["encoder_layer"] or None
+    values |= {name: None for name in LEVELS if values[name] < 0}
     for name in ("alpha", "outlier_weight"):
         values[name] = shortest(values[name])
     return PruneConfig.from_dict(values | ({"alpha": "dynamic"} if dynamic else {}))

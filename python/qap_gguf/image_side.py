@@ -90,8 +90,8 @@ class ImageSide(ABC):
 
         Args:
             image: a path, the bytes of an image file, a Pillow image, or a uint8 array (height, width, 3).
-            prune: how it will be pruned. It matters only with ``encoder_keep`` below 1: the encoder drops tokens
-                early then, and later prunings can only choose among ``ImageEmbedding.kept_early``.
+            prune: how it will be pruned. It matters only where ``prune.drops_early``: the encoder leaves tokens out
+                then, and later prunings can only choose among ``ImageEmbedding.kept_early``.
 
         Raises:
             ImageError: not a picture, damaged, or too large.
@@ -111,7 +111,7 @@ class ImageSide(ABC):
         self._check_open()
         if prune is not None:
             check_config(prune)
-        early = prune if prune is not None and prune.encoder_keep < 1 else None
+        early = prune if prune is not None and prune.drops_early else None
         with self._lock:
             self._check_open()
             hidden = self._tower is not None
@@ -139,13 +139,27 @@ class ImageSide(ABC):
         Raises:
             ImageError: not a picture, damaged, too large, or more tokens than `max_image_tokens`.
             ConfigError: they do not fit.
+            UnsupportedError: this encoder cannot leave out what `prune` asks for.
         """
         self._check_open()
         pictures = [load_image(image) for image in images]
-        sizes = [(p.shape[1], p.shape[0]) for p in pictures]
         marker = _core.media_marker()
-        self.answers.check_fit(marker * len(sizes) + text.replace(marker, ""), sizes, prune, add_special=True)
+        self._check_fit(marker * len(pictures) + text.replace(marker, ""), True, pictures, prune)
         return pictures
+
+    def _check_fit(
+        self, prompt: str, add_special: bool, pictures: Sequence[ImageEmbedding | Pixels], prune: PruneConfig | None
+    ) -> None:
+        sizes: list[tuple[int, int]] = []
+        left: list[int | None] = []
+        for picture in pictures:
+            if isinstance(picture, ImageEmbedding):
+                sizes.append(picture.size)
+                left.append(int((~picture.dropped).sum()) if prune is None else picture.n_left)
+            else:
+                sizes.append((picture.shape[1], picture.shape[0]))
+                left.append(self._encoder.count_left(picture, prune))
+        self.answers.check_fit(prompt, sizes, left, prune, add_special=add_special)
 
     def encode_fitting(
         self, prompt: str, add_special: bool, pictures: Sequence[ImageEmbedding | Pixels], prune: PruneConfig | None
@@ -156,14 +170,13 @@ class ImageSide(ABC):
             ConfigError: with them the prompt does not fit; none was encoded.
             ImageError: a picture has more tokens than `max_image_tokens`, or was encoded by another model; likewise.
             ArrayError: an embedding with features that are not finite, or of another shape or type.
-            UnsupportedError: this encoder cannot drop tokens early.
+            UnsupportedError: this encoder cannot leave out what `prune` asks for.
         """
         self._check_open()
         for picture in pictures:
             if isinstance(picture, ImageEmbedding):
                 check_embedding(picture, self._encoder.n_embd)
-        sizes = [p.size if isinstance(p, ImageEmbedding) else (p.shape[1], p.shape[0]) for p in pictures]
-        self.answers.check_fit(prompt, sizes, prune, add_special=add_special)
+        self._check_fit(prompt, add_special, pictures, prune)
         return [p if isinstance(p, ImageEmbedding) else self._encode(p, prune) for p in pictures]
 
     def score(self, image: ImageEmbedding, cfg: PruneConfig | None = None, prompt: str | None = None) -> Scores:

@@ -30,11 +30,11 @@ _TEXT = "Hello 1, caf\u00e9 \U0001f436\n"
 
 
 def main(jobs: str) -> NoReturn:
-    """Try all jobs, pairs [mmproj, model] of paths or None, and leave."""
-    for mmproj, model in json.loads(jobs):
+    """Try all jobs, [mmproj, model, weights] with paths or None, and leave."""
+    for mmproj, model, weights in json.loads(jobs):
         files = [Path(path) for path in (mmproj, model) if path is not None]
         limit(sum(path.stat().st_size for path in files))
-        _say(outcome=attempt(mmproj, model))
+        _say(outcome=attempt(mmproj, model, weights=weights))
     sys.exit(0)
 
 
@@ -57,8 +57,10 @@ def _lower(kind: int, most: int) -> None:
     resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
-def attempt(mmproj: str | None, model: str | None) -> str | None:
+def attempt(mmproj: str | None, model: str | None, *, weights: bool = True) -> str | None:
     """None where the files can be loaded, "refused" where llama.cpp says no in words, else why not.
+
+    weights: the files have their tensors' data, so small ones are run too.
 
     Example:
         >>> attempt(None, "nowhere.gguf")
@@ -74,7 +76,7 @@ def attempt(mmproj: str | None, model: str | None) -> str | None:
             _core.try_mmproj(mmproj)
         if mmproj is not None and model is not None:
             _core.inspect_mmproj(mmproj, model)
-            if Path(mmproj).stat().st_size + Path(model).stat().st_size <= _SMALL:
+            if weights and Path(mmproj).stat().st_size + Path(model).stat().st_size <= _SMALL:
                 _say(stage="answering a question about a picture")
                 run(mmproj, model)
     except Exception as err:

@@ -14,7 +14,7 @@ from convert.gguf_files import CLASS_TOKEN, LLAVA_KEYS, LLAVA_TENSORS, build, wi
 from qap_gguf import _core
 from qap_gguf.convert.defects import _TABLE, RELABELLED, find_defects
 from qap_gguf.errors import ConvertError
-from qap_gguf.files.gguf import GgufInfo
+from qap_gguf.files.gguf import GgufInfo, read_gguf
 
 PACKAGED = qap.packaged_model()
 UPSTREAM = Path(__file__).parents[2] / "native" / "upstream"
@@ -33,6 +33,12 @@ def test_a_pair_that_fits(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (mmproj.semantics, mmproj.why_not_prunable, mmproj.error) == (("cls", "text", "attention"), None, None)
     assert mmproj.defaults == qap.PruneConfig(n_keep=18, alpha="dynamic")
+    for file, path in ((mmproj, own), (model, PACKAGED.model)):
+        assert sum(file.weights.values()) == sum(n_bytes for _, n_bytes in read_gguf(path).tensors.values())
+        assert list(file.weights.values()) == sorted(file.weights.values(), reverse=True)
+    assert (set(mmproj.weights), set(model.weights)) == ({"f16", "f32"}, {"q4_0", "q6_K", "f32"})
+    assert (mmproj.memory, model.memory) == (_core.mmproj_bytes(str(own)), None)
+    assert (dict(mmproj.image), dict(model.image)) == ({"image_size": 192, "patch_size": 16}, {})
     assert (model.kind, model.family, model.width, model.error) == ("language model", "paddleocr", 256, None)
     assert [warning.fixed for warning in model.warnings] == [True]
     (pair,) = report.pairs

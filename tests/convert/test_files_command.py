@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,10 @@ def test_check_says_what_files_are(command: Command, plain_model: Path, tmp_path
     lines = said.splitlines()
     assert lines[0] == f"{own}: mmproj, mlp"
     assert "  width of a token: 256, 144 tokens an image" in lines
+    assert lines[1].startswith("  weights: f16 4.9 MB, f32 ")
+    assert lines[1].endswith(" kB")
+    assert lines[2] == "  image: image_size 192, patch_size 16"
+    assert re.fullmatch(r"  memory: about [\d.]+ MB for the encoder and one picture", lines[3])
     assert "  pruning: semantic scores cls, text, attention" in lines
     assert any(line.startswith("  defaults: n_keep 18, alpha 0.7, error int4") for line in lines)
     assert any("its issue 25814" in line and line.endswith("qap_gguf fixes this") for line in lines)

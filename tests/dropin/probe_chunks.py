@@ -79,13 +79,13 @@ def saved(model: str | None = None) -> dict[str, Any]:
     return result
 
 
-def damaged_saves(seed: int, model: str | None = None) -> dict[str, Any]:
+def damaged_saves(seed: int, model: str | None = None, **settings: Any) -> dict[str, Any]:
     """Loading the saved bytes of a pruned chunk cut short or changed; only our part is touched, not upstream's."""
     import qap_gguf as qap
 
     mmproj, default, image = packaged()
     mtmd = Mtmd(mmproj, model or default, flash=True)
-    with qap.use(qap.PruneConfig(n_keep=18)):
+    with qap.use(qap.PruneConfig(n_keep=18, **settings)):
         (chunk,) = mtmd.tokenize(image)
     mtmd.embeddings(chunk)
     whole, dense = mtmd.save(chunk), len(mtmd.save(mtmd.tokenize(image)[0]))

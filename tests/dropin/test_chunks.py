@@ -66,8 +66,9 @@ def test_a_saved_chunk_keeps_its_plan(plain_probe: Probe, stock_embeddings: dict
     assert found["dense bytes"] == stock_embeddings["saved"]
 
 
-def test_damaged_saves_are_refused_and_end_no_process(plain_probe: Probe) -> None:
-    found = plain_probe("damaged_saves", seed=3)
+@pytest.mark.parametrize("settings", [{}, {"duplicates": 16}], ids=str)
+def test_damaged_saves_are_refused_and_end_no_process(plain_probe: Probe, settings: dict[str, int]) -> None:
+    found = plain_probe("damaged_saves", seed=3, **settings)
     assert found["whole"] == 18
     assert found["without our part"] == N  # upstream's bytes alone are a dense chunk
     assert found["cut"] == ["None"]

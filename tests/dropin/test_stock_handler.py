@@ -170,6 +170,10 @@ BAD_KEYS: dict[str, dict[str, Any]] = {
     "a negative weight": {"qap.channel_weights": [1.0, -1.0]},
     "weights of zero": {"qap.channel_weights": [0.0, 0.0]},
     "dynamic as a number": {"qap.alpha_dynamic": 1},
+    "a level above 255": {"qap.duplicates": 256},
+    "a level as text": {"qap.skip_flat_tiles": "2"},
+    "a level below 0": {"qap.skip_flat_tiles": (-1, GGUFValueType.INT32)},
+    "duplicates beside an early drop": {"qap.duplicates": 3, "qap.encoder_keep": 0.5},
     "version 2": {"qap.version": 2},
     "version as text": {"qap.version": "1"},
 }

@@ -1,4 +1,5 @@
-"""The same drop in torch, on transformers' own towers: dropped patches are hidden from the attention of later layers.
+"""The same drop in torch, on transformers' own towers: dropped patches are hidden from the attention of later layers;
+of all layers, where it is known before which ones they are.
 
 Nothing is gathered or moved here, so places and positions cannot go wrong the same way twice: what a kept patch becomes
 depends on the kept ones only, whether the others are gone or out of sight. Scores are the reference's, in NumPy.
@@ -53,7 +54,10 @@ class Tower:
 
 @dataclass
 class Drop:
-    """What was dropped, filled while the tower runs: scores (n_tok,) and the tokens that went on, (n_early,)."""
+    """What was dropped, filled while the tower runs: scores (n_tok,) and the tokens that went on, (n_early,).
+
+    After 0 layers `kept` is given.
+    """
 
     after: int
     n_early: int
@@ -84,8 +88,13 @@ def _choose(tower: Tower, drop: Drop, weights: Array, config: qap.PruneConfig) -
     )
     drop.total = found.total
     drop.kept = np.sort(np.argsort(-drop.total, kind="stable")[: drop.n_early]).astype(np.int32)
-    numbers = tower.tokens(np.arange(len(raw)))
-    seen = numbers[drop.kept].reshape(-1)
+    return _in_sight(tower, drop.kept, len(raw))
+
+
+def _in_sight(tower: Tower, kept: Array, n_positions: int) -> Array:
+    """Positions of the patches of these tokens, and of the class token."""
+    numbers = tower.tokens(np.arange(n_positions))
+    seen = numbers[kept].reshape(-1)
     return seen if tower.cls is None else np.append(seen, tower.cls)
 
 
@@ -100,7 +109,8 @@ def dropping(tower: Tower, drop: Drop, config: qap.PruneConfig) -> Iterator[None
         def wrapped(owner: Any, query: Any, key: Any, value: Any, attention_mask: Any, *rest: Any, **more: Any) -> Any:
             nonlocal calls, mask, weights
             if calls == drop.after:
-                seen = _choose(tower, drop, weights, config)
+                known = drop.after == 0
+                seen = _in_sight(tower, drop.kept, key.shape[2]) if known else _choose(tower, drop, weights, config)
                 mask = torch.full((1, 1, 1, key.shape[2]), -1e30)
                 mask[..., torch.tensor(seen)] = 0
             if calls >= drop.after:
@@ -120,7 +130,7 @@ def dropping(tower: Tower, drop: Drop, config: qap.PruneConfig) -> Iterator[None
     names = ("vision_eager_attention_forward", "eager_attention_forward")
     undo = [(sys.modules[o], n, getattr(sys.modules[o], n)) for o in own for n in names if hasattr(sys.modules[o], n)]
     before = module.config._attn_implementation
-    hook = _layers(module)[drop.after - 1].register_forward_hook(note)
+    hook = _layers(module)[max(0, drop.after - 1)].register_forward_hook(note)
     module.set_attn_implementation("eager")
     for place, name, real in undo:
         setattr(place, name, attend(real))

@@ -1,4 +1,7 @@
-"""Early drop of letterboxed pictures in families whose tokens are several patches: whole tokens go, padding first."""
+"""Early drop of letterboxed pictures in families whose tokens are several patches: whole tokens go, padding first.
+
+Flat tiles and duplicates in families that cut pictures into tiles.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import pytest
 
 import qap_gguf as qap
 from families.test_padding import FAMILY_NAMES, check_both_paths, hooked, letterboxed, picture
+from qap_gguf import _core
 
 WITH_PADDING = ("gemma-3", "internvl", "llama-4")
 
@@ -51,3 +55,43 @@ def test_whole_tokens_go_and_padding_first(name: str, tmp_path: Path) -> None:
                 padded += int(image.padding.sum())
     assert dropped > 0
     assert (padded > 0) == (name in WITH_PADDING)
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["smolvlm", "internvl", "llama-4"])  # the last one's tiles have padding
+def test_flat_tiles_and_duplicates(name: str, tmp_path: Path) -> None:
+    pixels = picture((400, 100)).copy()
+    pixels[:, 150:] = 255
+    flat = qap.PruneConfig(keep_ratio=0.1, skip_flat_tiles=2)
+    four_tiles = {"size": {"longest_edge": 256}} if name == "smolvlm" else {}  # else a row of them in any case
+    with letterboxed(name, tmp_path, "auto", four_tiles) as model:
+        dense = model.encode(pixels)
+        both = flat.replace(duplicates=2)
+        for cfg in (
+            flat,
+            flat.replace(encoder_keep=0.5),
+            flat.replace(merge="average"),
+            both,
+            both.replace(merge="average", alpha="dynamic"),
+            both.replace(skip_flat_tiles=None),
+        ):
+            image = model.encode(pixels, cfg)
+            empty = [piece.n_left == 0 for piece in image.pieces]
+            assert any(empty) == (cfg.skip_flat_tiles is not None)
+            assert not empty[-1]  # the overview
+            assert image.n_left < image.n_real == dense.n_real
+            check_both_paths(model, image, pixels, cfg)
+            stats = qap.GenerationStats()
+            prompt = f"a{_core.media_marker()}b"
+            model.answers.place(prompt, [(image, model.prune(image, cfg))], stats, add_special=True)
+            assert stats.n_image_kept == cfg.count(image.n_real)
+            assert np.isfinite(model.last_logits()).all()
+        image = model.encode(pixels, flat)
+        kept = ~image.dropped
+        np.testing.assert_array_equal(image.features[kept], dense.features[kept])
+        assert image.received is not None
+        assert dense.received is not None
+        np.testing.assert_array_equal(image.received[kept], dense.received[kept])
+        model.answers.place(prompt, [(image, None)], stats, add_special=True)  # all that is left
+        assert stats.n_image_kept == kept.sum()

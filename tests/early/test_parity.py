@@ -52,23 +52,38 @@ class Case:
     vlm: qap.VisionModel
     tower: Tower
     pixels: Array
-    features: Callable[[], Array]  # transformers', (n_tok, n_embd)
+    features: Callable[[Array], Array]  # transformers' of pixels, (n_tok, n_embd)
 
     def dropped(self, config: qap.PruneConfig, after: int, n_early: int) -> tuple[Drop, Array]:
         """The drop in torch, and the features of what it left."""
         drop = Drop(after, n_early)
         with torch.no_grad(), dropping(self.tower, drop, config):
-            features = self.features()
+            features = self.features(self.pixels)
         return drop, features[drop.kept]
 
+    def with_copies(self) -> tuple[Array, Array]:
+        """The picture with tokens that repeat others, and those that do not, (n_left,)."""
+        rows, columns = (side // self.tower.merge for side in self.tower.grid)
+        size = self.pixels.shape[0] // rows
+        pixels, repeats = (
+            self.pixels.copy(),
+            np.random.default_rng(1).permutation(rows * columns)[: rows * columns // 3],
+        )
+        first = int(np.setdiff1d(np.arange(rows * columns), repeats)[0])
+        cells = pixels.reshape(rows, size, columns, size, 3).swapaxes(1, 2)  # a view
+        later = np.sort(repeats[repeats > first])
+        for token in later:
+            cells[token // columns, token % columns] = cells[first // columns, first % columns]
+        return pixels, np.setdiff1d(np.arange(rows * columns, dtype=np.int32), later)
 
-def llava(name: str, make_llava: Callable[..., Path]) -> tuple[Any, Path, Array, Array]:
-    """transformers' model, its folder, a picture, and the picture as transformers sees it."""
+
+def llava(name: str, make_llava: Callable[..., Path]) -> tuple[Any, Path, Array, Array, Array]:
+    """transformers' model, its folder, a picture, and the mean and deviation that its processor takes out of one."""
     folder = make_llava(siglip=LLAVA[name], vision={"image_size": 56}, top={"vision_feature_layer": -2})
     hf: Any = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     pixels = np.random.default_rng(5).integers(0, 256, (56, 56, 3), dtype=np.uint8)
     mean, std = np.array([0.1, 0.2, 0.3], "f4"), np.array([0.4, 0.5, 0.6], "f4")  # of make_llava's processor
-    return hf, folder, pixels, (pixels.astype("f4") / 255 - mean) / std
+    return hf, folder, pixels, mean, std
 
 
 def tower_of(name: str, hf: Any, pixels: Array) -> Tower:
@@ -88,7 +103,7 @@ def case(
 ) -> Iterator[Case]:
     name = request.param
     if name in LLAVA:
-        hf, folder, pixels, normal = llava(name, request.getfixturevalue("make_llava"))
+        hf, folder, pixels, mean, std = llava(name, request.getfixturevalue("make_llava"))
         files = qap.convert(
             folder, tmp_path_factory.mktemp(name), quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
         )
@@ -96,10 +111,10 @@ def case(
         (hf, _, files), family = converted(name), FAMILIES[name]
         width, height = family.image
         pixels = np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        normal = ((pixels.astype("f4") / 255 - family.mean) / family.std).astype("f4")
-    values = torch.tensor(normal.transpose(2, 0, 1).copy())
+        mean, std = family.mean, family.std
 
-    def features() -> Array:
+    def features(shown: Array) -> Array:
+        values = torch.tensor(((shown.astype("f4") / 255 - mean) / std).astype("f4").transpose(2, 0, 1).copy())
         if name not in LLAVA:
             return truth.features(name, hf, values)
         out = hf.get_image_features(pixel_values=values[None])
@@ -109,10 +124,10 @@ def case(
         yield Case(name, vlm, tower_of(name, hf, pixels), pixels, features)
 
 
-def first_piece(case: Case, config: qap.PruneConfig) -> tuple[Array, dict[str, Any]]:
+def first_piece(case: Case, pixels: Array, config: qap.PruneConfig) -> tuple[Array, dict[str, Any]]:
     """Rows of the tokens that are left, and report, of the first tile."""
     native = case.vlm._encoder._native
-    chunks = case.vlm._encoder.tokenize(_core.media_marker(), [case.pixels], add_special=False)
+    chunks = case.vlm._encoder.tokenize(_core.media_marker(), [pixels], add_special=False)
     chunk = next(chunk for chunk in chunks if chunk.is_image)
     rows = native.encode(chunk, True, False, to_params(config))
     report = chunk.report()
@@ -123,7 +138,7 @@ def first_piece(case: Case, config: qap.PruneConfig) -> tuple[Array, dict[str, A
 @pytest.mark.parametrize("after", [1, 2])
 def test_scores_tokens_and_features_are_those_of_torch(case: Case, after: int) -> None:
     config = qap.PruneConfig(n_keep=1, encoder_keep=0.5, encoder_layer=after)
-    got, report = first_piece(case, config)
+    got, report = first_piece(case, case.pixels, config)
     n_early = config.count_early(report["n_total"])
     drop, want = case.dropped(config, after, n_early)
     print(
@@ -134,3 +149,23 @@ def test_scores_tokens_and_features_are_those_of_torch(case: Case, after: int) -
     assert nmse(report["early_total"], drop.total) <= LIMIT
     np.testing.assert_array_equal(report["early"], drop.kept)
     assert nmse(got, want) <= LIMIT
+
+
+def test_duplicates_are_out_of_sight_from_the_first_layer_on(case: Case) -> None:
+    config = qap.PruneConfig(n_keep=1, duplicates=0)
+    pixels, distinct = case.with_copies()
+    got, report = first_piece(case, pixels, config)
+    np.testing.assert_array_equal(report["early"], distinct)
+    assert report["early_total"] is None
+    assert 0 < len(distinct) < report["n_total"]
+    drop = Drop(0, len(distinct), kept=distinct)
+    with torch.no_grad(), dropping(case.tower, drop, config):
+        want = case.features(pixels)[distinct]
+    with torch.no_grad():
+        dense = case.features(pixels)[distinct]
+    print(
+        f"\n{case.name}: {len(distinct)} of {report['n_total']}, features {nmse(got, want):.1e}, "
+        f"were all seen {nmse(dense, want):.1e}"
+    )
+    assert nmse(got, want) <= LIMIT
+    assert nmse(dense, want) > 10 * LIMIT  # it does matter which ones are seen

@@ -39,3 +39,20 @@ def test_each_drop_is_encoded_once_and_keeps_k() -> None:
     assert {(o.n_kept, o.variant.budget is None) for o in found} == {(18, False), (144, True)}
     assert len(found) == 2 * len(questions) * (1 + 3 * 3 + 1)
     assert [vlm.n_encodes for vlm in opened] == [3, 0]  # whole, a half, a quarter; the second model has them already
+
+
+def test_what_pixels_leave_is_kept_where_it_is_less_than_k() -> None:
+    files = qap.packaged_model()
+    questions = [qe.Question(files.sample, "How many objects are there?", "four")]
+    base = qap.PruneConfig(duplicates=16)
+    rows = qe.variants(["dense", "qap", "dpp-flat", "pool", "random"], [qe.Budget(n_keep=72)], base)
+    assert {row.method: {c.duplicates for c in row.configs if c} for row in rows} == {
+        "dense": set(), "qap": {16}, "dpp-flat": {16}, "pool": {None}, "random": {16},
+    }  # fmt: skip
+    with qap.VisionModel(n_threads=1) as vlm:
+        n_left = vlm.encode(files.sample, base).n_left
+        assert 0 < n_left < 72
+        found = qe.evaluate(vlm, questions, rows)
+    assert {o.variant.method: o.n_kept for o in found} == {
+        "dense": 144, "qap": n_left, "dpp-flat": n_left, "pool": 72, "random": n_left,
+    }  # fmt: skip

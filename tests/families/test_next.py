@@ -228,6 +228,49 @@ def test_a_planned_chunk_keeps_what_prune_keeps(case: Case, cfg: PruneConfig) ->
     )
 
 
+def test_flat_tiles_are_left_out(case: Case) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (2 * SIDE, 2 * SIDE, 3), dtype=np.uint8)
+    pixels[:SIDE, SIDE:] = 200
+    cfg = PruneConfig(keep_ratio=0.5, skip_flat_tiles=0)
+    grid = np.zeros((16, 16), bool)  # 2 x 2 tiles of 8 x 8 tokens, no padding
+    grid[:8, 8:] = True
+    dense, image = case.vlm.encode(pixels), case.vlm.encode(pixels, cfg)
+    np.testing.assert_array_equal(image.dropped, np.concatenate([np.zeros(TOKENS, bool), grid.ravel()]))
+    (piece,) = image.pieces
+    left = piece.rows_of(np.flatnonzero(~image.dropped).astype(np.int32))
+    np.testing.assert_array_equal(image.features[left], dense.features[left])
+    assert image.received is not None
+    assert not image.received[image.dropped].any()
+    cut = case.vlm.prune(image, cfg)
+    assert len(cut.indices) == cfg.count(image.n_real) == 160
+    with qap.use(cfg):
+        (chunk,) = case.vlm._encoder._native.tokenize(_core.media_marker(), [pixels], False, True)
+    np.testing.assert_array_equal(case.vlm._encoder._native.encode(chunk, False), cut.features)
+    report = chunk.report()
+    assert report is not None
+    np.testing.assert_array_equal(report["indices"], cut.indices)
+    np.testing.assert_array_equal(report["early"], image.kept_early)
+    with pytest.raises(qap.UnsupportedError, match="duplicates: LLaVA-NeXT's tiles are put together from whole ones"):
+        case.vlm.encode(pixels, PruneConfig(duplicates=0))
+
+
+def test_flat_tiles_between_padding_are_left_out(case: Case) -> None:
+    """Of a picture on a grid that is higher, or wider, than it is: the tile with nothing but white and padding goes."""
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 2 * SIDE, 3), dtype=np.uint8)
+    pixels[:, SIDE - 8 :] = 255
+    for shown in (pixels, pixels.swapaxes(0, 1).copy()):
+        dense, image = case.vlm.encode(shown), case.vlm.encode(shown, PruneConfig(skip_flat_tiles=0))
+        n_grid = image.n_tokens - TOKENS
+        assert 0 < n_grid < 2 * TOKENS  # padding was cut off
+        assert image.n_left == image.n_real - n_grid // 2
+        assert not image.dropped[:TOKENS].any()
+        (piece,) = image.pieces
+        left = piece.rows_of(np.flatnonzero(~image.dropped).astype(np.int32))
+        np.testing.assert_array_equal(image.features[left], dense.features[left])
+        shown[20, -1] = shown[-1, 20] = 254  # the last pixel's line, and column
+        assert case.vlm.encode(shown, PruneConfig(skip_flat_tiles=0)).kept_early is None
+
+
 def test_the_stock_encoder_gives_upstreams_tiles(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     native = case.vlm._encoder._native
     monkeypatch.setenv("QAP_STOCK_ENCODER", "1")

@@ -7,6 +7,7 @@ the resize itself (native/src/families/letterbox.cpp).
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,19 +188,26 @@ FAMILY_NAMES = ["gemma-3", "internvl", "llama-4", *WITHOUT_PADDING]
 
 
 @contextlib.contextmanager
-def letterboxed(name: str, folder: Path) -> Iterator[qap.VisionModel]:
-    """A random model of a family, which pads its pictures."""
+def letterboxed(
+    name: str, folder: Path, resize: str = "pad", processor: dict[str, Any] | None = None
+) -> Iterator[qap.VisionModel]:
+    """A random model of a family, which pads its pictures unless asked otherwise.
+
+    `processor` changes settings of its image processor.
+    """
     for library in ("torch", "transformers", "sentencepiece"):
         pytest.importorskip(library)
     from families.checkpoints import FAMILIES
 
     FAMILIES[name].make(folder / "ckpt")
+    settings = folder / "ckpt" / "preprocessor_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | (processor or {})))
     made = qap.convert(
         folder / "ckpt", folder / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
     )
     llama = llama_cpp.Llama(str(made.model), n_ctx=1024, verbose=False, n_threads=1)
     try:
-        with qap.VisionModel(made.mmproj, llama, flash_attn=False, resize="pad", n_threads=1) as model:
+        with qap.VisionModel(made.mmproj, llama, flash_attn=False, resize=resize, n_threads=1) as model:
             yield model
     finally:
         llama.close()

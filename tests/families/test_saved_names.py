@@ -68,7 +68,8 @@ def test_the_namings_differ(places: Path) -> None:
         family: [set(Checkpoint(places / family / naming / "checkpoint", rename=str).tensors) for naming in NAMINGS]
         for family in NAMES
     }
-    assert sum(saved != other for saved, other in names.values()) > len(NAMES) // 3
+    differ = [family for family, (saved, other) in names.items() if saved != other]
+    assert len(differ) >= 7, differ
     saved, other = names["internvl"]
     assert any(tensor.startswith("vision_tower.encoder.layer.0.") for tensor in saved)
     assert any(tensor.startswith("language_model.model.layers.0.") for tensor in saved)

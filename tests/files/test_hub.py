@@ -86,6 +86,14 @@ def test_wishes_that_do_not_leave_one_file(files: list[str], wish: dict[str, str
         choose(files, **wish)
 
 
+@pytest.mark.parametrize("side", ["mtp-", "eagle3-", "dflash-", "dspark-", "imatrix-"])
+def test_models_that_draft_tokens_are_passed_over(side: str) -> None:
+    files = [f"{side}a-Q4_K_M.gguf", "x/other-Q4_K_M.gguf", "mmproj.gguf"]
+    assert choose(files) == (["x/other-Q4_K_M.gguf"], "mmproj.gguf")
+    assert choose(files, quant="Q4_K_M") == (["x/other-Q4_K_M.gguf"], "mmproj.gguf")
+    assert choose(files, filename=f"{side}*") == ([files[0]], "mmproj.gguf")
+
+
 def test_other_names() -> None:
     assert choose(["only.gguf", "the-mmproj.gguf"]) == (["only.gguf"], "the-mmproj.gguf")
     assert choose_mmproj(["x.gguf", "mmproj-b-Q8_0.gguf", "mmproj-b-f32.gguf"]) == "mmproj-b-Q8_0.gguf"

@@ -178,13 +178,13 @@ def test_native_parameters_are_checked() -> None:
     good: dict[str, Any] = {
         "keep_ratio": 0.5, "n_keep": 0, "alpha": 0.5, "alpha_dynamic": False, "error": "int4", "group_size": 128,
         "outlier": "range", "outlier_weight": 0.5, "semantic": "auto", "select": "dpp", "positions": "auto",
-        "merge": "none", "seed": 0, "encoder_layer": 0, "encoder_keep": 1.0,
+        "merge": "none", "seed": 0, "encoder_layer": 0, "encoder_keep": 1.0, "skip_flat_tiles": -1, "duplicates": -1,
     }  # fmt: skip
     assert _core.Params(**good).count(144) == 72
     for name, value in {
         "keep_ratio": 0.0, "n_keep": -1, "alpha": float("nan"), "error": "int9", "group_size": 0, "outlier": "peak",
         "outlier_weight": 1.5, "semantic": "texts", "select": "best", "positions": "any", "merge": "sum",
-        "encoder_layer": -1, "encoder_keep": 0.0,
+        "encoder_layer": -1, "encoder_keep": 0.0, "skip_flat_tiles": 256, "duplicates": -2,
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=name) as error:
             _core.Params(**{**good, name: value})

@@ -173,3 +173,16 @@ def test_features_that_are_not_finite_are_refused() -> None:
 )
 def test_shares(sizes: list[int], n_keep: int, want: list[int]) -> None:
     assert share(sizes, n_keep) == want
+
+
+def test_scores_of_a_piece_of_which_nothing_is_left_are_zeros() -> None:
+    """Not what the memory held before."""
+    piece, rows = Piece(n_tokens=60, n_columns=10, padding=tuple(range(60))), rows_of(PLAIN)
+    for _ in range(20):
+        dirty = [np.full(60, 7.0, np.float32) for _ in range(40)]
+        del dirty  # NumPy hands out the memory of small arrays again
+        found = prune(piece, rows, PruneConfig(), 0, attention=relevance(60, 0))
+        for name in ("error", "outlier", "sensitivity", "semantic", "total"):
+            np.testing.assert_array_equal(found[name], np.zeros(60))
+        assert found["alpha"] == np.float32(PruneConfig().alpha)
+        assert found["rows"].shape == (0, WIDTH)

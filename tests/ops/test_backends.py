@@ -26,7 +26,7 @@ from ops.tables import BACKENDS, VIEWS, Case, Row, Tables, case_of, cases_of, re
 from qap_gguf.config import ERRORS, GGML_ERRORS, OUTLIERS
 from qap_gguf.pruning.clip_text import ClipTextTower
 from qap_gguf.pruning.score import cosines
-from tiny_mmproj import PROJECTORS, tiny_mmproj
+from tiny_mmproj import WINDOWS, tiny_mmproj
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,6 +41,8 @@ CPU_ONLY = {
     *((gpu, "CPY iq4_nl, f32 -> f32") for gpu in ("CUDA", "Metal")),
 }
 KNOWN = STALE_TABLE | CPU_ONLY
+#: encoders that are run: one for each way of merging patches
+ENCODERS = ("idefics3", "gemma3", "internvl", "qwen2vl_merger", "qwen2.5vl_merger")
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +109,7 @@ def family_nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Nod
     image = folder / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(image)
     found = {}
-    for projector in PROJECTORS:
+    for projector in ENCODERS:
         mmproj = folder / f"{projector}.gguf"
         mmproj.write_bytes(tiny_mmproj(projector))
         encoder = WatchedEncoder(mmproj)
@@ -132,7 +134,7 @@ def early_nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Node
     image = folder / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(image)
     found: dict[str, list[Node]] = {}
-    for projector in ("mlp", *(name for name in PROJECTORS if name != "qwen2.5vl_merger")):
+    for projector in ("mlp", *(name for name in ENCODERS if name not in WINDOWS)):
         mmproj = folder / f"{projector}.gguf"
         if projector != "mlp":
             mmproj.write_bytes(tiny_mmproj(projector))

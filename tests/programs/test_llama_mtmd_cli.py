@@ -6,17 +6,23 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import qap_gguf as qap
+from dropin.gguf_copy import rewrite
 from programs.conftest import program
 
 
-def run(**env: str) -> tuple[str, str]:
-    """(answer, log) of one question about the packaged picture."""
+def run(*, mmproj: Path | None = None, image: Path | None = None, env: dict[str, str]) -> tuple[str, str]:
+    """(answer, log) of one question about the packaged picture, or another with another encoder."""
     files = qap.packaged_model()
-    words = ["-m", files.model, "--mmproj", files.mmproj, "--image", files.sample, "-p", "What is in row 2, column 4?"]
+    words: list[Any] = ["-m", files.model, "--mmproj", mmproj or files.mmproj, "--image", image or files.sample]
+    words += ["-p", "What is in row 2, column 4?"]
     done = subprocess.run(
         [program("llama-mtmd-cli"), *map(str, words), "--threads", "1", "-n", "8", "--temp", "0", "-lv", "4"],
         env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=120,
@@ -27,11 +33,34 @@ def run(**env: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize(("env", "n_image"), [({}, 144), ({"QAP_KEEP_RATIO": "0.125"}, 18)])
 def test_it_prunes_by_its_environment(env: dict[str, str], n_image: int) -> None:
-    said, log = run(**env)
+    said, log = run(env=env)
     assert "boat" in said
+    assert n_prompt(log) == n_image + 20
+
+
+def n_prompt(log: str) -> int:
+    """Tokens of the prompt."""
     found = re.search(r"prompt eval time.*?/\s*(\d+) tokens", log)
     assert found is not None
-    assert int(found[1]) == n_image + 20
+    return int(found[1])
+
+
+def test_tiles_of_which_nothing_is_kept(tmp_path: Path) -> None:
+    """Four tiles and an overview: two tokens for all of them, and four blank tiles."""
+    keys: dict[str, Any] = {
+        "clip.vision.mm_patch_merge_type": "spatial_unpad",
+        "clip.vision.image_grid_pinpoints": [384, 384],
+    }
+    mmproj = rewrite(qap.packaged_model().mmproj, tmp_path / "mmproj.gguf", keys)
+    blank = tmp_path / "blank.png"
+    Image.fromarray(np.full((384, 384, 3), 240, np.uint8)).save(blank)
+    for settings, n_image in (
+        ({"QAP_N_KEEP": "2"}, 2),
+        ({"QAP_KEEP_RATIO": "1", "QAP_SKIP_FLAT_TILES": "0"}, 144),
+        ({"QAP_KEEP_RATIO": "1", "QAP_SKIP_FLAT_TILES": "0", "QAP_DUPLICATES": "0"}, 1),
+    ):
+        _, log = run(mmproj=mmproj, image=blank, env=settings)
+        assert n_prompt(log) == n_image + 20, settings
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what Linux's loader tells")

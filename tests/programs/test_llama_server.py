@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import qap_gguf as qap
 import server_answers
+from dropin.gguf_copy import rewrite
 from programs.conftest import PICTURE, Server, program, running
 
 QUESTION = "What is in row 2, column 4?"
@@ -31,6 +37,9 @@ SETTINGS: list[tuple[dict[str, Any], int]] = [
     ({"prune": {"n_keep": 18, "encoder_keep": 0.5, "encoder_layer": 1}}, 18),
     ({"prune": {"n_keep": 18, "encoder_keep": 0.125}}, 18),
     ({"prune": {"n_keep": 72, "encoder_keep": 0.125}}, 18),
+    ({"prune": {"n_keep": 72, "duplicates": 16}}, 35),
+    ({"prune": {"n_keep": 18, "duplicates": 16, "skip_flat_tiles": 3}}, 18),
+    ({"prune": {"n_keep": 18, "duplicates": "off"}}, 18),
 ]
 
 #: What a request may get wrong, and what the answer says of it.
@@ -44,6 +53,8 @@ WRONG: list[tuple[Any, str]] = [
     ({"encoder_keep": 0}, "encoder_keep: expected a number in (0, 1], got '0'"),
     ({"encoder_layer": 0}, "encoder_layer: expected a whole number from 1, got '0'"),
     ({"encoder_keep": 0.5, "encoder_layer": 99}, "encoder_layer: expected a number in 1.."),
+    ({"duplicates": 256}, "duplicates: expected a whole number in 0..255, or off, got '256'"),
+    ({"duplicates": 3, "encoder_keep": 0.5}, "duplicates: expected encoder_keep 1 beside it, got 0.5"),
     ({"select": "best"}, "select: expected one of its names"),
     ({"keep": 18}, "unknown setting 'keep'"),
     ({"semantic": "text"}, "looks at the prompt"),
@@ -120,6 +131,36 @@ def test_the_environment_drops_early(tmp_path: Path) -> None:
         status, found = server.ask(QUESTION)
         assert status == 400
         assert "QAP_ENCODER_KEEP: expected a number in (0, 1], got '2'" in found["error"]["message"]
+
+
+def test_tiles_of_which_nothing_is_kept(tmp_path: Path) -> None:
+    """Four tiles, two of them blank, and an overview: fewer tokens than tiles, and nothing of the blank ones."""
+    keys: dict[str, Any] = {
+        "clip.vision.mm_patch_merge_type": "spatial_unpad",
+        "clip.vision.image_grid_pinpoints": [384, 384],
+    }
+    mmproj = rewrite(qap.packaged_model().mmproj, tmp_path / "mmproj.gguf", keys)
+    pixels = np.random.default_rng(0).integers(0, 256, (384, 384, 3), dtype=np.uint8)
+    pixels[:, :192] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
+    cases: list[tuple[dict[str, Any], int]] = [
+        ({"n_keep": 2}, 2),
+        ({"keep_ratio": 1}, 5 * DENSE),
+        ({"keep_ratio": 1, "skip_flat_tiles": 0}, 3 * DENSE),
+        ({"n_keep": 90, "skip_flat_tiles": 0}, 90),
+    ]
+    with running(tmp_path, "--mmproj", str(mmproj)) as server:
+        for prune, n_image in cases * 2:
+            asked = {"prune": {**prune, "indices": True}, "max_tokens": 2, "temperature": 0}
+            status, found = server.post(
+                "/v1/chat/completions", {"messages": [{"role": "user", "content": content}], **asked}
+            )
+            assert status == 200, found
+            assert found["usage"]["prompt_tokens"] == n_image + TEXT
+            assert sum(row["n_kept"] for row in found["prune"]["images"]) == n_image
 
 
 def test_a_wrong_variable_is_told(tmp_path: Path) -> None:

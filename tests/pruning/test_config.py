@@ -36,6 +36,7 @@ configs = st.builds(
     merge=st.sampled_from(config.MERGES),
     encoder_keep=st.integers(1, 10**6).map(lambda n: n / 10**6),
     encoder_layer=st.none() | st.integers(1, 2**31 - 1),
+    skip_flat_tiles=st.none() | st.integers(0, 255),
 )
 
 
@@ -44,7 +45,7 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert (cfg.keep_ratio, cfg.n_keep, cfg.alpha, cfg.error, cfg.group_size) == (0.25, None, 0.7, "int4", 128)
     assert (cfg.outlier, cfg.outlier_weight, cfg.semantic, cfg.select) == ("range", 0.5, "auto", "coverage")
     assert (cfg.positions, cfg.merge, cfg.seed) == ("auto", "none", 0)
-    assert (cfg.encoder_keep, cfg.encoder_layer) == (1.0, None)
+    assert (cfg.encoder_keep, cfg.encoder_layer, cfg.skip_flat_tiles, cfg.duplicates) == (1.0, None, None, None)
 
 
 @pytest.mark.parametrize(

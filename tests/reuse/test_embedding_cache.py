@@ -170,7 +170,7 @@ def test_every_kind_of_damage_counts_as_missing(store: EmbeddingStore) -> None:
         whole[:middle],
         whole + b"x",
         b"x" + whole,
-        whole.replace(_MAGIC, _MAGIC.replace(b"5", b"4")),
+        whole.replace(_MAGIC, _MAGIC.replace(b"6", b"4")),
         *(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in (0, 25, 60, middle, len(whole) - 1)),
         pack(KEYS[1], embedding()),
     ]

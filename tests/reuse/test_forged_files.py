@@ -34,6 +34,7 @@ def forged(change: Callable[[dict[str, Any], dict[str, Any]], None], **settings:
     plain: dict[str, Any] = {
         "key": KEYS[0], "grid": list(image.grid), "size": list(image.size), "seconds": image.seconds,
         "attention": None, "received": None, "hidden": None, "bytes_read": 0, "n_planes": 1,
+        "skip_flat_tiles": None, "duplicates": None,
         "pieces": [[p.n_tokens, p.n_columns, list(p.special), list(p.padding), list(p.dropped)] for p in image.pieces],
     }  # fmt: skip
     arrays: dict[str, Any] = {"features": image.features}
@@ -87,7 +88,7 @@ def with_array(field: str, array: Any) -> Edit:
 
 
 WRONG: list[Any] = ["x", -1, 1.5, None, True, [], {}, [[]], [1, 2, 3], ["a", "b"], 2**70, [1, None], {"a": 1}]
-FIELDS = ("grid", "size", "seconds", "bytes_read", "n_planes", "pieces", "attention", "key")
+FIELDS = ("grid", "size", "seconds", "bytes_read", "n_planes", "pieces", "attention", "key", "duplicates")
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
@@ -103,7 +104,7 @@ def test_fields_of_wrong_types_count_as_missing(store: EmbeddingStore) -> None:
     n_rows = embedding().features.shape[0]
     files = [
         forged(setting(field, value))
-        for field in FIELDS for value in WRONG if not (field == "attention" and value is None)
+        for field in FIELDS for value in WRONG if not (field in ("attention", "duplicates") and value is None)
         and not (field in ("bytes_read", "n_planes") and value == 1) and not (field == "seconds" and value == 1.5)
     ]  # fmt: skip
     files += [forged(without(field)) for field in FIELDS if field != "attention"]

@@ -16,7 +16,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 
 import qap_gguf as qap
 from gguf_mutations import KINDS, Gguf, write
-from mutate import outcomes, use_tiles
+from mutate import outcomes, use_tiles, with_axes
 from qap_gguf.files.gguf import check_mmproj
 from tiny_mmproj import PROJECTORS, tiny_mmproj
 
@@ -47,7 +47,8 @@ def test_the_undamaged_files_run(projector: str, tmp_path: Path, packaged: qap.P
     path = tmp_path / f"{projector}.gguf"
     path.write_bytes(tiny_mmproj(projector))
     assert check_mmproj(path) == 256
-    use_tiles(path, packaged.model)
+    model = packaged.model if projector != "hunyuanvl" else with_axes(packaged.model, tmp_path / "model.gguf")
+    use_tiles(path, model)
 
 
 def test_taking_apart_and_putting_together_changes_nothing(packaged: qap.PackagedModel) -> None:

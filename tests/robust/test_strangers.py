@@ -210,7 +210,7 @@ def test_memory_and_time_are_limited(tmp_path: Path, packaged: qap.PackagedModel
         "load_trial._core.try_model = lambda *_: {fault};"
         "load_trial.main(sys.argv[1])"
     )
-    words = f'[[null, "{packaged.model}"]]'
+    words = f'[[null, "{packaged.model}", true]]'
     done = subprocess.run(
         [sys.executable, "-c", code.format(fault="bytearray(1 << 31)"), words],
         capture_output=True,

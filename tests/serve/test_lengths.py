@@ -85,7 +85,8 @@ def test_nothing_is_refused_that_fits() -> None:
         tokens = len(llm.tokenize(text.encode(), add_bos=False, special=True))
         assert 0 <= limit.at_least(text) <= tokens, text
     assert limit.at_least("<|im_end|>" * 700) == 700
-    with pytest.raises(ConfigError, match="at least 700"):
+    assert limit.at_least("<|im_end|>" * 700, 300) == 301  # counting ends there
+    with pytest.raises(ConfigError, match=f"at least {n_ctx + 1};"):
         limit.check("<|im_end|>" * 700)
     limit.check_turns([["a"], [""]] * n_ctx)
     with pytest.raises(ConfigError, match=f"{n_ctx + 1} messages"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import contextlib
 import http.client
 import io
@@ -16,9 +17,15 @@ from typing import Any
 import anyio
 import pytest
 from PIL import Image
+from starlette.requests import Request
 
+from qap_gguf.errors import ConfigError
 from qap_gguf.serve import guard
+from qap_gguf.serve.app import Application
 from qap_gguf.serve.metrics import Metrics
+from qap_gguf.serve.requests import Prepared
+from qap_gguf.serve.settings import ServeSettings
+from qap_gguf.serve.upstream import Upstream
 from serve.conftest import SAMPLE, URI, Served, ask, serving
 from serve.test_requests import WEB
 
@@ -291,3 +298,47 @@ def test_values_of_a_body(server: Served) -> None:
         found, answer = server.post(ask(ignored=[0] * (n + 1)))
         assert found == status, answer
     assert f"at most {most} commas" in answer["error"]["message"]
+
+
+class Slow:
+    """Checks requests slowly, and notes how many of a kind at a time."""
+
+    def __init__(self) -> None:
+        self.now: collections.Counter[str] = collections.Counter()
+        self.most: collections.Counter[str] = collections.Counter()
+
+    def chat(self, body: dict[str, Any]) -> Prepared:
+        kind = body["user"]
+        self.now[kind] += 1
+        self.most[kind] = max(self.most[kind], self.now[kind])
+        time.sleep(0.1)
+        self.now[kind] -= 1
+        raise ConfigError("checked")
+
+
+def test_large_requests_are_checked_one_at_a_time() -> None:
+    """Those that are large by their pictures alone are not large."""
+    slow: Any = Slow()
+    app = Application(Upstream(1, ""), slow, ServeSettings(), Metrics())
+    kinds = {"small": ask(), "picture": ask("data:image/png;base64," + "A" * 100_000), "large": ask(user="a" * 100_000)}
+
+    async def send_one(kind: str) -> None:
+        data = json.dumps({**kinds[kind], "user": kind, "stop": kinds[kind].get("user")}).encode()
+        scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": data}
+
+        async def send(_message: Any) -> None:
+            pytest.fail("expected no answer")
+
+        with pytest.raises(ConfigError, match="checked"):
+            await app.chat(Request(scope, receive), scope, receive, send)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            for kind in list(kinds) * 4:
+                tasks.start_soon(send_one, kind)
+
+    anyio.run(main)
+    assert slow.most == {"small": 4, "picture": 4, "large": 1}

@@ -19,7 +19,7 @@ import qap_gguf as qap
 from prompts.cases import CASES, TOOL, ours_of
 from prompts.published import TEMPLATES, source_of
 from qap_gguf import _core
-from qap_gguf.errors import ModelFileError, UnsupportedError
+from qap_gguf.errors import ConfigError, ModelFileError, UnsupportedError
 from qap_gguf.generation.chat_formats import ChatFormat, named_format
 from qap_gguf.generation.messages import read_messages
 from qap_gguf.serve.answers import events_of
@@ -89,6 +89,14 @@ def test_pictures_arrive_as_we_decode_them(preparer: Preparer) -> None:
     assert prepared.n_pixels == sum(load_image(source)[..., 0].size for source in (data, SAMPLE.read_bytes()))
 
 
+def test_thousands_of_messages_are_refused_before_they_are_read(
+    preparer: Preparer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qap_gguf.serve.requests.read_messages", None)
+    with pytest.raises(ConfigError, match="16001 messages with text; send fewer"):
+        preparer.chat({"messages": [{"role": "user", "content": "a"}] * 16_001})
+
+
 def test_only_known_fields_go_on(preparer: Preparer) -> None:
     odd: dict[str, Any] = {
         "n_predict": 5,
@@ -113,7 +121,11 @@ def test_weights_that_the_file_lacks_are_refused(preparer: Preparer) -> None:
 def test_all_of_a_pruning_is_said(preparer: Preparer) -> None:
     """Nothing is left to what llama-server has by default."""
     asked = preparer.chat(ask(prune={"alpha": "dynamic"})).body["prune"]
-    assert asked == {k: v for k, v in qap.PruneConfig(n_keep=72, alpha="dynamic").to_dict().items() if v is not None}
+    expected = qap.PruneConfig(n_keep=72, alpha="dynamic").to_dict() | {"skip_flat_tiles": "off", "duplicates": "off"}
+    assert asked == {k: v for k, v in expected.items() if v is not None}
+    assert preparer.chat(ask(prune={"duplicates": 3})).body["prune"]["duplicates"] == 3
+    for off in ("off", None):
+        assert preparer.chat(ask(prune={"duplicates": off, "skip_flat_tiles": 0})).body["prune"]["duplicates"] == "off"
     assert preparer.chat(ask(prune=None)).body["prune"] is False
     assert "prune" not in preparer.chat(ask()).body
 

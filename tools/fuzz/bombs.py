@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import http.client
 import io
 import json
@@ -20,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 #: Options of `qap-gguf serve`.
-LIMITS = ("--ctx", "512", "--max-image-mb", "1", "--max-body-mb", "2")
+LIMITS = ("--parallel", "4", "--ctx", "512", "--max-image-mb", "1", "--max-body-mb", "2")
 CHAT, TEXT, TOKENS = "/v1/chat/completions", "/v1/completions", "/extras/tokenize"
 _WEB = "http" + "://"
 _TIMEOUT = 120.0
@@ -43,9 +44,14 @@ class Request:
     kind: str = "application/json"
     length: int | None = None
 
+    @functools.cached_property
+    def data(self) -> bytes:
+        """The body's bytes."""
+        return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+
     def send(self, address: Address) -> str:
         """The answer's status."""
-        data = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+        data = self.data
         headers = {"Content-Type": self.kind, "Content-Length": str(len(data) if self.length is None else self.length)}
         with contextlib.closing(http.client.HTTPConnection(*address, timeout=_TIMEOUT)) as connection:
             connection.request("POST", self.path, data, headers)

@@ -40,6 +40,7 @@ PYTHON = ("grammar", "schema")
 WORDS = (
     b"n_keep\x0018\x00keep_ratio\x000.5", b"alpha\x00dynamic\x00alpha\x000.7", b"select\x00dpp\x00seed\x007",
     b"error\x00q4_0\x00group_size\x0032", b"encoder_keep\x001e-9\x00encoder_layer\x003",
+    b"skip_flat_tiles\x00255\x00duplicates\x00off",
     b"positions\x00keep\x00merge\x00average",
 )  # fmt: skip
 GRAMMARS = (b'root ::= "a" b? [0-9]{2,4}\nb ::= (root | "c")*', b'root ::= ("a" | "a")* # again', b"root ::= [^\\n]+")

@@ -26,12 +26,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gguf_mutations import KINDS, Gguf
+from gguf_mutations import KINDS, Gguf, write
 from process_limits import bound, ending
 from tiny_mmproj import PROJECTORS, tiny_mmproj
 
 RAN, REFUSED, OTHER = 0, 10, 11
 SECONDS = 60  # of processor time for a child; more is a loss
+
+
+def with_axes(model: Path, target: Path) -> Path:
+    """A relabelled language model as one with M-RoPE of its own, which HunyuanVL's encoder must have beside it."""
+    file = Gguf(model.read_bytes())
+    target.write_bytes(write([key for key in file.keys if key.name != b"qap.origin.architecture"], file.tensors))
+    return target
 
 
 def use_pair(mmproj: Path, model: Path) -> None:
@@ -133,6 +140,7 @@ def outcomes(
     files = qap.packaged_model()
     # as a llama: what most files are, and the stock handler's
     good = {"mmproj": files.mmproj, "model": relabel(files.model, folder / "plain.gguf", undo=True)}
+    axes = with_axes(files.model, folder / "axes.gguf")
     whole = {name: path.read_bytes() for name, path in good.items()}
     apart = {name: Gguf(data) for name, data in (whole | {name: tiny_mmproj(name) for name in PROJECTORS}).items()}
     running: dict[int, tuple[Case, Path, Path]] = {}
@@ -143,6 +151,7 @@ def outcomes(
             damaged, log = folder / f"{case.number}-{case.target}.gguf", folder / f"{case.number}.log"
             damaged.write_bytes(case.kind(case.rng, apart[case.target]))
             pair = {**good, "model" if case.target == "model" else "mmproj": damaged}
+            pair |= {"model": axes} if case.target == "hunyuanvl" else {}
             pid = os.fork()
             if pid == 0:
                 status = OTHER

@@ -47,6 +47,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "select": ("coverage", "dpp", "topk", "uniform", "divprune"),
     "merge": ("none", "average"),
     "encoder_keep": (1, 0.5),
+    "duplicates": ("off", 3, 16),
 }
 #: numbers of pictures, question, the field `prune`
 Asked = tuple[tuple[int, ...], str, "dict[str, Any] | None"]
@@ -140,6 +141,8 @@ def draw(order: random.Random) -> Asked:
     prune = {name: order.choice(values) for name, values in FIELDS.items() if order.random() < 0.5}
     if prune.get("alpha") == 1.0 and prune.get("semantic") == "none":
         del prune["alpha"]  # nothing to rank by: refused
+    if prune.get("encoder_keep", 1) < 1:
+        prune.pop("duplicates", None)  # one of the two
     return numbers, question, {"n_keep": order.choice(FIELDS["n_keep"]), **prune}
 
 

@@ -16,7 +16,20 @@ F32, F16 = 0, 1
 U32_KEY, I32_KEY, F32_KEY, BOOL_KEY = 4, 5, 6, 7
 N, HEADS, FF, LAYERS, PATCH, WIDTH = 64, 4, 96, 2, 8, 256
 #: projector -> pixels of a side
-PROJECTORS = {"idefics3": 64, "gemma3": 64, "internvl": 64, "qwen2vl_merger": 64, "qwen2.5vl_merger": 64}
+PROJECTORS = dict.fromkeys(
+    ("idefics3", "gemma3", "internvl", "qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger", "glm4v", "exaone4_5",
+     "paddleocr", "kimivl", "kimik25", "hunyuanvl", "pixtral", "lfm2", "llama4"), 64,
+)  # fmt: skip
+#: towers that attend in windows
+WINDOWS = ("qwen2.5vl_merger", "exaone4_5")
+_FRAMES = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger", "glm4v", "exaone4_5")  # two filters
+_NO_BIAS = ("qwen2vl_merger", "qwen2.5vl_merger", "exaone4_5")  # of the filters
+_NO_TABLE = ("qwen2vl_merger", "qwen2.5vl_merger", "exaone4_5", "pixtral")  # of positions
+_CLASS = ("internvl", "llama4")
+_FUSED = ("internvl", "qwen3vl_merger", "glm4v", "exaone4_5")  # attn_qkv
+_GATED = ("qwen2.5vl_merger", "exaone4_5", "glm4v")
+_SCALED = ("idefics3", "gemma3", "internvl", "kimivl", "kimik25", "lfm2", "llama4")  # projector.scale_factor
+_LIMITED = ("paddleocr", "exaone4_5", "hunyuanvl")  # the file says how many pixels a picture has
 
 
 def _key(name: str, kind: int, what: Any) -> Key:
@@ -42,25 +55,34 @@ def _norm(name: str, n: int) -> list[tuple[str, list[int], int]]:
     return [(f"{name}.weight", [n], F32), (f"{name}.bias", [n], F32)]
 
 
+def _table(projector: str, side: int) -> list[tuple[str, list[int], int]]:
+    n_side = side // PATCH
+    sides = [n_side, n_side] if projector == "kimik25" else [n_side**2 + (projector in _CLASS)]
+    return [] if projector in _NO_TABLE else [("v.position_embd.weight", [N, *sides], F32)]
+
+
 def _tower(projector: str, side: int) -> list[tuple[str, list[int], int]]:
-    rows = [("v.patch_embd.weight", [PATCH, PATCH, 3, N], F16)]
-    n_patches = (side // PATCH) ** 2
-    if projector.startswith("qwen"):
+    weight = [3 * PATCH * PATCH, N] if projector == "llama4" else [PATCH, PATCH, 3, N]
+    rows = [("v.patch_embd.weight", weight, F16)]
+    if projector in _FRAMES:
         rows += [("v.patch_embd.weight.1", [PATCH, PATCH, 3, N], F16)]
-    else:
+    if projector not in _NO_BIAS:
         rows += [("v.patch_embd.bias", [N], F32)]
-        rows += [("v.position_embd.weight", [N, n_patches + (projector == "internvl")], F32)]
-    if projector == "internvl":
+    rows += _table(projector, side)
+    if projector in _CLASS:
         rows += [("v.class_embd", [N], F32)]
     rows += _norm("v.post_ln", N)
     for i in range(LAYERS):
         block = f"v.blk.{i}."
-        if projector == "internvl":
-            rows += _linear(block + "attn_qkv", N, 3 * N)
-            rows += [(block + "ls1.weight", [N], F32), (block + "ls2.weight", [N], F32)]
+        if projector in _FUSED:
+            rows += _linear(block + "attn_qkv", N, 2 * N if projector == "exaone4_5" else 3 * N)
         else:
             rows += [row for part in "qkv" for row in _linear(f"{block}attn_{part}", N, N)]
-        if projector == "qwen2.5vl_merger":
+        if projector == "internvl":
+            rows += [(block + "ls1.weight", [N], F32), (block + "ls2.weight", [N], F32)]
+        if projector == "glm4v":
+            rows += [(f"{block}attn_{part}_norm.weight", [N // HEADS], F32) for part in "qk"]
+        if projector in _GATED:
             rows += _linear(block + "ffn_gate", N, FF)
         rows += _linear(block + "attn_out", N, N) + _norm(block + "ln1", N) + _norm(block + "ln2", N)
         rows += _linear(block + "ffn_up", N, FF) + _linear(block + "ffn_down", FF, N)
@@ -68,14 +90,47 @@ def _tower(projector: str, side: int) -> list[tuple[str, list[int], int]]:
 
 
 def _projector(projector: str) -> list[tuple[str, list[int], int]]:
-    if projector == "idefics3":
-        return [("mm.model.fc.weight", [N * 4, WIDTH], F16)]
-    if projector == "gemma3":
-        return [("mm.input_projection.weight", [WIDTH, N], F16), ("mm.soft_emb_norm.weight", [N], F32)]
-    if projector == "internvl":
-        mlp = "mm.model.mlp."
-        return _norm(mlp + "0", 4 * N) + _linear(mlp + "1", 4 * N, 80) + _linear(mlp + "3", 80, WIDTH)
-    return _linear("mm.0", 4 * N, 4 * N) + _linear("mm.2", 4 * N, WIDTH)
+    mlp = "mm.model.mlp."
+    merged = _linear("mm.1", 4 * N, 80) + _linear("mm.2", 80, WIDTH)
+    merger = [("mm.patch_merger.weight", [2, 2, N, 80], F16), ("mm.patch_merger.bias", [80], F32)]
+    ends = [(name, [WIDTH], F32) for name in ("mm.image_begin", "mm.image_end", "mm.post_norm.weight")]
+    return {
+        "idefics3": [("mm.model.fc.weight", [N * 4, WIDTH], F16)],
+        "gemma3": [("mm.input_projection.weight", [WIDTH, N], F16), ("mm.soft_emb_norm.weight", [N], F32)],
+        "internvl": _norm(mlp + "0", 4 * N) + _linear(mlp + "1", 4 * N, 80) + _linear(mlp + "3", 80, WIDTH),
+        "llama4": [
+            (mlp + "1.weight", [4 * N, 80], F16), (mlp + "2.weight", [80, 72], F16),
+            ("mm.model.fc.weight", [72, WIDTH], F16),
+        ],
+        "glm4v": [
+            *merger, ("mm.model.fc.weight", [80, 72], F16), *_norm("mm.post_norm", 72),
+            *_linear("mm.up", 72, FF), *_linear("mm.gate", 72, FF), *_linear("mm.down", FF, WIDTH),
+        ],
+        "hunyuanvl": [
+            ("mm.pre_norm.weight", [N], F32), ("mm.0.weight", [2, 2, N, 80], F16), ("mm.0.bias", [80], F32),
+            ("mm.2.weight", [1, 1, 80, FF], F16), ("mm.2.bias", [FF], F32), ("v.image_newline", [FF], F32),
+            *_linear("mm.model.fc", FF, WIDTH), *ends,
+        ],
+        "pixtral": [
+            ("mm.input_norm.weight", [N], F32), ("mm.patch_merger.weight", [4 * N, N], F16),
+            *_linear("mm.1", N, 80), *_linear("mm.2", 80, WIDTH), ("v.token_embd.img_break", [WIDTH], F32),
+        ],
+        "lfm2": _norm("mm.input_norm", 4 * N) + merged,
+        **dict.fromkeys(("paddleocr", "kimivl", "kimik25"), _norm("mm.input_norm", N) + merged),
+    }.get(projector, _linear("mm.0", 4 * N, 4 * N) + _linear("mm.2", 4 * N, WIDTH))  # fmt: skip
+
+
+def _own_keys(projector: str, side: int) -> list[Key]:
+    own = {
+        "n_wa_pattern": (projector in WINDOWS, 2),
+        "projector.scale_factor": (projector in _SCALED, 2),
+        "preproc_image_size": (projector == "idefics3", 2 * side),
+        "spatial_merge_size": (projector == "pixtral", 2),
+        "attention.head_count_kv": (projector == "exaone4_5", HEADS // 2),
+        "image_min_pixels": (projector in _LIMITED, 4 * 4 * PATCH * PATCH),
+        "image_max_pixels": (projector in _LIMITED, 256 * 4 * PATCH * PATCH),
+    }
+    return [_key(f"clip.vision.{name}", U32_KEY, number) for name, (there, number) in own.items() if there]
 
 
 def tiny_mmproj(projector: str, seed: int = 0) -> bytes:
@@ -87,8 +142,8 @@ def tiny_mmproj(projector: str, seed: int = 0) -> bytes:
         _key("general.architecture", STRING, "clip"),
         _key("clip.has_vision_encoder", BOOL_KEY, True),
         _key("clip.projector_type", STRING, projector),
-        _key("clip.use_gelu", BOOL_KEY, not projector.startswith("qwen")),
-        _key("clip.use_silu", BOOL_KEY, projector == "qwen2.5vl_merger"),
+        _key("clip.use_gelu", BOOL_KEY, projector not in _GATED and projector != "qwen2vl_merger"),
+        _key("clip.use_silu", BOOL_KEY, projector in _GATED),
         *[
             _key(v + name, U32_KEY, n)
             for name, n in {
@@ -100,12 +155,7 @@ def tiny_mmproj(projector: str, seed: int = 0) -> bytes:
         _key(v + "image_mean", F32_KEY, [0.5, 0.5, 0.5]),
         _key(v + "image_std", F32_KEY, [0.5, 0.5, 0.5]),
     ]  # fmt: skip
-    if projector == "qwen2.5vl_merger":
-        keys.append(_key(v + "n_wa_pattern", U32_KEY, 2))
-    if not projector.startswith("qwen"):
-        keys.append(_key(v + "projector.scale_factor", U32_KEY, 2))
-    if projector == "idefics3":
-        keys.append(_key(v + "preproc_image_size", U32_KEY, 2 * side))
+    keys += _own_keys(projector, side)
     return write(keys, _filled(rng, _tower(projector, side) + _projector(projector)))
 
 

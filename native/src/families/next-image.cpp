@@ -11,7 +11,6 @@
 #include "qap.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -35,15 +34,6 @@ static clip_image_size best_size(const clip_image_size & picture, const std::vec
     return best;
 }
 
-// The picture's size within `grid`, its shape kept.
-static clip_image_size fitted(const clip_image_size & picture, const clip_image_size & grid) {
-    const double x = (double) grid.width / picture.width, y = (double) grid.height / picture.height;
-    if (x < y) {
-        return { grid.width, std::min((int) std::ceil(picture.height * x), grid.height) };
-    }
-    return { std::min((int) std::ceil(picture.width * y), grid.width), grid.height };
-}
-
 namespace {
 
 struct next_preprocessor : mtmd_image_preprocessor_llava_uhd {
@@ -63,7 +53,7 @@ struct next_preprocessor : mtmd_image_preprocessor_llava_uhd {
         stack.set_size({ side, side * (1 + grid_x * grid_y) }, img.is_placeholder());
         if (!img.is_placeholder()) {
             const bool           stretched = hparams.image_pad_rf == PAD_NONE;
-            const clip_image_u8  refined   = resized(img, stretched ? grid : fitted(picture, grid));
+            const clip_image_u8  refined   = resized(img, stretched ? grid : qap_fitted(picture, grid));
             const int            left      = (grid.width - refined.get_size().width) / 2;
             const int            top       = (grid.height - refined.get_size().height) / 2;
             std::vector<uint8_t> pixels;

@@ -5,6 +5,7 @@
 #include "clip-impl.h"
 #include "clip-model.h"
 #include "device.h"
+#include "pixels.h"
 #include "prune.h"
 #include "qap-error.h"
 #include "qap-hooks.h"
@@ -56,6 +57,14 @@ qap_packing qap_packing_of(const clip_hparams & hparams, const clip_image_f32 & 
         packing.width -= 2 * packing.left;
     }
     return packing;
+}
+
+clip_image_size qap_fitted(const clip_image_size & picture, const clip_image_size & grid) {
+    const double x = (double) grid.width / picture.width, y = (double) grid.height / picture.height;
+    if (x < y) {
+        return { grid.width, std::min((int) std::ceil(picture.height * x), grid.height) };
+    }
+    return { std::min((int) std::ceil(picture.width * y), grid.width), grid.height };
 }
 
 const char * qap_tiles_why_not(const clip_ctx * ctx, bool mrope) {
@@ -136,6 +145,48 @@ static bool is_padding(const qap_packing & packing, int32_t tile) {
     return tile > 0 && (x + packing.side <= 0 || x >= packing.width || y + packing.side <= 0 || y >= packing.height);
 }
 
+// The part of this tile that is picture; next-image.cpp centres it on the grid.
+static qap_area area_of(const clip_hparams & hparams, const clip_image_f32 & stack, int32_t tile) {
+    if (hparams.image_pad_rf == PAD_NONE) {
+        return {};
+    }
+    const clip_image_f32::anyres_info & tiles = stack.anyres;
+    const int                           side  = stack.nx();
+    const clip_image_size               grid  = { tiles.grid_x * side, tiles.grid_y * side };
+    const clip_image_size               size  = qap_fitted({ tiles.orig_nx, tiles.orig_ny }, grid);
+    const qap_area picture = { true, (grid.width - size.width) / 2, (grid.height - size.height) / 2, size.width,
+                               size.height };
+    return qap_hook_cropped(picture, (tile - 1) % tiles.grid_x * side, (tile - 1) / tiles.grid_x * side, side, side);
+}
+
+// Do the pixels of this tile say nothing? The base is no tile.
+static bool is_flat(const clip_hparams & hparams, const clip_image_f32 & stack, int32_t tile, int32_t level) {
+    if (tile == 0 || level < 0) {
+        return false;
+    }
+    const int     side   = stack.nx();
+    const float * pixels = stack.get_ro_buf().data() + (size_t) tile * (size_t) side * (size_t) side * 3;
+    return qap_is_flat(hparams, pixels, side, side, area_of(hparams, stack, tile), level);
+}
+
+std::vector<int32_t> qap_packed_left(const clip_hparams & hparams, const clip_image_f32 & stack, int32_t level) {
+    const qap_packing        packing = qap_packing_of(hparams, stack);
+    const std::vector<float> ones((size_t) packing.n_base(), 1.0f);
+    canvas                   shown(packing, 1, 0);
+    for (int32_t tile = 0; tile <= packing.n_tiles(); tile++) {
+        if (!is_flat(hparams, stack, tile, level)) {
+            shown.put(tile, ones);
+        }
+    }
+    std::vector<int32_t> left;
+    for (int32_t token = 0; token < packing.n_tokens(); token++) {
+        if (shown.values[(size_t) token] > 0.0f) {
+            left.push_back(token);
+        }
+    }
+    return left;
+}
+
 static clip_image_f32_batch cut(const clip_image_f32 & stack, int32_t tile) {
     const size_t               side = (size_t) stack.nx(), size = side * side * 3;
     const std::vector<float> & all = stack.get_ro_buf();
@@ -197,7 +248,8 @@ static int encode_packed(clip_ctx * ctx, const clip_encode_params & params) {
     noted_signals      signals;
     std::vector<float> out((size_t) packing.n_base() * width);
     for (int32_t tile = 0; tile <= packing.n_tiles(); tile++) {
-        if (is_padding(packing, tile)) {
+        const int32_t level = plan != nullptr && plan->given ? plan->params.skip_flat_tiles : -1;
+        if (is_padding(packing, tile) || is_flat(model.hparams, stack, tile, level)) {
             continue;
         }
         clip_image_f32_batch one = cut(stack, tile);

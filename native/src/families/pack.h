@@ -12,6 +12,7 @@ struct clip_ctx;
 struct clip_hparams;
 struct clip_image_f32;
 struct clip_image_f32_batch;
+struct clip_image_size;
 
 struct qap_packing {
     int32_t side   = 0; // of a tile, in tokens
@@ -34,6 +35,13 @@ struct qap_packing {
 bool qap_packs(int projector, const clip_image_f32 & image);
 
 qap_packing qap_packing_of(const clip_hparams & hparams, const clip_image_f32 & image);
+
+// The picture's size within a grid of tiles, its shape kept, in pixels.
+clip_image_size qap_fitted(const clip_image_size & picture, const clip_image_size & grid);
+
+// Numbers of the tokens of a stack of tiles that the base shows, or a tile that is not within `level` of one colour
+// (pixels.h), ascending.
+std::vector<int32_t> qap_packed_left(const clip_hparams & hparams, const clip_image_f32 & stack, int32_t level);
 
 // One line that says why the tiles of this model are not packed as it was trained, or null: they are, or there are none.
 const char * qap_tiles_why_not(const clip_ctx * ctx, bool mrope);

@@ -50,7 +50,7 @@ double needed_bytes(const file & f, const tower & t, int64_t width) {
     const tiling tiled    = largest_tiling(f, t);
     const double tokens   = std::max(n / (merge * merge), tiled.tokens);
     const double pixels   = 3.0 * (double) (t.image_size * t.image_size) * tiled.tiles; // as bytes, and in f32
-    const double rows     = 4.0 * tokens * (double) (width > 0 ? width : t.n_embd);
+    const double rows     = 4.0 * tokens * (double) ((width > 0 ? width : t.n_embd) * t.n_planes);
     const auto   params   = qap_params_default();
     const auto   n_tokens = (int32_t) std::min(tokens, 1e9);
     const double choice   = qap_choice_bytes(&params, n_tokens, (int32_t) (width > 0 ? width : t.n_embd), n_tokens / 4);

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qap_gguf.arguments import is_unicode
-from qap_gguf.config import PruneConfig
+from qap_gguf.config import LEVELS, PruneConfig
 from qap_gguf.errors import ConfigError
 from qap_gguf.serve.request_fields import CHAT, SAMPLING
 from qap_gguf.vision.images import ImageSource
@@ -26,7 +26,7 @@ CHAT_PATH: Final = "/v1/chat/completions"
 PATHS: Final = (CHAT_PATH, "/v1/completions")
 #: Settings of the pruning; `error` is what a result is called, and `seed` is that of sampling. `prune` has them all.
 _PRUNE: Final = tuple(f.name for f in dataclasses.fields(PruneConfig) if f.name not in ("error", "seed"))
-_WHOLE: Final = ("n_keep", "group_size", "encoder_layer")
+_WHOLE: Final = ("n_keep", "group_size", "encoder_layer", *LEVELS)
 _NOT_IN_ROWS: Final = ("stream", "timings_per_token", "return_progress")
 #: Settings of the answer.
 _ANSWER: Final = (

@@ -23,6 +23,7 @@ _MAX_CHARACTERS = 1 << 18
 _MAX_DEPTH = 200
 # One that is not closed goes on to the end: else each bracket of a row of them would look for an end of its own.
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*\]?|#[^\n]*', re.DOTALL)
+_PARENTHESIS = re.compile(r"[()]")
 
 
 def check_grammar(llama: llama_cpp.Llama | Vocabulary, grammar: Any) -> None:
@@ -45,12 +46,11 @@ def check_grammar(llama: llama_cpp.Llama | Vocabulary, grammar: Any) -> None:
 def _check_text(text: Any) -> None:
     if not isinstance(text, str) or len(text) > _MAX_CHARACTERS:
         raise ConfigError(f"grammar: expected at most {_MAX_CHARACTERS} characters; make it shorter")
-    depth = deepest = 0
-    for letter in _LITERAL.sub("", text):
-        depth += (letter == "(") - (letter == ")")
-        deepest = max(deepest, depth)
-    if deepest > _MAX_DEPTH:
-        raise ConfigError(f"grammar: expected at most {_MAX_DEPTH} nested parentheses, got {deepest}; use rules")
+    depth = 0
+    for letter in _PARENTHESIS.findall(_LITERAL.sub("", text)):
+        depth += 1 if letter == "(" else -1
+        if depth > _MAX_DEPTH:
+            raise ConfigError(f"grammar: expected at most {_MAX_DEPTH} nested parentheses, got more; use rules")
     if not is_unicode(text):
         raise ConfigError("grammar: expected Unicode text, got a lone surrogate; take it out")
     check_ways(text)

@@ -61,6 +61,8 @@ class _Cost:
 
     def check(self) -> int:
         """The visits; raises ConfigError for what is too much."""
+        if any(_own_optional(node) ** 3 // _COPIES_OF_A_VISIT > MAX_WORK for node in self._nodes):
+            raise _too_much()  # before all else is counted, which takes long where there are thousands
         followed = self._fold(self._nodes, self._same_place, lambda node, inner: 1 + len(_types(node)) + sum(inner))
         if sum(followed.values()) > MAX_FOLLOWED:
             raise _too_much()
@@ -137,10 +139,7 @@ class _Cost:
         return [] if _is_reference(node) else [*_children(node), *(inner for inner, _ in self._merged(node))]
 
     def _visits(self, node: Node, inner: list[int]) -> int:
-        required = node.get("required")
-        names = set(map(str, required)) if isinstance(required, list) else set()
-        own = sum(name not in names for name in _object(node, "properties"))
-        optional = max(own, sum(is_optional for _, is_optional in self._merged(node)))
+        optional = max(_own_optional(node), sum(is_optional for _, is_optional in self._merged(node)))
         return max(1, len(_types(node))) * (1 + sum(inner) + optional**3 // _COPIES_OF_A_VISIT)
 
     def _resolve(self, ref: str) -> Node:
@@ -189,6 +188,13 @@ def _inner(node: Node) -> list[Node]:
         elif isinstance(value, list):
             stack += value
     return found
+
+
+def _own_optional(node: Node) -> int:
+    """Properties of an object that it does not require."""
+    required = node.get("required")
+    names = set(map(str, required)) if isinstance(required, list) else set()
+    return sum(name not in names for name in _object(node, "properties"))
 
 
 def _is_reference(node: Node) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar, cast
 import click
 
 from qap_gguf.arguments import MOST_IMAGE_TOKENS
+from qap_gguf.cli.pixel_options import PIXEL_OPTIONS
 from qap_gguf.config import ERRORS, MERGES, OUTLIERS, POSITIONS, SELECTORS, SEMANTICS, PruneConfig
 from qap_gguf.errors import ConfigError
 from qap_gguf.language.kv_types import KV_TYPES
@@ -128,6 +129,7 @@ _PRUNE: Final[dict[str, Callable[[Any], Any]]] = {
         metavar="L",
         help="Layers of the image encoder that see all patches, for --encoder-keep. [default: a quarter of them]",
     ),
+    **PIXEL_OPTIONS,
     "seed": click.option(
         "--seed",
         type=click.IntRange(0, 2**64 - 1),

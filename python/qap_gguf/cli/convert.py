@@ -31,19 +31,19 @@ from qap_gguf.cli.groups import GroupedCommand
 from qap_gguf.cli.progress import progress_bar, stops_cleanly
 
 
-def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, ...]:
+def _arguments(paths: tuple[str, ...], names: tuple[str, ...]) -> tuple[Path, ...]:
     """As many paths as there are names, or a usage error that says which is missing."""
     if len(paths) < len(names):
         raise click.UsageError(f"Missing argument '{names[len(paths)]}'.")
     if len(paths) > len(names):
         raise click.UsageError(f"expected {' and '.join(names)}, got {paths[len(names)]} too; put odd names in quotes")
-    return paths
+    return tuple(map(Path, paths))
 
 
 @click.command(
     cls=GroupedCommand, short_help="Turn a checkpoint into GGUF files; change the defaults that a file carries."
 )
-@click.argument("paths", metavar="DIR OUT", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="DIR OUT", nargs=-1, type=click.Path())  # no Path: it would spoil an address
 @click.option(
     "--quantize",
     default="Q4_K_M",
@@ -86,6 +86,7 @@ def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, .
 )
 @click.option("--annotate", is_flag=True, help="Copy an mmproj file with other pruning defaults; see above.")
 @click.option("--check", is_flag=True, help="Say what GGUF files are, and whether they fit together; see above.")
+@click.option("--allow-http", is_flag=True, help="With --check: addresses may be plain http, not only https.")
 @click.option(
     "--keep-positions/--no-keep-positions",
     default=None,
@@ -96,7 +97,7 @@ def _arguments(paths: tuple[Path, ...], names: tuple[str, ...]) -> tuple[Path, .
 @prune_options(without=("seed",))
 @output_options
 def convert(
-    paths: tuple[Path, ...],
+    paths: tuple[str, ...],
     quantize: str,
     mmproj_type: str,
     name: str | None,
@@ -106,6 +107,7 @@ def convert(
     imatrix_data: Path | None,
     annotate: bool,
     check: bool,
+    allow_http: bool,
     keep_positions: bool | None,
     undo: bool,
     force: bool,
@@ -135,7 +137,9 @@ def convert(
 
     With --check the arguments are GGUF files: what each is, whether every mmproj fits every language model, which
     pruning the images support, what defaults a file carries, and where stock llama.cpp runs an encoder otherwise than
-    it was trained. Exit status 1 when a file cannot be used or a pair does not fit.
+    it was trained. An argument may also be the https address of a file, or an id of the hub, owner/name or
+    owner/name:QUANT, for the pair that --hf would fetch; of those only the headers are fetched. Exit status 1 when a
+    file cannot be used or a pair does not fit.
 
     \b
     Examples:
@@ -146,6 +150,7 @@ def convert(
       qap-gguf convert --keep-positions model-Q4_K_M.gguf model-Q4_K_M-keep.gguf
       qap-gguf convert mmproj-f16.gguf mmproj-q8_0.gguf --mmproj-type q8_0
       qap-gguf convert --check mmproj.gguf model-Q4_K_M.gguf
+      qap-gguf convert --check ggml-org/gemma-3-4b-it-GGUF
     """
     given = prune_given(prune)
     if check:
@@ -164,8 +169,10 @@ def convert(
             "force",
             *prune,
         )
-        check_given(paths, as_json=as_json)
+        check_given(paths, allow_http=allow_http, as_json=as_json)
         return
+    if allow_http:
+        raise click.UsageError("--allow-http has a meaning with --check only; drop it, or give both")
     making = ("quantize", "mmproj_type", "name", "vision_tower", "clip_text", "imatrix", "imatrix_data")
     if annotate:
         refuse_options("--annotate", *(name for name in making if name != "imatrix"), "keep_positions", "undo")

@@ -109,14 +109,14 @@ def requantize_file(source: Path, out: Path, mmproj_type: str, *, force: bool, a
     click.echo(made.path)
 
 
-def check_given(paths: tuple[Path, ...], *, as_json: bool) -> None:
+def check_given(paths: tuple[str, ...], *, allow_http: bool, as_json: bool) -> None:
     """Print what the files are; exit status 1 when one cannot be used, or two do not fit."""
     if not paths:
         raise click.UsageError("Missing argument 'FILE...'.")
 
     import qap_gguf as qap
 
-    report = qap.check_files(*paths)
+    report = qap.check_files(*paths, allow_http=allow_http)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -128,10 +128,25 @@ def check_given(paths: tuple[Path, ...], *, as_json: bool) -> None:
         click.get_current_context().exit(1)
 
 
+def _size(n_bytes: float) -> str:
+    """A number of bytes for people."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if n_bytes >= unit), (1e3, "kB"))
+    return f"{n_bytes / unit:.1f} {name}"
+
+
 def _file_lines(file: FileReport) -> Iterator[str]:
     yield f"{file.path}: {file.kind}" + (f", {file.family}" if file.family else "")
     if file.error:
         yield f"  error: {file.error}"
+    if file.n_read is not None:
+        size = "bytes" if file.size is None else f"of {file.size:,} bytes"
+        yield f"  read: {file.n_read:,} {size}, the header; nothing was tried that needs its weights"
+    if file.weights:
+        yield f"  weights: {', '.join(f'{kind} {_size(n_bytes)}' for kind, n_bytes in file.weights.items())}"
+    if file.image:
+        yield f"  image: {', '.join(f'{name} {value}' for name, value in file.image.items())}"
+    if file.memory is not None:
+        yield f"  memory: about {_size(file.memory)} for the encoder and one picture"
     if file.width is not None:
         tokens = f", {file.n_tokens} tokens an image" if file.n_tokens is not None else ""
         yield f"  width of a token: {file.width}{tokens}"
@@ -156,5 +171,6 @@ def _pair_lines(pair: PairReport) -> Iterator[str]:
     if pair.fits and pair.why_not_prunable:
         yield f"  pruning: {pair.why_not_prunable}"
     elif pair.fits:
-        cure = f"; relabel with qap-gguf convert --keep-positions {pair.model} OUT.gguf" if pair.relabel else ""
+        model = "MODEL.gguf" if isinstance(pair.model, str) else pair.model  # of a far one, the copy that is fetched
+        cure = f"; relabel with qap-gguf convert --keep-positions {model} OUT.gguf" if pair.relabel else ""
         yield f"  positions: {'keep' if 'keep' in pair.positions else 'compact only' + cure}"

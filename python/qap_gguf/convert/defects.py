@@ -17,6 +17,17 @@ __all__ = ["RELABELLED", "Defect", "find_defects"]
 _CLASS = "v.class_embd"
 _GRID = "clip.vision.image_grid_pinpoints"
 _LLAVA_GRAPH = ("mlp", "ldp", "ldpv2")  # projectors behind tools/mtmd/models/llava.cpp with a CLIP or SigLIP tower
+#: smart_resize() of transformers, in Python
+_ROUNDED = (
+    "qwen2vl_merger",
+    "qwen2.5vl_merger",
+    "qwen3vl_merger",
+    "glm4v",
+    "paddleocr",
+    "exaone4_5",
+    "hunyuanvl",
+    "lfm2",
+)
 _LETTERBOXED = tuple(name for name in _core.projectors("resize") if name != "internvl")  # it has a row of its own
 
 
@@ -208,6 +219,13 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
         Defect(
             "the language model's text stands at 0 on the fourth axis of its positions, where training counted it: "
             "answers differ, without a picture too"
+        ),
+    ),
+    (
+        _of(*_ROUNDED),
+        Defect(
+            "sides halfway between two numbers of tokens are rounded up, where training rounded to the even number",
+            patch="006-resize.patch",
         ),
     ),
     (

@@ -5,12 +5,18 @@ Facts: tools/mtmd/clip-impl.h (keys and tensor names), native/src/clip-text/load
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qap_gguf.convert.llava.clip_text import PREFIX as TEXT_PREFIX
 from qap_gguf.files.gguf import GgufInfo
 
 __all__ = ["MmprojFacts", "mmproj_facts"]
+
+_IMAGE_KEYS = (
+    "image_size", "patch_size", "image_min_pixels", "image_max_pixels", "preproc_image_size", "preproc_min_tiles",
+    "preproc_max_tiles",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,12 +28,14 @@ class MmprojFacts:
         n_tokens: tokens of every image, None where it depends on the image (or is not known here).
         class_token: the vision tower has a class token.
         text_tower: the file carries CLIP's text tower and projections.
+        image: its keys about the size of a picture, in pixels or tiles, those that it has.
     """
 
     projector: str
     n_tokens: int | None
     class_token: bool
     text_tower: bool
+    image: Mapping[str, int]
 
 
 def mmproj_facts(info: GgufInfo) -> MmprojFacts:
@@ -37,7 +45,8 @@ def mmproj_facts(info: GgufInfo) -> MmprojFacts:
         >>> import qap_gguf as qap
         >>> from qap_gguf.files.gguf import read_gguf
         >>> mmproj_facts(read_gguf(qap.packaged_model().mmproj))
-        MmprojFacts(projector='mlp', n_tokens=144, class_token=True, text_tower=False)
+        MmprojFacts(projector='mlp', n_tokens=144, class_token=True, text_tower=False,
+                    image={'image_size': 192, 'patch_size': 16})
     """
     keys = info.metadata
     # Newer files of several modalities name the projector once for each.
@@ -47,6 +56,7 @@ def mmproj_facts(info: GgufInfo) -> MmprojFacts:
         n_tokens=_tokens(info, str(projector)),
         class_token="v.class_embd" in info.tensors,
         text_tower=f"{TEXT_PREFIX}version" in keys,
+        image={name: value for name in _IMAGE_KEYS if isinstance(value := keys.get(f"clip.vision.{name}"), int)},
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qap_gguf.config import PruneConfig
+from qap_gguf.config import LEVELS, PruneConfig
 from qap_gguf.errors import ConfigError
 
 #: Method -> what it means, in the order of the tables.
@@ -152,6 +152,7 @@ def _settings(
     some_early = list(dict.fromkeys(early)) or [base.encoder_keep]
     if method in WHOLE:
         some_early = [1.0]
+        base = base.replace(**dict.fromkeys(LEVELS))
     rows = []
     for alpha, error, keep in itertools.product(some_alphas, some_errors, some_early):
         words = [f"alpha {alpha}"] if len(some_alphas) > 1 else []

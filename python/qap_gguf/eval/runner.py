@@ -123,7 +123,7 @@ class _Picture:
         known = self._known.get((question, key))
         if known is not None:
             return known
-        expected = image.n_tokens if used is None else used.count(self._image.n_real)
+        expected = image.n_tokens if used is None else self._count(used)
         said, stats = _generate(self._model, image, question, used, self._max_tokens)
         if stats.n_image_kept != expected:  # a table whose rows kept something else than they say is worse than none
             raise NativeError(
@@ -135,6 +135,9 @@ class _Picture:
         self._known[question, key] = _Answer(said, expected, float(stats.prefill_s) if whole else None)
         return self._known[question, key]
 
+    def _count(self, config: PruneConfig) -> int:
+        return min(config.count(self._image.n_real), int(self._image.n_left))
+
     def _kept(self, question: Question, config: PruneConfig) -> Any:
         return self._model.prune(self._image, config, question.text).indices
 
@@ -143,9 +146,9 @@ class _Picture:
         if variant.method not in (*REPLACED, RESIZE) or config is None:
             return self._image, config
         if variant.method == RESIZE and variant.key not in self._shown:
-            self._shown[variant.key] = self._smaller(config.count(self._image.n_real)), None
+            self._shown[variant.key] = self._smaller(self._count(config)), None
         if variant.key not in self._shown:
-            tokens = replacement(variant.method, self._image, config.count(self._image.n_real))
+            tokens = replacement(variant.method, self._image, self._count(config))
             kept = config.replace(n_keep=len(tokens))
             indices = self._model.prune(self._image, kept).indices
             self._shown[variant.key] = replaced_image(self._image, tokens, indices), kept
@@ -242,9 +245,9 @@ def _asked(picture: _Picture, questions: Mapping[int, Question], variant: Varian
 
 
 def _early(variant: Variant) -> str:
-    """What tells pictures apart that were encoded with different early drops: "" without one."""
+    """What tells pictures apart of which the encoder left different tokens out: "" where it left none out."""
     config = variant.configs[0]
-    return "" if config is None or config.encoder_keep == 1 else early_identity("", config)
+    return "" if config is None or not config.drops_early else early_identity("", config)
 
 
 def _encoded(
@@ -254,7 +257,7 @@ def _encoded(
     variants: Sequence[Variant],
     embeddings: MutableMapping[Any, Any] | None,
 ) -> Any:
-    early = config is not None and config.encoder_keep < 1
+    early = config is not None and config.drops_early
     key = (path, early_identity("", config)) if early else path
     image = None if embeddings is None else embeddings.get(key)
     if image is None:

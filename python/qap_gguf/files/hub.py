@@ -11,7 +11,7 @@ import contextlib
 import fnmatch
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -23,6 +23,8 @@ _ID: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?::([\w.-]+))?")
 _SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 #: What a repository without a wish gives, the first that it has; llama.cpp begins with the same.
 _QUANTS: Final = ("Q4_K_M", "Q4_K_S", "Q5_K_M", "Q4_0", "Q8_0")
+#: In names of what is no whole model: importance matrices, and models that draft tokens (common/download.cpp).
+_SIDE: Final = ("imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 _MMPROJ: Final = ("f16", "bf16", "q8_0", "f32")
 
 
@@ -37,6 +39,46 @@ class HubFiles:
 
     model: Path
     mmproj: Path
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of the hub.
+
+    Attributes:
+        name: ``owner/name/file``.
+        url: its address.
+        path: in the hub's cache; None where the hub can be reached.
+    """
+
+    name: str
+    url: str
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class HubPair:
+    """A language model and its mmproj on the hub.
+
+    Attributes:
+        model: the language model's files, in order.
+        mmproj: the image encoder.
+        headers: of requests for them: who asks, and the login, if there is one.
+    """
+
+    model: tuple[HubFile, ...]
+    mmproj: HubFile
+    headers: Mapping[str, str]
+
+
+def is_id(text: object) -> bool:
+    """Whether a text can be the id of a repository with GGUF files; a path of a GGUF file is none.
+
+    Example:
+        >>> is_id("someone/llava-GGUF:Q4_K_M"), is_id("models/llava.gguf")
+        (True, False)
+    """
+    return isinstance(text, str) and _ID.fullmatch(text) is not None and not text.lower().endswith(".gguf")
 
 
 def split_id(text: str) -> tuple[str, str | None]:
@@ -59,6 +101,10 @@ def _is_mmproj(name: str) -> bool:
     return "mmproj" in PurePosixPath(name).name.lower()
 
 
+def _is_side_file(name: str) -> bool:
+    return any(word in PurePosixPath(name).name.lower() for word in _SIDE)
+
+
 def choose(
     files: Sequence[str], *, quant: str | None = None, filename: str | None = None, mmproj: str | None = None
 ) -> tuple[list[str], str]:
@@ -76,7 +122,7 @@ def choose(
         >>> choose(["a-Q8_0.gguf", "a-Q4_K_M.gguf", "mmproj-a-f16.gguf", "README.md"])
         (['a-Q4_K_M.gguf'], 'mmproj-a-f16.gguf')
     """
-    models = [name for name in _firsts(files) if not _is_mmproj(name) and "imatrix" not in name.lower()]
+    models = [name for name in _firsts(files) if not _is_mmproj(name) and (filename or not _is_side_file(name))]
     if quant is not None and filename is None:
         model = _only([name for name in models if _has_quant(name, quant)], models, "quantization", quant)
     else:
@@ -152,7 +198,7 @@ def fetch_pair(
         ModelFileError: no such repository or file, no access to it, or no network and no copy in the cache.
     """
     split_id(repo_id)
-    files = _files(repo_id, revision, cache_dir)
+    files, _ = _files(repo_id, revision, cache_dir)
     models, projector = choose(files, quant=quant, filename=filename, mmproj=mmproj)
     with _in_one_line(repo_id):
         paths = [_download(repo_id, name, revision, cache_dir) for name in [*models, projector]]
@@ -168,9 +214,30 @@ def fetch_mmproj(
         ConfigError, ModelFileError: see :func:`fetch_pair`.
     """
     split_id(repo_id)
-    chosen = choose_mmproj(_files(repo_id, revision, cache_dir), name)
+    chosen = choose_mmproj(_files(repo_id, revision, cache_dir)[0], name)
     with _in_one_line(repo_id):
         return _download(repo_id, chosen, revision, cache_dir)
+
+
+def find_pair(repo_id: str, *, quant: str | None = None) -> HubPair:
+    """The files that :func:`fetch_pair` would bring, without bringing them.
+
+    Raises:
+        ConfigError, ModelFileError: see :func:`fetch_pair`.
+    """
+    split_id(repo_id)
+    files, cached = _files(repo_id, None, None)
+    models, projector = choose(files, quant=quant)
+    hub = _hub()
+
+    def file(name: str) -> HubFile:
+        path = hub.try_to_load_from_cache(repo_id, name) if cached else None
+        url = hub.hf_hub_url(repo_id, name)
+        return HubFile(f"{repo_id}/{name}", url, Path(path) if isinstance(path, str) else None)
+
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    return HubPair(tuple(file(name) for name in models), file(projector), build_hf_headers())
 
 
 def _hub() -> Any:
@@ -189,17 +256,17 @@ def _download(repo_id: str, name: str, revision: str | None, cache_dir: str | Pa
     return Path(_hub().hf_hub_download(repo_id, name, revision=revision, cache_dir=cache_dir))
 
 
-def _files(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> list[str]:
-    """Files of a repository; of its copy in the cache where the hub is out of reach."""
+def _files(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> tuple[list[str], bool]:
+    """Files of a repository; of its copy in the cache where the hub is out of reach, and whether it is that."""
     hub = _hub()
     try:
         with _in_one_line(repo_id):
-            return list(hub.list_repo_files(repo_id, revision=revision))
+            return list(hub.list_repo_files(repo_id, revision=revision)), False
     except _OutOfReachError as err:
         cached = _cached(hub, repo_id, revision or "main", cache_dir)
         if not cached:
             raise ModelFileError(str(err)) from err
-        return cached
+        return cached, True
 
 
 def _cached(hub: Any, repo_id: str, revision: str, cache_dir: str | Path | None) -> list[str]:

@@ -16,13 +16,13 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qap_gguf import _core
 from qap_gguf.errors import ConfigError, ModelFileError
-from qap_gguf.files.gguf import check_pair
+from qap_gguf.files.gguf import check_pair, model_parts
 from qap_gguf.files.packaged import packaged_model
 from qap_gguf.files.regular import open_regular
 from qap_gguf.files.user_cache import user_folder
@@ -34,7 +34,6 @@ CHECKS = ("gate", "child", "none")
 _SECONDS = 600.0  # that a child may take on a busy machine; its CPU time is limited in load_trial.py
 _MOST = 1000  # names that are remembered
 _REFUSED = "refused"
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 # upstream's words before it ends a process, the best first
 _WORDS = (
     re.compile(r"[^/\\\s]+:\d+: (?:GGML_ASSERT|.*error|.*fail|.*not )[^\n]*"),
@@ -54,10 +53,12 @@ class Job:
 
     Attributes:
         mmproj, model: the files; one of them may be None.
+        weights: they have their tensors' data. Files without (files/far.py) are opened and not run.
     """
 
     mmproj: Path | None
     model: Path | None
+    weights: bool = True
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -130,7 +131,7 @@ def why_not(jobs: Sequence[Job]) -> list[str | None]:
         outcomes = _child([jobs[i] for i in waiting])
         for i, outcome in zip(waiting, outcomes, strict=False):
             name = names[i]
-            if outcome is None and name is not None:
+            if outcome is None and name is not None and jobs[i].weights:
                 _remember(name)
             found[i] = None if outcome == _REFUSED else outcome
         waiting = waiting[len(outcomes) :]
@@ -141,7 +142,7 @@ def _child(jobs: Sequence[Job]) -> list[str | None]:
     """Outcomes of the first jobs, one or more: a job that ends the child is the last of them."""
     if not sys.executable:
         raise ModelFileError(f"expected a Python to try {jobs[0]} in, found none here; choose check='gate'")
-    words = [[None if path is None else str(path) for path in (job.mmproj, job.model)] for job in jobs]
+    words = [[*(None if path is None else str(path) for path in (job.mmproj, job.model)), job.weights] for job in jobs]
     command = [sys.executable, "-c", _START, os.pathsep.join(filter(None, sys.path)), json.dumps(words)]
     hidden = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES"), "")
     env = {**os.environ, **hidden, "GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": "1"}
@@ -197,18 +198,9 @@ def _name(job: Job) -> str | None:
         return None
     digest = hashlib.blake2b(f"1 {_core.__version__} {_core.upstream_version}".encode(), digest_size=20)
     for kind, path in (("mmproj", job.mmproj), ("model", job.model)):
-        for part in _parts(path) if path is not None else ():
+        for part in model_parts(path) if path is not None else ():
             _add(digest, kind, part)
     return digest.hexdigest()
-
-
-def _parts(path: Path) -> Iterable[Path]:
-    """All files of a model in several."""
-    found = _PART.search(path.name)
-    if found is None:
-        return [path]
-    stem = path.name[: found.start()]
-    return [path.with_name(f"{stem}-{i:05}-of-{found[2]}.gguf") for i in range(1, min(int(found[2]), 512) + 1)]
 
 
 def _add(digest: hashlib.blake2b, kind: str, path: Path) -> None:

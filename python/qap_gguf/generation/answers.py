@@ -81,13 +81,20 @@ class Answers:
         return self._language.room
 
     def check_fit(
-        self, prompt: str, sizes: Sequence[tuple[int, int]], cfg: PruneConfig | None, *, add_special: bool
+        self,
+        prompt: str,
+        sizes: Sequence[tuple[int, int]],
+        left: Sequence[int | None],
+        cfg: PruneConfig | None,
+        *,
+        add_special: bool,
     ) -> None:
         """Refuse a prompt that cannot fit before its pictures are encoded, which may take minutes.
 
         Args:
             prompt, add_special: see :meth:`place`.
             sizes: (width, height) of each picture.
+            left: tokens that the encoder leaves of each, None where only sizes and `cfg` say it.
             cfg: how they will be pruned; None keeps all tokens.
 
         Raises:
@@ -97,7 +104,7 @@ class Answers:
         self._check_open()
         n_rows = largest = 0
         limit = self._encoder.max_tokens
-        for size in sizes:
+        for size, n_left in zip(sizes, left, strict=True):
             counts = self._encoder.count(size)
             if limit is not None and counts.n_tokens > limit:
                 raise ImageError(
@@ -105,6 +112,7 @@ class Answers:
                     f"{size[0]} x {size[1]} pixels; scale it down"
                 )
             kept = counts.n_tokens if cfg is None else cfg.count(counts.n_real)
+            kept = kept if n_left is None else min(kept, n_left)
             n_rows += kept + counts.n_special
             largest = max(largest, min(counts.largest, kept + counts.n_special))
         chunks = self._encoder.tokenize(prompt, list(sizes), add_special=add_special)

@@ -38,7 +38,7 @@ class PromptLimit:
         >>> PromptLimit(llm).check("What is this?")
         >>> PromptLimit(llm).check("<|im_end|>" * 100_000)
         Traceback (most recent call last):
-        qap_gguf.errors.ConfigError: prompt: expected at most 512 tokens (n_ctx), got at least 100000; shorten it
+        qap_gguf.errors.ConfigError: prompt: expected at most 512 tokens (n_ctx), got at least 513; shorten it
         >>> llm.close()
     """
 
@@ -59,14 +59,16 @@ class PromptLimit:
         texts = sorted(filter(None, special), key=len, reverse=True)  # as libllama: the longest first
         return (re.compile("|".join(map(re.escape, texts))) if texts else None), longest
 
-    def at_least(self, text: str) -> int:
-        """Tokens that `text` has or more; 0 for one that is short anyway."""
+    def at_least(self, text: str, most: int | None = None) -> int:
+        """Tokens that `text` has or more; 0 for one that is short anyway. Counting ends above `most`."""
         if len(text) <= _PLENTY * self._n_ctx:
             return 0
         pattern, longest = self._vocabulary
         found, rest = 0, len(text.encode("utf-8", "replace"))
         for match in pattern.finditer(text) if pattern is not None else ():
             found += 1
+            if most is not None and found > most:
+                return found
             rest -= len(match[0].encode("utf-8", "replace"))
         return found + rest // longest
 
@@ -76,12 +78,24 @@ class PromptLimit:
         Raises:
             ConfigError: it cannot.
         """
-        n_ctx, found = self._n_ctx, self.at_least(text)
+        n_ctx, found = self._n_ctx, self.at_least(text, self._n_ctx)
         if found > n_ctx:
             raise ConfigError(f"{what}: expected at most {n_ctx} tokens (n_ctx), got at least {found}; shorten it")
 
+    def check_number(self, n_messages: int) -> None:
+        """So many messages with text may fit the context: each is a token, or more.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        if n_messages > self._n_ctx:
+            raise ConfigError(
+                f"messages: expected at most {self._n_ctx} tokens (n_ctx), got {n_messages} messages with text; "
+                "send fewer"
+            )
+
     def check_turns(self, texts: list[list[str]]) -> None:
-        """A conversation may fit the context; it has a token for each turn that says something, or more.
+        """A conversation may fit the context.
 
         Args:
             texts: the texts of each turn.
@@ -89,9 +103,5 @@ class PromptLimit:
         Raises:
             ConfigError: it cannot.
         """
-        n_ctx, found = self._n_ctx, sum(any(parts) for parts in texts)
-        if found > n_ctx:
-            raise ConfigError(
-                f"messages: expected at most {n_ctx} tokens (n_ctx), got {found} messages with text; send fewer"
-            )
+        self.check_number(sum(any(parts) for parts in texts))
         self.check("".join(part for parts in texts for part in parts), "messages")

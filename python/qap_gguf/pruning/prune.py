@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qap_gguf import _core
 from qap_gguf.arguments import FloatArray, IndexArray
-from qap_gguf.config import PruneConfig
+from qap_gguf.config import LEVELS, PruneConfig
 from qap_gguf.defaults import check_config, check_weights, to_params
 from qap_gguf.errors import ArrayError, ConfigError, UnsupportedError
 from qap_gguf.pruning.relevance import Signals
@@ -154,14 +154,21 @@ def score_image(
 
 
 def _check_early(image: ImageEmbedding, cfg: PruneConfig) -> None:
-    """`image` was encoded with the early drop that `cfg` asks for; one with a drop can also be pruned without asking.
+    """The encoder left out of `image` what `cfg` asks for; where it did, pruning need not ask for it again.
 
     Raises:
-        ConfigError: it was not.
+        ConfigError: it did not.
     """
+    for name in LEVELS:
+        asked, found = getattr(cfg, name), getattr(image, name)
+        if asked is not None and asked != found:
+            raise ConfigError(
+                f"{name}: expected an image that was encoded with {asked}, got one with {found}; pass the same config "
+                f"to encode(image, prune), or use {name}=None"
+            )
     if cfg.encoder_keep == 1:
         return
-    expected = sum(cfg.count_early(piece.n_real) for piece in image.pieces if piece.n_real)
+    expected = sum(cfg.count_early(piece.n_real) for piece in image.pieces if piece.n_left)
     if image.n_left != expected:
         raise ConfigError(
             f"encoder_keep: expected an image that was encoded with it, {expected} of its {image.n_real} tokens left, "

@@ -33,6 +33,21 @@ from qap_gguf.serve.upstream import Upstream
 _PASSED = ("content-type", "cache-control", "etag")
 #: Commas and brackets of a body: its fields, a schema, tools; and those in texts that fit the context.
 _VALUES, _VALUES_OF_A_TOKEN = 100_000, 8
+#: Bytes beside its pictures above which a body is checked alone: Python does one thing at a time, and small requests
+#: share that time with one large one instead of many.
+_LARGE = 1 << 16
+
+
+def _picture_bytes(body: dict[str, Any]) -> int:
+    """Characters of the pictures in a chat."""
+    found, messages = 0, body.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            url = part.get("image_url") if isinstance(part, dict) else None
+            url = url.get("url") if isinstance(url, dict) else url
+            found += len(url) if isinstance(url, str) else 0
+    return found
 
 
 class _Weight:
@@ -90,6 +105,7 @@ class Application:
         rules = settings.sources
         # a decoded picture is large, a fetched one is waited for
         self._decoding = anyio.CapacityLimiter(16 if rules.allow_urls else 4)
+        self._checking = anyio.CapacityLimiter(1)
         # llama-server holds the pixels of a request until it has made the encoder's input of them
         self._pixels = _Weight(rules.max_pixels * rules.max_images)
 
@@ -182,7 +198,8 @@ class Application:
         async with self._admitted(), contextlib.AsyncExitStack() as stack:
             try:
                 with anyio.fail_after(seconds):
-                    prepared = await self._prepared(prepare, body)
+                    large = len(await request.body()) - _picture_bytes(body) > _LARGE
+                    prepared = await self._prepared(prepare, body, self._checking if large else None)
                     let_go = await stack.enter_async_context(self._pixels.held(prepared.n_pixels))
             except TimeoutError as err:
                 raise too_slow(seconds) from err
@@ -191,9 +208,11 @@ class Application:
             prepared.body = {}
             await relay(scope, receive, send)
 
-    async def _prepared(self, prepare: Callable[[dict[str, Any]], Prepared], body: dict[str, Any]) -> Prepared:
+    async def _prepared(
+        self, prepare: Callable[[dict[str, Any]], Prepared], body: dict[str, Any], limiter: anyio.CapacityLimiter | None
+    ) -> Prepared:
         started = time.perf_counter()
-        prepared = await anyio.to_thread.run_sync(prepare, body)
+        prepared = await anyio.to_thread.run_sync(prepare, body, limiter=limiter)
         if prepared.images:
             await anyio.to_thread.run_sync(self.preparer.load, prepared, limiter=self._decoding)
             self.metrics.add("seconds_total", time.perf_counter() - started, 'step="images"')
@@ -213,12 +232,15 @@ class Application:
     async def tokenize(self, request: Request) -> Response:
         """Token ids of a text."""
         body = await self._json(request)
-        return JSONResponse({"tokens": await anyio.to_thread.run_sync(self.preparer.tokens, body.get("input"))})
+        return JSONResponse({"tokens": await self._tokens(body.get("input"))})
 
     async def count(self, request: Request) -> Response:
         """Number of tokens of a text."""
         body = await self._json(request)
-        return JSONResponse({"count": len(await anyio.to_thread.run_sync(self.preparer.tokens, body.get("input")))})
+        return JSONResponse({"count": len(await self._tokens(body.get("input")))})
+
+    async def _tokens(self, text: Any) -> list[int]:
+        return await anyio.to_thread.run_sync(self.preparer.tokens, text, limiter=self._checking)
 
     async def detokenize(self, request: Request) -> Response:
         """Text of token ids."""

@@ -23,7 +23,7 @@ from qap_gguf import _core
 from qap_gguf.chat.grammars import check_grammar
 from qap_gguf.chat.schemas import checked_schema, schema_grammar
 from qap_gguf.chat.tools import ToolChoice, read_tools, response_schema
-from qap_gguf.config import WEIGHTS_KEY, PruneConfig
+from qap_gguf.config import LEVELS, WEIGHTS_KEY, PruneConfig
 from qap_gguf.defaults import check_weights
 from qap_gguf.errors import ConfigError
 from qap_gguf.files.gguf import read_gguf
@@ -138,6 +138,7 @@ class Preparer:
             raise ConfigError("messages: expected a list of messages, got none; send it")
         out = self._common(body, {**SAMPLING, **CHAT})
         out |= self._prune(body)
+        self.limit.check_number(_n_texts(body["messages"]))  # before the thousands of them are read
         turns = read_messages(body["messages"], look_for_files=False)
         images = images_of(turns)
         if len(images) > self.settings.sources.max_images:
@@ -307,10 +308,14 @@ class Preparer:
                 f'prune: expected an object such as {{"n_keep": 64}}, got {str(asked)[:80]!r}; see docs/serve.md'
             )
         told = {name: asked[name] for name in ("indices", "scores") if isinstance(asked.get(name), bool)}
-        config = self.config.replace(**{name: value for name, value in asked.items() if name not in told})
+        changes = {name: value for name, value in asked.items() if name not in told}
+        changes |= {name: None for name in LEVELS if changes.get(name) == "off"}
+        config = self.config.replace(**changes)
         check_semantic(config)
         check_weights(config, self._weighted)
-        return {"prune": {name: value for name, value in config.to_dict().items() if value is not None} | told}
+        found = {name: value for name, value in config.to_dict().items() if value is not None}
+        off = {name: "off" for name in LEVELS if name not in found}  # over the environment of llama-server
+        return {"prune": found | off | told}
 
 
 def check_semantic(config: PruneConfig) -> None:
@@ -324,6 +329,13 @@ def check_semantic(config: PruneConfig) -> None:
             f"semantic: expected a score of the picture alone, got {config.semantic!r}, which looks at the prompt; "
             "choose auto, cls, attention or none"
         )
+
+
+def _n_texts(messages: Any) -> int:
+    """Messages whose content is a text, which is not empty."""
+    given = messages if isinstance(messages, list) else []
+    contents = (message.get("content") for message in given if isinstance(message, dict))
+    return sum(isinstance(content, str) and content != "" for content in contents)
 
 
 def _top(name: str, value: Any) -> int:

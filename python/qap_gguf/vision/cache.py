@@ -23,7 +23,7 @@ import numpy as np
 
 from qap_gguf import _core
 from qap_gguf.arguments import check_integer
-from qap_gguf.config import PruneConfig
+from qap_gguf.config import LEVELS, PruneConfig
 from qap_gguf.runtime.load import library_folder
 from qap_gguf.vision.embedding import ImageEmbedding, is_usable
 from qap_gguf.vision.images import Pixels
@@ -244,7 +244,7 @@ def _content(path: Path) -> str:
 
 
 def early_identity(identity: str, early: PruneConfig | None) -> str:
-    """The name of an encoder that drops tokens early by a config; the encoder's own for None.
+    """The name of an encoder that leaves tokens out by a config; the encoder's own for None.
 
     Example:
         >>> half = PruneConfig(encoder_keep=0.5)
@@ -255,7 +255,8 @@ def early_identity(identity: str, early: PruneConfig | None) -> str:
         return identity
     names = ("encoder_keep", "encoder_layer", "alpha", "error", "group_size", "outlier", "outlier_weight")
     chosen = [getattr(early, name) for name in names] + [early.semantic == "attention"]
-    return f"{identity} {json.dumps(chosen)}"
+    levels = [getattr(early, name) for name in LEVELS]
+    return f"{identity} {json.dumps([levels, chosen if early.encoder_keep < 1 else None])}"
 
 
 def image_key(pixels: Pixels, identity: str) -> str:

@@ -25,7 +25,7 @@ BoolArray = npt.NDArray[np.bool_]
 class ImageEmbedding:
     """All tokens of one encoded image, those that are padding among them.
 
-    After an early drop (``PruneConfig.encoder_keep``) the rows, signals and hidden rows of dropped tokens are zeros.
+    Where the encoder left tokens out (``PruneConfig.drops_early``), their rows, signals and hidden rows are zeros.
 
     Attributes:
         features: the rows that the language model gets, float32 (n_rows, n_embd): tokens and special rows of all
@@ -40,6 +40,7 @@ class ImageEmbedding:
         pieces: the tiles of the picture, or the whole of it.
         n_planes: planes of a row; the first is what scores look at.
         thumbnail: the picture as a small JPEG file, uint8 (n_bytes,), which notebooks show; None where it is not known.
+        skip_flat_tiles, duplicates: those of the PruneConfig that it was encoded with.
     """
 
     features: FloatArray
@@ -53,6 +54,8 @@ class ImageEmbedding:
     pieces: tuple[Piece, ...] = ()
     n_planes: int = 1
     thumbnail: npt.NDArray[np.uint8] | None = None
+    skip_flat_tiles: int | None = None
+    duplicates: int | None = None
 
     def __post_init__(self) -> None:
         if not self.pieces:
@@ -88,17 +91,17 @@ class ImageEmbedding:
 
     @property
     def n_left(self) -> int:
-        """Tokens that can be kept: those that are no padding, and that no early drop took."""
+        """Tokens that can be kept: those that are no padding, and that the encoder did not leave out."""
         return sum(piece.n_left for piece in self.pieces)
 
     @cached_property
     def dropped(self) -> BoolArray:
-        """Which tokens the encoder dropped early, bool (n_tok,)."""
+        """Which tokens the encoder dropped early or left out from the start, bool (n_tok,)."""
         return self._mask([piece.dropped for piece in self.pieces])
 
     @property
     def kept_early(self) -> IndexArray | None:
-        """Numbers of the tokens that an early drop left, int32 (n,), ascending; None where there was none."""
+        """Numbers of the tokens that the encoder did not leave out, int32 (n,), ascending; None where it took all."""
         return np.flatnonzero(~self.dropped).astype(np.int32) if any(p.dropped for p in self.pieces) else None
 
     @cached_property
@@ -142,6 +145,9 @@ def embedding_of(
     seconds: float,
     n_planes: int = 1,
     thumbnail: npt.NDArray[np.uint8] | None = None,
+    *,
+    skip_flat_tiles: int | None = None,
+    duplicates: int | None = None,
 ) -> ImageEmbedding:
     """The embedding of an image from what the encodes of its pieces gave; no report: a model that cannot be pruned."""
     pieces = tuple(piece_of(int(rows.shape[0]), report) for rows, report in zip(features, reports, strict=True))
@@ -151,7 +157,14 @@ def embedding_of(
     for name in ("attention", "received", "hidden"):
         parts = [None if report is None else report.get(name) for report in reports]
         found = [part for part in parts if part is not None]
-        signals[name] = np.concatenate(found) if len(found) == len(parts) else None
+        if found:  # a flat tile, which was not encoded, has none
+            flat = [piece.n_left == 0 for piece in pieces]
+            parts = [
+                np.zeros((piece.n_tokens, *found[0].shape[1:]), np.float32) if part is None and is_flat else part
+                for part, piece, is_flat in zip(parts, pieces, flat, strict=True)
+            ]
+        complete = [part for part in parts if part is not None]
+        signals[name] = np.concatenate(complete) if found and len(complete) == len(parts) else None
     both = zip(features, reports, strict=True)
     n_bytes = [int((report or {}).get("bytes_read", rows.nbytes)) for rows, report in both]  # no report: all rows
     return ImageEmbedding(
@@ -163,6 +176,8 @@ def embedding_of(
         pieces=pieces,
         n_planes=n_planes,
         thumbnail=thumbnail,
+        skip_flat_tiles=skip_flat_tiles,
+        duplicates=duplicates,
         **signals,
     )
 

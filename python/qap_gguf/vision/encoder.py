@@ -15,7 +15,7 @@ from typing import Any
 
 from qap_gguf import _core
 from qap_gguf.arguments import MOST_IMAGE_TOKENS, FloatArray, IndexArray, check_integer, one_line
-from qap_gguf.config import PruneConfig
+from qap_gguf.config import LEVELS, PruneConfig
 from qap_gguf.defaults import from_params, to_params, use
 from qap_gguf.errors import ConfigError, ImageError, ModelFileError, NativeError, UnsupportedError
 from qap_gguf.language.llama import LanguageModel
@@ -61,6 +61,21 @@ def max_image_tokens() -> int | None:
     value = int(text) if text.isascii() and text.isdigit() else text
     check_integer("QAP_MAX_IMAGE_TOKENS", value, 1, MOST_IMAGE_TOKENS)
     return int(value)
+
+
+def _refused(err: ValueError) -> ConfigError | UnsupportedError:
+    """Our error for what the native encoder says of tokens that it was to leave out."""
+    text = one_line(err)
+    return ConfigError(text) if text.startswith("encoder_layer") else UnsupportedError(text)
+
+
+def _are_twins(tile: _core.Chunk, earlier: _core.Chunk, report: Any, early: Any) -> bool:
+    """Whether an encode of `tile` would give what that of `earlier` gave: of two that are flat the overview is encoded,
+    the tile is not."""
+    if not tile.same_picture(earlier):
+        return False
+    shows_something = earlier.is_tile and report is not None and (report["early"] is None or len(report["early"]) > 0)
+    return early is None or tile.is_tile == earlier.is_tile or shows_something
 
 
 class ImageEncoder:
@@ -186,7 +201,7 @@ class ImageEncoder:
         features: list[FloatArray] = []
         reports: list[Any] = []
         for tile in tiles:
-            twin = next((i for i in range(len(features)) if tile.same_picture(tiles[i])), None)
+            twin = next((i for i, report in enumerate(reports) if _are_twins(tile, tiles[i], report, early)), None)
             if twin is None:
                 features.append(self._native.encode(tile, True, hidden, early))
                 reports.append(tile.report())
@@ -207,17 +222,36 @@ class ImageEncoder:
         n_real = n_tokens - sum(chunk.n_padding for chunk in pieces)
         return Counts(n_tokens, n_real, special, max(rows), sum(chunk.n_pos for chunk in pieces))
 
+    def count_left(self, pixels: Pixels, cfg: PruneConfig | None) -> int | None:
+        """Tokens that the encoder will leave of a picture, without encoding it: what is no padding, in no flat tile, no
+        duplicate, and not dropped early. None where `cfg` does not look at pixels.
+
+        Raises:
+            ConfigError, ImageError, UnsupportedError: as :meth:`encode`.
+        """
+        if cfg is None or self.why_not_prunable is not None or all(getattr(cfg, name) is None for name in LEVELS):
+            return None
+        n_special = self.count((pixels.shape[1], pixels.shape[0])).n_special
+        names = ("encoder_keep", "encoder_layer", *LEVELS)
+        everything = PruneConfig(keep_ratio=1.0, **{name: getattr(cfg, name) for name in names})
+        try:
+            with use(everything):
+                chunks = self._native.tokenize(_core.media_marker(), [pixels], False, True)
+        except ValueError as err:
+            raise _refused(err) from err
+        return sum(chunk.n_tokens for chunk in chunks if chunk.is_image) - n_special
+
     def encode(self, pixels: Pixels, *, hidden: bool, early: PruneConfig | None = None) -> ImageEmbedding:
         """All tokens of a picture, of every tile that it is cut into; with `hidden` the projector's input as well.
 
         Args:
             pixels: the picture.
             hidden: note the projector's input.
-            early: the config of an early drop; None drops nothing.
+            early: the config whose tokens are left out (``PruneConfig.drops_early``); None leaves none out.
 
         Raises:
             ConfigError: `early` names a layer that the encoder does not have.
-            UnsupportedError: the tiles of a LLaVA-NeXT whose file lacks what packs them; no early drop in this encoder.
+            UnsupportedError: the tiles of a LLaVA-NeXT whose file lacks what packs them; this encoder needs all tokens.
             NativeError: the encoder failed, or gave features that are not finite.
         """
         started = time.perf_counter()
@@ -231,8 +265,7 @@ class ImageEncoder:
             params = None if early is None else to_params(early)
             features, reports = self._encode_tiles(tiles, hidden, params)
         except ValueError as err:
-            refused = ConfigError if str(err).startswith("encoder_layer") else UnsupportedError
-            raise refused(one_line(err)) from err
+            raise _refused(err) from err
         except RuntimeError as err:
             raise NativeError(one_line(err)) from err
         seconds = time.perf_counter() - started
@@ -240,7 +273,8 @@ class ImageEncoder:
             raise NativeError("expected finite features from the encoder, got others; check the mmproj file")
         n_planes = max(1, self.n_embd // self._language.n_embd)
         size = (pixels.shape[1], pixels.shape[0])
-        return embedding_of(features, reports, size, seconds, n_planes, thumbnail(pixels))
+        levels = {} if early is None else {name: getattr(early, name) for name in LEVELS}
+        return embedding_of(features, reports, size, seconds, n_planes, thumbnail(pixels), **levels)
 
     def prefill(
         self, chunk: _core.Chunk, features: FloatArray, indices: IndexArray | None, positions: str, n_batch: int

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from qap_gguf.config import LEVELS
 from qap_gguf.errors import ConfigError
 from qap_gguf.files.atomic import replacing
 from qap_gguf.files.regular import open_regular
@@ -34,7 +35,7 @@ from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.thumbnail import MAX_BYTES as THUMBNAIL_BYTES
 from qap_gguf.vision.tiles import Piece
 
-_MAGIC = b"qap_gguf embedding 5\n"
+_MAGIC = b"qap_gguf embedding 6\n"
 _SUFFIX = ".qapemb"
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -127,6 +128,11 @@ def _embedding(arrays: dict[str, np.ndarray[Any, Any]], plain: dict[str, Any]) -
     elif shown.dtype != np.uint8 or shown.ndim != 1 or len(shown) > THUMBNAIL_BYTES:
         raise ValueError("thumbnail")
     extra: Any = {"bytes_read": _count(plain.pop("bytes_read")), "n_planes": n_planes}
+    for name in LEVELS:
+        level = plain.pop(name)
+        extra[name] = None if level is None else _count(level)
+        if level is not None and level > 255:
+            raise ValueError(name)
     if plain or set(arrays) - {"features", "hidden", "attention", "received", "thumbnail"}:
         raise ValueError("other fields")
     signals: Any = {name: arrays.get(name) for name in ("attention", "received", "hidden", "thumbnail")}

@@ -28,7 +28,8 @@ class Piece:
         n_columns: tokens in a line of the picture; 0 where the piece is several views of it (LLaVA-NeXT).
         special: numbers of the special rows among all rows, ascending.
         padding: numbers of the tokens that are padding, ascending.
-        dropped: numbers of the tokens that the encoder dropped early, ascending; padding goes first.
+        dropped: numbers of the tokens that the encoder dropped early or left out from the start, ascending; padding
+            goes first. All of a flat tile's.
 
     Example:
         >>> piece = Piece(n_tokens=6, n_columns=3, special=(3,))
