@@ -218,7 +218,7 @@ BAD: dict[str, dict[str, Case]] = {
         "pairs of numbers as clip.vision.image_grid_pinpoints, got 0": (points(None), {}),
         "pairs of numbers as clip.vision.image_grid_pinpoints, got 3": (points([64, 64, 128]), {}),
         "whole tiles of 64 pixels, got 64 x 96": (points([64, 64, 64, 96]), {}),
-        "tiles of 46000 pixels one after another, got 46016": (points([64, 64 * 718 ]), {}),
+        "tiles of 46000 pixels one after another, got 46720": (points([64 * 27, 64 * 27]), {}),
     },
 }  # fmt: skip
 CASES = [(projector, expected) for projector, cases in BAD.items() for expected in cases]

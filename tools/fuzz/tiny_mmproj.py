@@ -106,7 +106,7 @@ def _vit_merger() -> list[tuple[str, list[int], int]]:
     return rows + _linear(part + "ds_ffn_up", 4 * N, 80) + _linear(part + "ds_ffn_down", 80, N)
 
 
-def window_projector(number: int, width: int = WIDTH) -> list[tuple[str, list[int], int]]:
+def window_projector(number: int) -> list[tuple[str, list[int], int]]:
     """One projector of Granite 4 vision, for windows of 4 x 4 patches and 2 x 2 queries."""
     part = f"v.proj_blk.{number}."
     rows = [(part + "img_pos", [N, 16], F32), (part + "query", [N, 4], F32)]
@@ -114,9 +114,8 @@ def window_projector(number: int, width: int = WIDTH) -> list[tuple[str, list[in
     rows += [row for name in norms for row in _norm(part + name, N)]
     attentions = [f"{kind}_attn_{name}" for kind in ("self", "cross") for name in ("q", "k", "v", "out")]
     rows += [row for name in attentions for row in _linear(part + name, N, N)]
-    return (
-        rows + _linear(part + "ffn_up", N, FF) + _linear(part + "ffn_down", FF, N) + _linear(part + "linear", N, width)
-    )
+    rows += _linear(part + "ffn_up", N, FF) + _linear(part + "ffn_down", FF, N)
+    return rows + _linear(part + "linear", N, WIDTH)
 
 
 def _projector(projector: str) -> list[tuple[str, list[int], int]]:
@@ -151,7 +150,8 @@ def _projector(projector: str) -> list[tuple[str, list[int], int]]:
         ],
         "gemma4uv": [("mm.input_projection.weight", [N, WIDTH], F16)],
         "minicpmv4_6": [
-            *_vit_merger(), *_norm("mm.input_norm", 4 * N), *_linear("mm.up", 4 * N, 80), *_linear("mm.down", 80, WIDTH),
+            *_vit_merger(), *_norm("mm.input_norm", 4 * N),
+            *_linear("mm.up", 4 * N, 80), *_linear("mm.down", 80, WIDTH),
         ],
         "granite4_vision": [("v.image_newline", [WIDTH], F32), *window_projector(0)],
         **dict.fromkeys(("paddleocr", "kimivl", "kimik25"), _norm("mm.input_norm", N) + merged),
