@@ -360,8 +360,8 @@ struct qap_mmproj_info {
     const char * why_not;    /* as above */
     int32_t      batch_rows; /* most rows of a picture whose rows see each other and stand in one batch; else 0 */
 };
-/* The index-th projector type of a table: "layout" (it can be pruned), "resize" (trained on stretched pictures) or "gate"
- * (its tensors are checked). NULL past the end, and for another table. */
+/* The index-th projector type of a table: "layout" (it can be pruned), "resize" (trained on stretched pictures), "gate" (its
+ * tensors are checked) or "attends" (its attention tells of each token). NULL past the end, and for another table. */
 QAP_API const char * qap_projector_name(const char * table, int32_t index);
 /* model: the language model that the file shall fit, NULL: any. reserve: build the graph of a picture too. Fails where
  * libmtmd would refuse to load the file. */

@@ -63,6 +63,17 @@ std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & i
         return name + "this tower (projector " + PROJECTOR_TYPE_NAMES[model.proj_type] +
                ") attends in windows, which need every patch; " + off + " for this model";
     }
+    if (model.hparams.n_layer < 1) {
+        return "encoder_keep: this encoder has no layers; use encoder_keep 1 for this model";
+    }
+    if (model.proj_type == PROJECTOR_TYPE_MINICPMV4_6) {
+        return "encoder_keep: this tower (projector minicpmv4_6) merges patches between its layers; "
+               "use encoder_keep 1 for this model";
+    }
+    if (model.proj_type == PROJECTOR_TYPE_GRANITE4_VISION) {
+        return "encoder_keep: the projector of this model (granite4_vision) reads windows of several layers, "
+               "which need every patch; use encoder_keep 1 for this model";
+    }
     if (!layout.attention) {
         return name + "the last tokens of this picture have fewer patches than the others; " + off +
                ", or a picture whose sides are whole tokens";

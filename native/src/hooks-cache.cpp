@@ -151,10 +151,11 @@ static int prune(
 }
 
 // Was the signal noted that these parameters look at? An encode without a plan notes none, and does not know what there is.
-static bool has_signal(const qap_cached_image & kept, const qap_params & params) {
+// none: this encoder has no signals at all
+static bool has_signal(const qap_cached_image & kept, const qap_params & params, bool none) {
     const int32_t signal =
         qap_signal(&params, kept.signals); // -1 where they ask for what cannot be: the encode says so
-    return (signal == QAP_SEMANTIC_NONE && params.semantic == QAP_SEMANTIC_NONE) ||
+    return (signal == QAP_SEMANTIC_NONE && (none || params.semantic == QAP_SEMANTIC_NONE)) ||
            (signal == QAP_SEMANTIC_CLS && kept.attention != nullptr) ||
            (signal == QAP_SEMANTIC_ATTENTION && kept.received != nullptr);
 }
@@ -184,7 +185,8 @@ qap_recalled qap_hook_recall(clip_ctx * ctx, const clip_image_f32_batch & imgs, 
     }
     qap_image_cache &        cache = *qap_clip_parts_of(ctx).cache;
     const qap_cached_image * kept  = cache.find(shape_of(*image, imgs.qap.get()), image->get_ro_buf());
-    if (kept == nullptr || (imgs.qap && !has_signal(*kept, imgs.qap->params))) {
+    const bool               none  = !qap_layout_of(qap_clip_model(ctx), *image).attention;
+    if (kept == nullptr || (imgs.qap && !has_signal(*kept, imgs.qap->params, none))) {
         if (kept != nullptr) {
             imgs.qap->all_signals = true; // who asks for two of them may ask for both again
         }

@@ -16,10 +16,27 @@ from qap_gguf import _core
 
 WITH_PADDING = ("gemma-3", "internvl", "llama-4")
 
+#: families whose tower needs every patch to its end, and what is said of it
+REFUSED = {
+    "gemma-4-unified": r"this encoder has no layers; use encoder_keep 1",
+    "minicpm-v-4.6": r"this tower \(projector minicpmv4_6\) merges patches between its layers; use encoder_keep 1",
+    "granite-4": r"\(granite4_vision\) reads windows of several layers, which need every patch; use encoder_keep 1",
+}
+
 
 @pytest.mark.slow
 @pytest.mark.parity
-@pytest.mark.parametrize("name", FAMILY_NAMES)
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    with letterboxed(name, tmp_path) as model:
+        with pytest.raises(qap.UnsupportedError, match=f"encoder_keep: .*{REFUSED[name]}"):
+            model.encode(picture((100, 60)), qap.PruneConfig(n_keep=4, encoder_keep=0.5))
+        assert model.encode(picture((100, 60)), qap.PruneConfig(n_keep=4)).n_tokens > 4
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize("name", [name for name in FAMILY_NAMES if name not in REFUSED])
 def test_whole_tokens_go_and_padding_first(name: str, tmp_path: Path) -> None:
     dropped, padded = 0, 0
     with letterboxed(name, tmp_path) as model:

@@ -36,7 +36,7 @@ SHAPES: dict[str, tuple[int, int | None, bool]] = {
     "pixtral": (1, None, False), "mistral-3": (2, None, False), "llama-4": (2, -1, False),
     "qwen2-vl": (2, None, True), "qwen3-vl": (2, None, True), "glm-4.1v": (2, None, True),
     "paddleocr-vl": (2, None, False), "hunyuan-vl": (2, None, False), "kimi-k2.5": (2, None, False),
-    "kimi-vl": (2, None, False),
+    "kimi-vl": (2, None, False), "gemma-4": (3, None, False),
 }  # fmt: skip
 
 

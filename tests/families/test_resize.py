@@ -35,9 +35,13 @@ CASES: dict[str, tuple[tuple[int, int], tuple[int, int], Image.Resampling]] = {
     "paddleocr-vl": ((100, 70), (96, 64), BICUBIC),
     "exaone-4.5": ((150, 130), (140, 140), BICUBIC),
     "gemma-3": ((100, 70), (64, 64), BILINEAR),
+    "gemma-4": ((250, 180), (240, 192), BICUBIC),
+    "minicpm-v-4.6": ((150, 100), (160, 96), BICUBIC),
     "pixtral": ((91, 66), (96, 72), BICUBIC),
     "mistral-3": ((91, 66), (96, 80), BICUBIC),
 }
+
+LIMITS = {"minicpm-v-4.6": 1e-4}  # 2.5e-5 was measured; what is letterboxed, or sliced, is above 1e-3
 
 
 def smooth(width: int, height: int) -> npt.NDArray[np.uint8]:
@@ -69,8 +73,9 @@ def test_a_picture_becomes_what_pillow_makes_of_it(files: tuple[str, Any], monke
     size, trained, method = CASES[name]
     pixels = smooth(*size)
     want = features(pair, np.asarray(Image.fromarray(pixels).resize(trained, method)))
-    assert nmse(features(pair, pixels), want) <= 1e-5
-    assert nmse(features(pair, pixels, "stretch"), want) <= 1e-5
+    limit = LIMITS.get(name, 1e-5)
+    assert nmse(features(pair, pixels), want) <= limit
+    assert nmse(features(pair, pixels, "stretch"), want) <= limit
     assert nmse(features(pair, pixels, "pad"), want) > 1e-3
     monkeypatch.setenv("QAP_STOCK_ENCODER", "1")
     assert nmse(features(pair, pixels), want) > 1e-3

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 Array = npt.NDArray[Any]
 
 #: families whose language model has M-RoPE
-MROPE = ("qwen", "mimo", "glm", "paddleocr", "hunyuan")
+MROPE = ("qwen", "mimo", "glm", "paddleocr", "hunyuan", "minicpm")
 #: families whose towers stand the patches of a token one after another
 CONSECUTIVE = ("qwen", "mimo", "glm", "exaone")
 #: families whose towers attend in windows
@@ -33,6 +33,20 @@ def flatten_qwen(pixels: Any, patch: int, merge: int = 2, temporal: int = 2) -> 
 def inputs(name: str, model: Any, pixels: Any) -> dict[str, Any]:
     """Arguments of get_image_features() for normalised pixels (C, H, W)."""
     _, height, width = pixels.shape
+    if name.startswith("gemma-4"):
+        vision = model.config.vision_config
+        size = vision.patch_size if name == "gemma-4" else vision.model_patch_size
+        lines, columns = height // size, width // size
+        x = pixels.reshape(3, lines, size, columns, size).permute(1, 3, 2, 4, 0).reshape(1, lines * columns, -1)
+        line, column = torch.meshgrid(torch.arange(lines), torch.arange(columns), indexing="ij")
+        return {"pixel_values": x, "image_position_ids": torch.stack([column, line], -1).reshape(1, -1, 2)}
+    if name == "minicpm-v-4.6":
+        size = model.config.vision_config.patch_size
+        patches = pixels.reshape(3, height // size, size, width // size, size).permute(0, 2, 1, 3, 4)
+        sizes = torch.tensor([[height // size, width // size]], dtype=torch.int32)
+        return {"pixel_values": patches.reshape(1, 3, size, -1), "target_sizes": sizes}
+    if name == "granite-4":  # a picture of one tile: as overview and as the only tile of a grid
+        return {"pixel_values": torch.stack([pixels, pixels])[None], "image_sizes": torch.tensor([[height, width]])}
     if name.startswith(CONSECUTIVE):
         values, grid = flatten_qwen(pixels, model.config.vision_config.patch_size)
         return {"pixel_values": values, "image_grid_thw": grid}
@@ -64,6 +78,8 @@ def features(name: str, model: Any, pixels: Any) -> Array:
             hidden = model.get_image_features(**inputs(name, model, pixels)).last_hidden_state
             return np.asarray(model.multi_modal_projector(hidden.reshape(-1, hidden.shape[-1])).numpy())
         out = model.model.get_image_features(**inputs(name, model, pixels))
+    if name == "granite-4":
+        return granite_rows(out.deepstack_features, pixels.shape[1:], model.config.vision_config)
     main = getattr(out, "pooler_output", out)
     planes = getattr(out, "deepstack_features", None)
     if isinstance(main, (list, tuple)):
@@ -76,6 +92,15 @@ def features(name: str, model: Any, pixels: Any) -> Array:
         planes = [torch.cat(list(p)) if isinstance(p, (list, tuple)) else p for p in planes]
         main = torch.cat([main, *planes], dim=-1)
     return np.asarray(main.numpy())
+
+
+def granite_rows(streams: Any, size: Any, vision: Any) -> Array:
+    """A picture of one tile: the projectors' planes by the layers that take them, without the rows of image_newline."""
+    planes = [features[0] for _, features in sorted(streams, key=lambda stream: stream[0])]
+    rows = torch.cat(planes, dim=-1)
+    side = size[0] // vision.patch_size // 2  # downsample_rate
+    grid = rows[side * side :].reshape(side, side + 1, -1)
+    return np.asarray(torch.cat([rows[: side * side], grid[:, :-1].reshape(side * side, -1)]).numpy())
 
 
 def logits(
@@ -119,7 +144,16 @@ def logits(
         more["deepstack_visual_embeds"] = list(stacked.split(width, dim=1))
     if name == "gemma-3":
         more["token_type_ids"] = mask.long()
+    if name == "gemma-4":
+        more["mm_token_type_ids"] = mask.long()
+    if name == "gemma-4-unified":
+        # as in generate(), and as Gemma 4: forward() alone opens the layers without a window, too
+        numbers = torch.arange(embeds.shape[1])[None]
+        kinds = {"mm_token_type_ids": mask.long()}
+        more["attention_mask"] = model.create_masks_for_generate(model.config, embeds, None, None, numbers, **kinds)
     with torch.no_grad():
+        if name == "granite-4":
+            return granite_logits(model, embeds, mask, torch.cat([embeds[0, mask[0]], torch.cat(visual)], dim=-1))
         if name.startswith(MROPE):
             hidden = model.model.language_model(inputs_embeds=embeds, **more).last_hidden_state
             out = model.lm_head(hidden)
@@ -127,6 +161,21 @@ def logits(
             out = model.language_model(inputs_embeds=embeds).logits
         else:
             out = model(inputs_embeds=embeds, **more).logits
+    return np.asarray(out[0, -1].numpy())
+
+
+def granite_logits(model: Any, embeds: Any, mask: Any, rows: Any) -> Array:
+    """Granite 4's language model adds a picture's planes to zeros, each in front of its layer. rows: (k, planes * n)"""
+    streams = sorted(
+        [layer for _, layer in model.config.deepstack_layer_map] + list(model.config.spatial_target_layers)
+    )
+    width = embeds.shape[-1]
+    planes = dict(zip(streams, rows.split(width, dim=1), strict=True))
+    masked = mask[..., None]
+    hidden = model.model.language_model(
+        inputs_embeds=embeds.masked_fill(masked, 0.0), vision_mask=masked, deepstack_features=planes
+    ).last_hidden_state
+    out = model.lm_head(hidden) / model.config.text_config.logits_scaling
     return np.asarray(out[0, -1].numpy())
 
 
@@ -234,6 +283,8 @@ def pool(name: str, model: Any, pixels: Any, values: Array) -> Array:
         if name in WINDOWS:
             means = means[np.argsort(window_order(rows // 2, columns // 2))]
         return np.asarray(means)
+    if name == "minicpm-v-4.6":  # the later layers see four patches as one
+        rows, columns = rows // 2, columns // 2
     merge = int(np.sqrt(len(values) // MERGED[name](rows, columns)))
     blocks = values.reshape(rows // merge, merge, columns // merge, merge)
     return np.asarray(blocks.mean((1, 3)).reshape(-1))
@@ -259,5 +310,5 @@ MERGED = {
     "smolvlm": _tokens(2), "gemma-3": _tokens(2), "internvl": _tokens(2), "pixtral": _tokens(1),
     "mistral-3": _tokens(2), "llama-4": _tokens(2), "lfm2-vl": _tokens(2), "paddleocr-vl": _tokens(2),
     "hunyuan-vl": _tokens(2), "kimi-k2.5": _tokens(2),
-    "kimi-vl": _tokens(2),
+    "kimi-vl": _tokens(2), "gemma-4": _tokens(3), "minicpm-v-4.6": _tokens(2),
 }  # fmt: skip

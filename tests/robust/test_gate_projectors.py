@@ -18,8 +18,8 @@ from gguf_mutations import Gguf
 from qap_gguf import _core
 from qap_gguf.errors import ModelFileError, QapError
 from qap_gguf.files.gguf import check_mmproj
-from robust.test_gate import BF16_TYPE, F16_TYPE, U32, Shapes, V, changed, value
-from tiny_mmproj import PROJECTORS, tiny_mmproj
+from robust.test_gate import BF16_TYPE, F16_TYPE, I32, U32, Shapes, V, changed, value
+from tiny_mmproj import PROJECTORS, tiny_mmproj, window_projector
 
 Case = tuple[dict[str, Any], Shapes]  # keys and tensors that are replaced, added or (None) dropped
 
@@ -31,6 +31,22 @@ def number(name: str, n: int | None) -> dict[str, Any]:
 WINDOW: Case = (
     number("patch_size", 57), {name: ([57, 57, 3, 64], 1) for name in ("v.patch_embd.weight", "v.patch_embd.weight.1")}
 )  # fmt: skip
+
+OFFSETS = V + "projector.spatial_offsets"
+#: Granite's tower with rows of 32 numbers
+NARROW: Case = (
+    number("embedding_length", 32),
+    {
+        tensor.name.decode(): ([32 if dim == 64 else dim for dim in tensor.dims], tensor.kind)
+        for tensor in Gguf(tiny_mmproj("granite4_vision")).tensors
+        if not tensor.name.startswith(b"v.position")
+    } | {"v.position_embd.weight": ([32, 64], 0)},
+)  # fmt: skip
+
+
+def points(sides: list[int] | None) -> dict[str, Any]:
+    return {V + "image_grid_pinpoints": None if sides is None else value(I32, sides)}
+
 
 BAD: dict[str, dict[str, Case]] = {
     "idefics3": {
@@ -139,6 +155,71 @@ BAD: dict[str, dict[str, Case]] = {
         "attn_post_norm.bias of 64": ({}, {"v.blk.0.attn_post_norm.bias": ([32], 0)}),
         "mlp.2.weight of 80 x 72": ({}, {"mm.model.mlp.2.weight": ([72, 72], 1)}),
     },
+    "gemma4v": {
+        "at least 2240 positions of a side, got 2239": ({}, {"v.position_embd.weight": ([64, 2239, 2], 0)}),
+        "position_embd.weight of 64 x 4480 x 2": ({}, {"v.position_embd.weight": ([64, 4480], 0)}),
+        "position_embd.weight, found none": ({}, {"v.position_embd.weight": None}),
+        "a multiple of 4": (number("attention.head_count", 32), {}),
+        "v.std_scale of 64": ({}, {"v.std_scale": ([32], 0)}),
+        "mm.input_projection.weight of 64 x 256": ({}, {"mm.input_projection.weight": ([256, 256], 1)}),
+        "1120 have at most": (
+            number("patch_size", 22) | number("image_size", 64) | number("projector.scale_factor", 64), {},
+        ),
+    },
+    "gemma4uv": {
+        "at least 1120 positions of a side, got 1119": ({}, {"v.position_embd.weight": ([64, 1119, 2], 0)}),
+        "patch_embd.weight of 768 x 64": ({}, {"v.patch_embd.weight": ([16, 16, 3, 64], 1)}),
+        "patch_embd.bias, found none": ({}, {"v.patch_embd.bias": None}),
+        "patch_norm.1.weight of 768": ({}, {"v.patch_norm.1.weight": ([64], 0)}),
+        "patch_norm.2.weight in f32": ({}, {"v.patch_norm.2.weight": ([64], F16_TYPE)}),
+        "patch_norm.3.bias, found none": ({}, {"v.patch_norm.3.bias": None}),
+        "mm.input_projection.weight of 64 x 256": ({}, {"mm.input_projection.weight": ([32, 256], 1)}),
+        "1120 have at most": (number("patch_size", 22) | number("projector.scale_factor", 64), {}),
+    },
+    "minicpmv4_6": {
+        "scale_factor 2 or 4, got 3": (number("projector.scale_factor", 3), {}),
+        "scale_factor in 2..4": (number("projector.scale_factor", 1), {}),
+        "slices of 4..70 patches a side, got 3": (number("image_size", 24), {}),
+        "slices of 4..70 patches a side, got 71": (number("image_size", 568), {}),
+        "expected 4900 positions, got 4899": ({}, {"v.position_embd.weight": ([64, 4899], 0)}),
+        "as many key heads": (number("attention.head_count_kv", 2), {}),
+        "wa_layer_indexes in 0..1": ({V + "wa_layer_indexes": value(I32, [2])}, {}),
+        "vit_merger.attn_k.weight of 64 x 64": ({}, {"v.vit_merger.attn_k.weight": ([64, 32], 1)}),
+        "vit_merger.ds_ln.weight of 256": ({}, {"v.vit_merger.ds_ln.weight": ([64], 0)}),
+        "vit_merger.ds_ffn_down.weight of 80 x 64": ({}, {"v.vit_merger.ds_ffn_down.weight": ([64, 80], 1)}),
+        "mm.input_norm.weight of 256": ({}, {"mm.input_norm.weight": ([64], 0)}),
+        "mm.down.weight of 80 x 256": ({}, {"mm.down.weight": ([72, 256], 1)}),
+    },
+    "granite4_vision": {
+        "no v.class_embd": ({}, {"v.class_embd": ([64], 0)}),
+        "position_embd.weight of 64 x 64": ({}, {"v.position_embd.weight": ([64, 65], 0)}),
+        "as many key heads": (number("attention.head_count_kv", 2), {}),
+        "feature_layer in 0..1, got 2": ({V + "feature_layer": value(I32, [2])}, {}),
+        "feature_layer in 0..1, got -1": ({V + "feature_layer": value(I32, [-1])}, {}),
+        "got 2 and 1": ({V + "feature_layer": value(I32, [0, 1])}, {}),
+        "got 0 and 1": ({V + "feature_layer": None}, {}),
+        "proj_blk.1.img_pos, found none": (
+            {V + "feature_layer": value(I32, [0, 1]), OFFSETS: value(I32, [-1, 0])}, {},
+        ),
+        "window_side, found none": (number("projector.window_side", None), {}),
+        "windows that divide 8 patches of a side": (number("projector.window_side", 3), {}),
+        "and queries that divide windows, got 4 and 3": (number("projector.query_side", 3), {}),
+        "windows of two queries a side": (
+            {OFFSETS: value(I32, [0])} | number("projector.query_side", 4), {"v.proj_blk.0.query": ([64, 16], 0)},
+        ),
+        "proj_blk.0.query of 64 x 4": ({}, {"v.proj_blk.0.query": ([64, 16], 0)}),
+        "proj_blk.0.img_pos in f32": ({}, {"v.proj_blk.0.img_pos": ([64, 16], F16_TYPE)}),
+        "cross_attn_v.weight of 64 x 64": ({}, {"v.proj_blk.0.cross_attn_v.weight": ([64, 32], 1)}),
+        "self_attn_norm.bias, found none": ({}, {"v.proj_blk.0.self_attn_norm.bias": None}),
+        "ffn_down.weight of 96 x 64": ({}, {"v.proj_blk.0.ffn_down.weight": ([64, 64], 1)}),
+        "linear.weight of 64 x 128": (number("projection_dim", 128), {}),
+        "v.image_newline of 256": ({}, {"v.image_newline": ([128], 0)}),
+        "whole heads of 64 numbers, got 32": NARROW,
+        "pairs of numbers as clip.vision.image_grid_pinpoints, got 0": (points(None), {}),
+        "pairs of numbers as clip.vision.image_grid_pinpoints, got 3": (points([64, 64, 128]), {}),
+        "whole tiles of 64 pixels, got 64 x 96": (points([64, 64, 64, 96]), {}),
+        "tiles of 46000 pixels one after another, got 46720": (points([64 * 27, 64 * 27]), {}),
+    },
 }  # fmt: skip
 CASES = [(projector, expected) for projector, cases in BAD.items() for expected in cases]
 
@@ -174,6 +255,10 @@ def test_what_is_unusual_and_right_passes(tmp_path: Path) -> None:
         ("llama4", ({}, {"v.blk.0.ln2.weight": None, "v.blk.0.ln2.bias": None,  # files of llama.cpp's converter
                          "v.blk.0.attn_post_norm.weight": ([64], 0), "v.blk.0.attn_post_norm.bias": ([64], 0)})),
         ("lfm2", ({}, {"mm.input_norm.weight": None, "mm.input_norm.bias": None})),
+        ("gemma4v", (number("projector.scale_factor", None), {"v.position_embd.weight": ([64, 3360, 2], 0)})),
+        ("minicpmv4_6", (number("projector.scale_factor", 2), {"v.vit_merger.ln1.weight": None})),  # the mode "4x"
+        ("granite4_vision", ({V + "feature_layer": value(I32, [0, 1]), OFFSETS: value(I32, [-1, 0])},
+                             {name: (dims, kind) for name, dims, kind in window_projector(1)})),
     ]  # fmt: skip
     for projector, case in good:
         path = tmp_path / f"{projector}.gguf"

@@ -18,17 +18,22 @@ N, HEADS, FF, LAYERS, PATCH, WIDTH = 64, 4, 96, 2, 8, 256
 #: projector -> pixels of a side
 PROJECTORS = dict.fromkeys(
     ("idefics3", "gemma3", "internvl", "qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger", "glm4v", "exaone4_5",
-     "paddleocr", "kimivl", "kimik25", "hunyuanvl", "pixtral", "lfm2", "llama4"), 64,
+     "paddleocr", "kimivl", "kimik25", "hunyuanvl", "pixtral", "lfm2", "llama4", "gemma4v", "gemma4uv", "minicpmv4_6",
+     "granite4_vision"), 64,
 )  # fmt: skip
 #: towers that attend in windows
 WINDOWS = ("qwen2.5vl_merger", "exaone4_5")
 _FRAMES = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger", "glm4v", "exaone4_5")  # two filters
 _NO_BIAS = ("qwen2vl_merger", "qwen2.5vl_merger", "exaone4_5")  # of the filters
+#: places of their tables, whatever the picture's size
+_PLACES = {"gemma4v": [2 * 1120, 2], "gemma4uv": [1120, 2], "minicpmv4_6": [70 * 70], "kimik25": [8, 8]}
 _NO_TABLE = ("qwen2vl_merger", "qwen2.5vl_merger", "exaone4_5", "pixtral")  # of positions
 _CLASS = ("internvl", "llama4")
 _FUSED = ("internvl", "qwen3vl_merger", "glm4v", "exaone4_5")  # attn_qkv
 _GATED = ("qwen2.5vl_merger", "exaone4_5", "glm4v")
-_SCALED = ("idefics3", "gemma3", "internvl", "kimivl", "kimik25", "lfm2", "llama4")  # projector.scale_factor
+_SCALED = (  # projector.scale_factor
+    "idefics3", "gemma3", "internvl", "kimivl", "kimik25", "lfm2", "llama4", "gemma4v", "gemma4uv",
+)  # fmt: skip
 _LIMITED = ("paddleocr", "exaone4_5", "hunyuanvl")  # the file says how many pixels a picture has
 
 
@@ -57,11 +62,15 @@ def _norm(name: str, n: int) -> list[tuple[str, list[int], int]]:
 
 def _table(projector: str, side: int) -> list[tuple[str, list[int], int]]:
     n_side = side // PATCH
-    sides = [n_side, n_side] if projector == "kimik25" else [n_side**2 + (projector in _CLASS)]
+    sides = _PLACES.get(projector, [n_side**2 + (projector in _CLASS)])
     return [] if projector in _NO_TABLE else [("v.position_embd.weight", [N, *sides], F32)]
 
 
 def _tower(projector: str, side: int) -> list[tuple[str, list[int], int]]:
+    if projector == "gemma4uv":
+        n_pixels = 3 * (2 * PATCH) ** 2
+        norms = [*_norm("v.patch_norm.1", n_pixels), *_norm("v.patch_norm.2", N), *_norm("v.patch_norm.3", N)]
+        return [*_linear("v.patch_embd", n_pixels, N), *norms, *_table(projector, side)]
     weight = [3 * PATCH * PATCH, N] if projector == "llama4" else [PATCH, PATCH, 3, N]
     rows = [("v.patch_embd.weight", weight, F16)]
     if projector in _FRAMES:
@@ -80,13 +89,33 @@ def _tower(projector: str, side: int) -> list[tuple[str, list[int], int]]:
             rows += [row for part in "qkv" for row in _linear(f"{block}attn_{part}", N, N)]
         if projector == "internvl":
             rows += [(block + "ls1.weight", [N], F32), (block + "ls2.weight", [N], F32)]
-        if projector == "glm4v":
+        if projector in ("glm4v", "gemma4v"):
             rows += [(f"{block}attn_{part}_norm.weight", [N // HEADS], F32) for part in "qk"]
         if projector in _GATED:
             rows += _linear(block + "ffn_gate", N, FF)
         rows += _linear(block + "attn_out", N, N) + _norm(block + "ln1", N) + _norm(block + "ln2", N)
         rows += _linear(block + "ffn_up", N, FF) + _linear(block + "ffn_down", FF, N)
     return rows
+
+
+def _vit_merger() -> list[tuple[str, list[int], int]]:
+    """Between the first two blocks of MiniCPM-V 4.6."""
+    part = "v.vit_merger."
+    rows = _norm(part + "ln1", N) + _norm(part + "ds_ln", 4 * N)
+    rows += [row for name in ("q", "k", "v", "out") for row in _linear(f"{part}attn_{name}", N, N)]
+    return rows + _linear(part + "ds_ffn_up", 4 * N, 80) + _linear(part + "ds_ffn_down", 80, N)
+
+
+def window_projector(number: int) -> list[tuple[str, list[int], int]]:
+    """One projector of Granite 4 vision, for windows of 4 x 4 patches and 2 x 2 queries."""
+    part = f"v.proj_blk.{number}."
+    rows = [(part + "img_pos", [N, 16], F32), (part + "query", [N, 4], F32)]
+    norms = ("norm", "post_norm", "self_attn_norm", "cross_attn_norm", "ffn_norm")
+    rows += [row for name in norms for row in _norm(part + name, N)]
+    attentions = [f"{kind}_attn_{name}" for kind in ("self", "cross") for name in ("q", "k", "v", "out")]
+    rows += [row for name in attentions for row in _linear(part + name, N, N)]
+    rows += _linear(part + "ffn_up", N, FF) + _linear(part + "ffn_down", FF, N)
+    return rows + _linear(part + "linear", N, WIDTH)
 
 
 def _projector(projector: str) -> list[tuple[str, list[int], int]]:
@@ -116,6 +145,15 @@ def _projector(projector: str) -> list[tuple[str, list[int], int]]:
             *_linear("mm.1", N, 80), *_linear("mm.2", 80, WIDTH), ("v.token_embd.img_break", [WIDTH], F32),
         ],
         "lfm2": _norm("mm.input_norm", 4 * N) + merged,
+        "gemma4v": [
+            ("mm.input_projection.weight", [N, WIDTH], F16), ("v.std_bias", [N], F32), ("v.std_scale", [N], F32),
+        ],
+        "gemma4uv": [("mm.input_projection.weight", [N, WIDTH], F16)],
+        "minicpmv4_6": [
+            *_vit_merger(), *_norm("mm.input_norm", 4 * N),
+            *_linear("mm.up", 4 * N, 80), *_linear("mm.down", 80, WIDTH),
+        ],
+        "granite4_vision": [("v.image_newline", [WIDTH], F32), *window_projector(0)],
         **dict.fromkeys(("paddleocr", "kimivl", "kimik25"), _norm("mm.input_norm", N) + merged),
     }.get(projector, _linear("mm.0", 4 * N, 4 * N) + _linear("mm.2", 4 * N, WIDTH))  # fmt: skip
 
@@ -126,11 +164,20 @@ def _own_keys(projector: str, side: int) -> list[Key]:
         "projector.scale_factor": (projector in _SCALED, 2),
         "preproc_image_size": (projector == "idefics3", 2 * side),
         "spatial_merge_size": (projector == "pixtral", 2),
+        "projector.window_side": (projector == "granite4_vision", 4),
+        "projector.query_side": (projector == "granite4_vision", 2),
         "attention.head_count_kv": (projector == "exaone4_5", HEADS // 2),
         "image_min_pixels": (projector in _LIMITED, 4 * 4 * PATCH * PATCH),
         "image_max_pixels": (projector in _LIMITED, 256 * 4 * PATCH * PATCH),
     }
-    return [_key(f"clip.vision.{name}", U32_KEY, number) for name, (there, number) in own.items() if there]
+    keys = [_key(f"clip.vision.{name}", U32_KEY, number) for name, (there, number) in own.items() if there]
+    if projector == "minicpmv4_6":
+        keys += [_key("clip.vision.wa_layer_indexes", I32_KEY, [0])]
+    if projector == "granite4_vision":
+        lists = {"feature_layer": [1], "projector.spatial_offsets": [-1]}
+        lists["image_grid_pinpoints"] = [side, side, 2 * side, side, side, 2 * side]
+        keys += [_key(f"clip.vision.{name}", I32_KEY, numbers) for name, numbers in lists.items()]
+    return keys
 
 
 def tiny_mmproj(projector: str, seed: int = 0) -> bytes:
@@ -148,7 +195,8 @@ def tiny_mmproj(projector: str, seed: int = 0) -> bytes:
             _key(v + name, U32_KEY, n)
             for name, n in {
                 "image_size": side, "patch_size": PATCH, "embedding_length": N, "feed_forward_length": FF,
-                "projection_dim": WIDTH, "block_count": LAYERS, "attention.head_count": HEADS,
+                "projection_dim": WIDTH, "block_count": 0 if projector == "gemma4uv" else LAYERS,
+                "attention.head_count": HEADS,
             }.items()
         ],
         _key(v + "attention.layer_norm_epsilon", F32_KEY, 1e-6),

@@ -8,6 +8,8 @@
 #include "qap-plan.h"
 #include "qap.h"
 
+#include <algorithm>
+
 enum class class_token { as_stored, first, last, none };
 
 struct projector_row {
@@ -17,23 +19,27 @@ struct projector_row {
 };
 
 static const projector_row PROJECTORS[] = {
-    { PROJECTOR_TYPE_MLP,       qap_merging::none,        class_token::as_stored },
-    { PROJECTOR_TYPE_MLP_NORM,  qap_merging::none,        class_token::as_stored },
-    { PROJECTOR_TYPE_IDEFICS3,  qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_GEMMA3,    qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_LFM2,      qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_INTERNVL,  qap_merging::block,       class_token::first     },
-    { PROJECTOR_TYPE_LLAMA4,    qap_merging::block,       class_token::last      },
-    { PROJECTOR_TYPE_PIXTRAL,   qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_QWEN2VL,   qap_merging::consecutive, class_token::none      },
-    { PROJECTOR_TYPE_QWEN25VL,  qap_merging::consecutive, class_token::none      },
-    { PROJECTOR_TYPE_QWEN3VL,   qap_merging::consecutive, class_token::none      },
-    { PROJECTOR_TYPE_GLM4V,     qap_merging::consecutive, class_token::none      },
-    { PROJECTOR_TYPE_PADDLEOCR, qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_HUNYUANVL, qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_EXAONE4_5, qap_merging::consecutive, class_token::none      },
-    { PROJECTOR_TYPE_KIMIVL,    qap_merging::block,       class_token::none      },
-    { PROJECTOR_TYPE_KIMIK25,   qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_MLP,             qap_merging::none,        class_token::as_stored },
+    { PROJECTOR_TYPE_MLP_NORM,        qap_merging::none,        class_token::as_stored },
+    { PROJECTOR_TYPE_IDEFICS3,        qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_GEMMA3,          qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_GEMMA4V,         qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_GEMMA4UV,        qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_LFM2,            qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_INTERNVL,        qap_merging::block,       class_token::first     },
+    { PROJECTOR_TYPE_LLAMA4,          qap_merging::block,       class_token::last      },
+    { PROJECTOR_TYPE_PIXTRAL,         qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_MINICPMV4_6,     qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_GRANITE4_VISION, qap_merging::none,        class_token::none      },
+    { PROJECTOR_TYPE_QWEN2VL,         qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_QWEN25VL,        qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_QWEN3VL,         qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_GLM4V,           qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_PADDLEOCR,       qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_HUNYUANVL,       qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_EXAONE4_5,       qap_merging::consecutive, class_token::none      },
+    { PROJECTOR_TYPE_KIMIVL,          qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_KIMIK25,         qap_merging::block,       class_token::none      },
 };
 
 static const projector_row * find_projector(int projector) {
@@ -69,18 +75,68 @@ const char * qap_projector_why_not(int projector) {
     }
 }
 
+// Whether the attention of its layers says something of each token. Granite 4's projector makes tokens of places, not of
+// patches; Gemma 4's encoder without a tower has no layers.
+static bool attends(int projector) {
+    return projector != PROJECTOR_TYPE_GRANITE4_VISION && projector != PROJECTOR_TYPE_GEMMA4UV;
+}
+
 const char * qap_projector_name(const char * table, int32_t index) {
     const std::string which = table;
     for (const auto & [projector, name] : PROJECTOR_TYPE_NAMES) {
-        const bool found = which == "layout"   ? find_projector(projector) != nullptr
-                           : which == "resize" ? qap_projector_stretched(projector)
-                           : which == "gate"   ? qap_gate_has_rules(name)
-                                               : false;
+        const bool found = which == "layout"    ? find_projector(projector) != nullptr
+                           : which == "resize"  ? qap_projector_stretched(projector)
+                           : which == "gate"    ? qap_gate_has_rules(name)
+                           : which == "attends" ? find_projector(projector) != nullptr && attends(projector)
+                                                : false;
         if (found && index-- == 0) {
             return name.c_str();
         }
     }
     return nullptr;
+}
+
+int64_t qap_planes_of(const clip_model & model) {
+    const bool granite = model.proj_type == PROJECTOR_TYPE_GRANITE4_VISION;
+    return granite ? std::max<int64_t>(1, (int64_t) model.qf_proj_blocks.size()) : 1 + model.n_deepstack_layers;
+}
+
+qap_grid qap_granite_grid(const clip_hparams & hparams, const clip_image_f32 & image) {
+    qap_grid grid;
+    if (hparams.downsample_window_side < 1 || hparams.patch_size < 1) {
+        return grid;
+    }
+    const int side = image.nx() / hparams.patch_size / hparams.downsample_window_side * hparams.downsample_query_side;
+    grid.n_base    = (int64_t) side * side;
+    if (image.anyres.is_tiled()) {
+        int left = 0, top = 0, width = 0, lines = 0;
+        clip_anyres_unpad(
+            image.anyres.grid_x * side, image.anyres.grid_y * side, image.anyres.orig_nx, image.anyres.orig_ny, left,
+            top, width, lines);
+        grid.width = width;
+        grid.lines = lines;
+    }
+    return grid;
+}
+
+// Facts: granite4-vision.cpp, clip_n_output_tokens().
+static qap_layout granite_layout(const clip_model & model, const clip_image_f32 & image) {
+    const qap_grid grid = qap_granite_grid(model.hparams, image);
+    qap_layout     layout;
+    layout.first_token = grid.n_base;
+    layout.n_base      = grid.n_base;
+    layout.line_length = grid.width;
+    layout.n_tokens    = grid.n_base + grid.width * grid.lines;
+    layout.n_patches   = layout.n_tokens;
+    layout.n_planes    = qap_planes_of(model);
+    layout.attention   = false;
+    return layout;
+}
+
+// Pixels of a side of what the last layers see: MiniCPM-V 4.6 merges its patches two by two between two layers.
+static int patch_of(const clip_model & model) {
+    const bool merged = model.proj_type == PROJECTOR_TYPE_MINICPMV4_6 && model.hparams.n_merge > 2;
+    return model.hparams.patch_size * (merged ? 2 : 1);
 }
 
 qap_layout qap_layout_of(const clip_model & model, const clip_image_f32 & image) {
@@ -90,19 +146,23 @@ qap_layout qap_layout_of(const clip_model & model, const clip_image_f32 & image)
     if (row == nullptr || hparams.patch_size < 1) {
         return layout;
     }
-    layout.n_patches_x        = image.nx() / hparams.patch_size;
-    const int64_t n_patches_y = image.ny() / hparams.patch_size;
+    if (model.proj_type == PROJECTOR_TYPE_GRANITE4_VISION) {
+        return granite_layout(model, image);
+    }
+    const int patch           = patch_of(model);
+    layout.n_patches_x        = image.nx() / patch;
+    const int64_t n_patches_y = image.ny() / patch;
     layout.n_patches          = layout.n_patches_x * n_patches_y;
     layout.merging            = row->merging;
     if (row->merging == qap_merging::consecutive) {
         layout.n_merge = 2; // what their graphs are written for
     } else if (row->merging == qap_merging::block) {
-        layout.n_merge = hparams.n_merge > 0 ? hparams.n_merge : 1;
+        layout.n_merge = std::max(1, hparams.n_merge * hparams.patch_size / patch);
     }
     const int64_t lines  = n_patches_y / layout.n_merge;
     const int64_t length = layout.n_patches_x / layout.n_merge;
     layout.n_tokens      = lines * length;
-    layout.n_planes      = 1 + model.n_deepstack_layers;
+    layout.n_planes      = qap_planes_of(model);
     layout.windows       = qap_tower_windows(model.proj_type) && hparams.n_wa_pattern > 0;
     if (model.proj_type == PROJECTOR_TYPE_PIXTRAL && model.token_embd_img_break != nullptr && lines > 1) {
         layout.line_length = length;
@@ -119,7 +179,8 @@ qap_layout qap_layout_of(const clip_model & model, const clip_image_f32 & image)
     }
     // stock Llama 4 gives its tokens column by column, and sides that do not divide are padded
     const bool divides = layout.n_patches_x % layout.n_merge == 0 && n_patches_y % layout.n_merge == 0;
-    layout.attention   = divides && !(model.proj_type == PROJECTOR_TYPE_LLAMA4 && qap_stock_encoder());
+    layout.attention =
+        divides && attends(model.proj_type) && !(model.proj_type == PROJECTOR_TYPE_LLAMA4 && qap_stock_encoder());
     return layout;
 }
 
@@ -128,11 +189,14 @@ ggml_tensor * qap_build_tokens(ggml_context * ctx, ggml_tensor * rows, const qap
     const int64_t n_embd = width / layout.n_planes;
     ggml_tensor * x      = ggml_reshape_2d(ctx, rows, width, ggml_nelements(rows) / width);
     if (layout.line_length > 0) {
-        const int64_t lines = layout.n_tokens / layout.line_length;
-        x                   = ggml_view_3d(
-            ctx, x, n_embd, layout.line_length, lines, x->nb[1], x->nb[1] * (layout.line_length + 1),
-            x->nb[1] * layout.first_token);
-        x = ggml_reshape_2d(ctx, ggml_cont(ctx, x), n_embd, layout.n_tokens);
+        const int64_t in_lines = layout.n_tokens - layout.n_base;
+        ggml_tensor * grid     = ggml_view_3d(
+            ctx, x, n_embd, layout.line_length, in_lines / layout.line_length, x->nb[1],
+            x->nb[1] * (layout.line_length + 1), x->nb[1] * layout.first_token);
+        grid = ggml_reshape_2d(ctx, ggml_cont(ctx, grid), n_embd, in_lines);
+        x    = layout.n_base > 0
+                   ? ggml_concat(ctx, ggml_view_2d(ctx, x, n_embd, layout.n_base, x->nb[1], 0), grid, /* dim */ 1)
+                   : grid;
     } else if (layout.n_planes > 1) {
         x = ggml_cont(ctx, ggml_view_2d(ctx, x, n_embd, layout.n_tokens, x->nb[1], 0));
     }
@@ -168,7 +232,7 @@ std::vector<int32_t> qap_find_padding(const clip_model & model, const clip_image
         return {};
     }
     const auto columns = (int32_t) (layout.n_patches_x / layout.n_merge);
-    const auto cell    = (int32_t) (model.hparams.patch_size * layout.n_merge);
+    const auto cell    = (int32_t) (patch_of(model) * layout.n_merge);
     return qap_padding_tokens(image.qap_content, cell, columns, (int32_t) layout.n_tokens / columns);
 }
 

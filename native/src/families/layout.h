@@ -1,8 +1,9 @@
 // layout.h: how the rows that an encoder gives relate to the patches of the picture.
 //
 // A token is a row that stands for a place in the picture and may be dropped. A special row (the [IMG_BREAK] after each line
-// of Pixtral; of HunyuanVL the first row, the last, and the end of each line) is kept always and is no token. LLaVA-NeXT's
-// rows are put together after the encoder (pack.h). Facts: tools/mtmd/models/*.cpp and clip_n_output_tokens().
+// of Pixtral, the image_newline after each line of Granite 4's grid; of HunyuanVL the first row, the last, and the end of each
+// line) is kept always and is no token. LLaVA-NeXT's rows are put together after the encoder (pack.h). Facts:
+// tools/mtmd/models/*.cpp and clip_n_output_tokens().
 #pragma once
 
 #include "ggml.h"
@@ -10,6 +11,7 @@
 #include <cstdint>
 #include <vector>
 
+struct clip_hparams;
 struct clip_model;
 struct clip_image_f32;
 struct qap_plan;
@@ -27,7 +29,8 @@ struct qap_layout {
     int64_t     n_patches_x = 0;
     int64_t     n_merge     = 1;  // patches of a token, per side
     int64_t     line_length = 0;  // tokens of a line, after which there is a special row; 0 where there is none
-    int64_t     first_token = 0;  // special rows in front of the first token
+    int64_t     n_base      = 0;  // tokens in front of the lines
+    int64_t     first_token = 0;  // row of the first token of a line: special rows, or tokens, stand in front of it
     int64_t     cls_row     = -1; // position of the class token in the attention, or -1
     int64_t     first_row   = 0;  // position of patch 0
     int64_t     n_planes    = 1;  // n_embd numbers each; DeepStack adds planes that later layers get
@@ -35,6 +38,18 @@ struct qap_layout {
     bool        windows     = false; // attention in the order of windows; the input "window_idx" puts tokens back
     bool        attention   = true;  // false: which patches made a token is not known
 };
+
+// Planes of a row: the main one, and those that DeepStack, or each further projector of Granite 4, adds.
+int64_t qap_planes_of(const clip_model & model);
+
+// Granite 4's tokens: those of the whole picture, then lines of a grid of tiles, each followed by a special row.
+struct qap_grid {
+    int64_t n_base = 0;
+    int64_t width  = 0; // tokens of a line
+    int64_t lines  = 0;
+};
+
+qap_grid qap_granite_grid(const clip_hparams & hparams, const clip_image_f32 & image);
 
 // One line that says why images of models with this projector (enum projector_type) cannot be pruned, or null.
 const char * qap_projector_why_not(int projector);

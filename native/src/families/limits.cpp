@@ -2,7 +2,7 @@
 //
 // Facts (llama.cpp 0c1e570, clip.cpp): image_max_pixels bounds families of any size, preproc_max_tiles InternVL's grid (an
 // overview comes on top where there are two tiles or more), image_longest_edge that of Idefics3 and SmolVLM (an overview
-// always), image_res_candidates LLaVA-NeXT's. Families of one size have no such number.
+// always), image_res_candidates LLaVA-NeXT's and Granite 4's. Families of one size have no such number.
 #include "clip-impl.h"
 #include "clip-model.h"
 #include "clip.h"
@@ -79,6 +79,11 @@ void qap_limit_tokens(int projector, clip_hparams & hparams) {
         (type == PROJECTOR_TYPE_MLP || type == PROJECTOR_TYPE_MLP_NORM) && !hparams.image_res_candidates.empty() &&
         side > 0) {
         drop_large(hparams.image_res_candidates, hparams.image_size, side, most);
+    } else if (type == PROJECTOR_TYPE_GRANITE4_VISION) {
+        const int32_t windows = hparams.image_size / hparams.patch_size / std::max(1, hparams.downsample_window_side);
+        if (windows > 0 && !hparams.image_res_candidates.empty()) {
+            drop_large(hparams.image_res_candidates, hparams.image_size, windows * hparams.downsample_query_side, most);
+        }
     } else if (hparams.image_max_pixels > 0) {
         hparams.image_max_pixels = std::min(hparams.image_max_pixels, pixels(most, patch));
         hparams.image_min_pixels = std::min(hparams.image_min_pixels, hparams.image_max_pixels);

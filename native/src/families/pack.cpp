@@ -89,7 +89,9 @@ const char * qap_tiles_why_not(const clip_ctx * ctx, bool mrope) {
 }
 
 bool qap_lost_packing(const clip_ctx * ctx, const clip_image_f32_batch & batch) {
-    const bool one = is_llava(qap_clip_model(ctx).proj_type) && batch.entries.size() == 1;
+    const int  projector = qap_clip_model(ctx).proj_type;
+    const bool stacks    = is_llava(projector) || projector == PROJECTOR_TYPE_GRANITE4_VISION;
+    const bool one       = stacks && batch.entries.size() == 1;
     return one && !batch.entries[0].anyres.is_tiled() && batch.entries[0].ny() > batch.entries[0].nx();
 }
 

@@ -1,8 +1,8 @@
 // resize.cpp: how pictures come to the size that an encoder takes (006-resize.patch).
 //
-// Facts: the image processors of transformers 5.24. Qwen-VL, GLM-4V, PaddleOCR-VL, EXAONE 4.5, Gemma 3 and Pixtral resize
-// without regard to the aspect ratio; InternVL's tiles are cut out of a stretched picture; Pixtral rounds sides up to whole
-// patches. HunyuanVL's processor has LANCZOS in its settings and resizes with BICUBIC, as its authors' code did.
+// Facts: the image processors of transformers 5.24. Qwen-VL, GLM-4V, PaddleOCR-VL, EXAONE 4.5, Gemma 3 and 4 and Pixtral
+// resize without regard to the aspect ratio; tiles of InternVL and MiniCPM-V 4.6 are cut out of a stretched picture;
+// Pixtral rounds sides up to whole patches. HunyuanVL's processor has LANCZOS in its settings and resizes with BICUBIC, as its authors' code did.
 #include "families/layout.h"
 
 #include "clip-impl.h"
@@ -42,7 +42,10 @@ bool qap_projector_stretched(int projector) {
         case PROJECTOR_TYPE_PADDLEOCR:
         case PROJECTOR_TYPE_EXAONE4_5:
         case PROJECTOR_TYPE_GEMMA3:
+        case PROJECTOR_TYPE_GEMMA4V:
+        case PROJECTOR_TYPE_GEMMA4UV:
         case PROJECTOR_TYPE_PIXTRAL:
+        case PROJECTOR_TYPE_MINICPMV4_6:
         case PROJECTOR_TYPE_INTERNVL: return true;
         default: return false;
     }
@@ -90,6 +93,11 @@ bool qap_hook_size(
 void qap_hook_resize(int projector, clip_hparams & hparams) {
     const auto type = (projector_type) projector;
     qap_limit_tokens(projector, hparams);
+    if (type == PROJECTOR_TYPE_GRANITE4_VISION && hparams.image_res_candidates.empty()) {
+        throw std::runtime_error(
+            "qap: expected clip.vision.image_grid_pinpoints, by which Granite 4's pictures are cut, got none; "
+            "convert the checkpoint anew"); // upstream asserts on it at the first picture
+    }
     if (qap_stock_encoder()) {
         return;
     }

@@ -67,7 +67,7 @@ void check_cell(const file & f, const tower & t, int64_t merge, int64_t most_tok
 // the number of columns of a product's left side, 0 where the tensor is not there
 int64_t n_out(const file & f, const std::string & name);
 
-// --- one function a type: gate-grid.cpp has those that take pictures of any size ---
+// --- one function a type: gate-grid.cpp has those that take pictures of any size, gate-newer.cpp the newest ---
 
 int64_t check_qwen2vl(const file & f, tower & t);
 int64_t check_qwen3vl(const file & f, tower & t);
@@ -78,5 +78,10 @@ int64_t check_kimi(const file & f, tower & t);
 int64_t check_hunyuan(const file & f, tower & t);
 int64_t check_pixtral(const file & f, tower & t);
 int64_t check_lfm2(const file & f, tower & t);
+
+int64_t check_gemma4(const file & f, tower & t);
+int64_t check_gemma4_unified(const file & f, tower & t);
+int64_t check_minicpm(const file & f, tower & t);
+int64_t check_granite4(const file & f, tower & t);
 
 } // namespace qap_gate

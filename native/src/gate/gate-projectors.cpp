@@ -1,7 +1,7 @@
 // gate-projectors.cpp: the tensors that the graph of each projector type builds on, one function a type: here those for
-// pictures of one size, the others in gate-grid.cpp. Shapes are written as ggml's: the row length first. Facts:
-// load_tensors() in tools/mtmd/clip.cpp and tools/mtmd/models/*.cpp (llama.cpp 0c1e570). Types that are not in the table
-// at the end get the general checks only.
+// pictures of one size, the others in gate-grid.cpp and gate-newer.cpp. Shapes are written as ggml's: the row length
+// first. Facts: load_tensors() in tools/mtmd/clip.cpp and tools/mtmd/models/*.cpp (llama.cpp 0c1e570). Types that are
+// not in the table at the end get the general checks only.
 #include "gate-mmproj.h"
 #include "gate.h"
 
@@ -110,22 +110,26 @@ static const struct projector_rule {
     const char * name;
     int64_t (*check)(const file &, tower &);
 } RULES[] = {
-    { "mlp",              check_llava     },
-    { "idefics3",         check_idefics3  },
-    { "gemma3",           check_gemma3    },
-    { "internvl",         check_internvl  },
-    { "llama4",           check_llama4    },
-    { "qwen2vl_merger",   check_qwen2vl   },
-    { "qwen2.5vl_merger", check_qwen2vl   },
-    { "qwen3vl_merger",   check_qwen3vl   },
-    { "glm4v",            check_glm4v     },
-    { "exaone4_5",        check_exaone    },
-    { "paddleocr",        check_paddleocr },
-    { "kimivl",           check_kimi      },
-    { "kimik25",          check_kimi      },
-    { "hunyuanvl",        check_hunyuan   },
-    { "pixtral",          check_pixtral   },
-    { "lfm2",             check_lfm2      },
+    { "mlp",              check_llava          },
+    { "idefics3",         check_idefics3       },
+    { "gemma3",           check_gemma3         },
+    { "internvl",         check_internvl       },
+    { "llama4",           check_llama4         },
+    { "qwen2vl_merger",   check_qwen2vl        },
+    { "qwen2.5vl_merger", check_qwen2vl        },
+    { "qwen3vl_merger",   check_qwen3vl        },
+    { "glm4v",            check_glm4v          },
+    { "exaone4_5",        check_exaone         },
+    { "paddleocr",        check_paddleocr      },
+    { "kimivl",           check_kimi           },
+    { "kimik25",          check_kimi           },
+    { "hunyuanvl",        check_hunyuan        },
+    { "pixtral",          check_pixtral        },
+    { "lfm2",             check_lfm2           },
+    { "gemma4v",          check_gemma4         },
+    { "gemma4uv",         check_gemma4_unified },
+    { "minicpmv4_6",      check_minicpm        },
+    { "granite4_vision",  check_granite4       },
 };
 
 static const projector_rule * find_rule(const std::string & projector) {

@@ -1,4 +1,4 @@
-// gate-tower.cpp: what the checks of projector types share (gate-projectors.cpp, gate-grid.cpp). Shapes are written as
+// gate-tower.cpp: what the checks of projector types share (gate-projectors.cpp, gate-grid.cpp, gate-newer.cpp). Shapes are written as
 // ggml's: the row length first. Facts: load_tensors() and build_vit() in tools/mtmd/clip.cpp (llama.cpp 0c1e570).
 #include "gate-mmproj.h"
 

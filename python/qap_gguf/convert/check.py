@@ -255,7 +255,8 @@ def _inspect_mmproj(file: _File) -> None:
     except RuntimeError as err:
         file.fail(f"libmtmd refuses it ({_words(err)}); fetch or convert it again")
         return
-    have = {"clip_text": facts.text_tower, "cls": facts.class_token, "text": True, "attention": True}
+    attends = facts.projector in _core.projectors("attends")
+    have = {"clip_text": facts.text_tower, "cls": facts.class_token, "text": True, "attention": attends}
     file.report = dataclasses.replace(
         file.report,
         width=file.header["n_embd"],

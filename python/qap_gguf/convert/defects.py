@@ -171,6 +171,20 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
         ),
     ),
     (
+        _of("gemma4v"),
+        Defect(
+            "the file does not name the feed-forward's function, and another one is taken than in training",
+            patch="017-gemma4-gelu.patch",
+        ),
+    ),
+    (
+        _of("minicpmv4_6"),
+        Defect(
+            "pictures are cut into slices by the length of their sides, not by their area",
+            patch="016-minicpmv4-6-slices.patch",
+        ),
+    ),
+    (
         _of("paddleocr"),
         Defect(
             "positions of a picture with fewer lines or columns of patches than the table are resized with "

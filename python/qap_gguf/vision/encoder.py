@@ -157,7 +157,7 @@ class ImageEncoder:
     @property
     def places(self) -> str:
         """What a kept token's own place is: "grid" (time, row and column; M-RoPE), "index" (a relabelled language
-        model) or "none", where the language model cannot leave gaps."""
+        model, MiniCPM-V 4.6) or "none", where the language model cannot leave gaps."""
         return self._native.places()
 
     @property

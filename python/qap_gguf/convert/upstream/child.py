@@ -41,6 +41,33 @@ def vision_name(name: str, *, tower: bool) -> str:
     return short
 
 
+def granite_name(name: str) -> str:
+    """The same for Granite 4 vision.
+
+    Example:
+        >>> granite_name("model.vision_tower.head.probe")
+        'model.vision_tower.vision_model.head.probe'
+    """
+    short = vision_name(name, tower=True)
+    return f"model.{short}" if short != name else name
+
+
+def unified_name(name: str) -> str:
+    """The name by which the converter knows a tensor of Gemma 4's encoder without a tower.
+
+    Example:
+        >>> unified_name("model.embed_vision.patch_dense.bias")
+        'model.vision_embedder.patch_dense.bias'
+        >>> unified_name("model.embed_vision.multimodal_embedder.embedding_projection.weight")
+        'model.embed_vision.embedding_projection.weight'
+    """
+    front, projection = "model.embed_vision.", "multimodal_embedder."
+    own = name.removeprefix(front)
+    if own == name or own.startswith("embedding_projection."):
+        return name
+    return front + own.removeprefix(projection) if own.startswith(projection) else f"model.vision_embedder.{own}"
+
+
 def kimi_name(name: str) -> str:
     """The name by which the converter knows a tensor of Kimi-K2.5's tower and projector, as transformers 5 saves it.
 
@@ -67,12 +94,13 @@ def paddle_name(name: str) -> str:
 def fix(family: Callable[[str], Any]) -> None:
     """Put right what the converter of llama.cpp 0c1e570 does wrongly (docs/upstream.md); `family` gives its modules.
 
-    Gemma 3, LFM2-VL: names without `vision_model.` are refused. InternVL: names without `model.` in front are dropped
-    in silence. Pixtral, Mistral 3, Qwen2-VL, Qwen2.5-VL: names with it are, and so is [IMG_BREAK], whose row is looked
-    for after a filter that takes it away. Llama 4: the second norm gets the name of another norm, which Gemma 4 claims.
-    PaddleOCR-VL: the names of transformers' classes are dropped (projector) or refused (tower). Qwen3.5: checkpoints
-    without layers that predict further tokens, as transformers saves them, fail an assertion, or make a file that says
-    it has some.
+    Gemma 3, LFM2-VL, Granite 4: names without `vision_model.` are refused. Gemma 4 without a tower: names of the
+    classes in memory are, too, and a config that says nothing of experts. InternVL: names without `model.` in front
+    are dropped in silence. Pixtral, Mistral 3, Qwen2-VL, Qwen2.5-VL: names with it are, and so is [IMG_BREAK], whose
+    row is looked for after a filter that takes it away. Llama 4: the second norm gets the name of another norm, which
+    Gemma 4 claims. PaddleOCR-VL: the names of transformers' classes are dropped (projector) or refused (tower).
+    Qwen3.5: checkpoints without layers that predict further tokens, as transformers saves them, fail an assertion, or
+    make a file that says it has some.
     """
     for module, name in (("gemma", "Gemma3VisionModel"), ("lfm2", "LFM2VLModel")):
         rename_tensors(getattr(family(module), name), lambda name: vision_name(name, tower=True))
@@ -83,6 +111,8 @@ def fix(family: Callable[[str], Any]) -> None:
         family("qwenvl").Qwen2VLVisionModel,
         lambda name: name.removeprefix("model.") if name.startswith("model.visual.") else name,
     )
+    rename_tensors(family("granite").Granite4VisionMmprojModel, granite_name)
+    rename_tensors(family("gemma").Gemma4UnifiedVisionAudioModel, unified_name)
     rename_tensors(family("kimivl").KimiK25Model, kimi_name)
     rename_tensors(family("ernie").PaddleOCRVisionModel, paddle_name)
     llava = family("llava").LlavaVisionModel
@@ -96,6 +126,15 @@ def fix(family: Callable[[str], Any]) -> None:
         return found
 
     llava.filter_tensors = classmethod(with_break_row)
+
+    unified = family("gemma").Gemma4UnifiedModel
+    set_parameters = unified.set_gguf_parameters
+
+    def set_gguf_parameters(model: Any) -> None:
+        model.hparams.setdefault("moe_intermediate_size", None)
+        set_parameters(model)
+
+    unified.set_gguf_parameters = set_gguf_parameters
 
     llama4 = family("llama4").Llama4VisionModel
     map_name = llama4.map_tensor_name
