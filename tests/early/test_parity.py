@@ -111,7 +111,7 @@ def case(
         (hf, _, files), family = converted(name), FAMILIES[name]
         width, height = family.image
         pixels = np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        mean, std = family.mean, family.std
+        mean, std = np.array(family.mean, "f4"), np.array(family.std, "f4")
 
     def features(shown: Array) -> Array:
         values = torch.tensor(((shown.astype("f4") / 255 - mean) / std).astype("f4").transpose(2, 0, 1).copy())
