@@ -82,7 +82,7 @@ class FakeModel:
             raise ImageError(f"expected a picture, got {image};\nchoose another file")
         self.encoded.append(image)
         self.encoded_for.append(prune)
-        return SimpleNamespace(path=image, n_tokens=144, n_real=144, attention=np.ones(144, np.float32))
+        return SimpleNamespace(path=image, n_tokens=144, n_real=144, n_left=144, attention=np.ones(144, np.float32))
 
     def prune(self, image: Any, cfg: PruneConfig, prompt: str | None = None) -> Any:
         return SimpleNamespace(indices=np.arange(cfg.count(image.n_tokens), dtype=np.int32))

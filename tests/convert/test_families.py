@@ -199,7 +199,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
         change_json("config.json", architectures=None, model_type="foo", vision_config=None),
         "got 'foo'; this model cannot",
     ),
-    "no encoder": (no_encoder, "expected two files that llama.cpp loads .* got a refusal .*unable to find tensor"),
+    "no encoder": (no_encoder, "expected two files that llama.cpp loads .* got a refusal .*v.patch_embd.weight"),
     "nan": (poison("layers.1.mlp.up_proj.weight", float("nan")), "NaN or infinity in .*up_proj"),
     "no tensors": (edit_tensors(lambda tensors: tensors.clear()), "expected tensors in"),
     "no shard": (no_shard, "expected the shard"),

@@ -51,6 +51,10 @@ class Embedding:
         return self.n_tokens
 
     @property
+    def n_left(self) -> int:
+        return self.n_tokens
+
+    @property
     def padding(self) -> Any:
         return np.zeros(self.n_tokens, np.bool_)
 

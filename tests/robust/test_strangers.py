@@ -289,7 +289,7 @@ def architectures() -> list[str]:
 #: kind and name of files that pass the gate and end the process that loads them -> words of upstream's assertion
 OTHERS = {
     ("model", "smallthinker"): "n_expert must be > 0",
-    ("mmproj", "qwen3vl_merger"): "model.patch_bias != nullptr",
+    ("mmproj", "yasa2"): "ggml_can_mul_mat(a, b)",
 }
 
 
