@@ -159,4 +159,17 @@ def schema_grammar(schema: Any) -> SchemaGrammar:
         >>> "root ::=" in schema_grammar({"type": "integer", "minimum": 3, "maximum": 5})._grammar
         True
     """
-    return SchemaGrammar(_grammar=_convert(json.dumps(checked_schema(schema), ensure_ascii=False)))
+    return checked_grammar(checked_schema(schema))
+
+
+def checked_grammar(checked: Any) -> SchemaGrammar:
+    """The grammar of what :func:`checked_schema` gave.
+
+    Raises:
+        ConfigError: llama.cpp's converter refuses it.
+
+    Example:
+        >>> "root ::=" in checked_grammar(checked_schema({"type": "boolean"}))._grammar
+        True
+    """
+    return SchemaGrammar(_grammar=_convert(json.dumps(checked, ensure_ascii=False)))

@@ -21,7 +21,7 @@ from PIL import Image
 
 from qap_gguf import _core
 from qap_gguf.chat.grammars import check_grammar
-from qap_gguf.chat.schemas import checked_schema, schema_grammar
+from qap_gguf.chat.schemas import checked_grammar, checked_schema
 from qap_gguf.chat.tools import ToolChoice, read_tools, response_schema
 from qap_gguf.config import LEVELS, WEIGHTS_KEY, PruneConfig
 from qap_gguf.defaults import check_weights
@@ -178,8 +178,9 @@ class Preparer:
         elif tools.is_open and tools.choice == "required":
             schema = tools.tools[0]["function"]["parameters"] or {"type": "object"}
         if schema is not None:
-            schema_grammar(schema)  # llama-server answers a schema that cannot become a grammar with a 500
-            wrapped = {"name": "answer", "schema": checked_schema(schema)}
+            checked = checked_schema(schema)
+            checked_grammar(checked)  # llama-server answers a schema that cannot become a grammar with a 500
+            wrapped = {"name": "answer", "schema": checked}
             out["response_format"] = {"type": "json_schema", "json_schema": wrapped}
         if body.get("grammar") is not None and schema is None:
             if can_call:
