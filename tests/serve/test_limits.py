@@ -308,12 +308,18 @@ class Slow:
         self.most: collections.Counter[str] = collections.Counter()
 
     def chat(self, body: dict[str, Any]) -> Prepared:
-        kind = body["user"]
+        self.note(body["user"])
+        raise ConfigError("checked")
+
+    def tokens(self, text: str) -> list[int]:
+        self.note("large text" if len(text) > 100 else "text")
+        return []
+
+    def note(self, kind: str) -> None:
         self.now[kind] += 1
         self.most[kind] = max(self.most[kind], self.now[kind])
         time.sleep(0.1)
         self.now[kind] -= 1
-        raise ConfigError("checked")
 
 
 def test_large_requests_are_checked_one_at_a_time() -> None:
@@ -335,10 +341,19 @@ def test_large_requests_are_checked_one_at_a_time() -> None:
         with pytest.raises(ConfigError, match="checked"):
             await app.chat(Request(scope, receive), scope, receive, send)
 
+    async def tokenize(text: str) -> None:
+        async def receive() -> Any:
+            return {"type": "http.request", "body": json.dumps({"input": text}).encode()}
+
+        scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+        assert (await app.tokenize(Request(scope, receive))).status_code == 200
+
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
             for kind in list(kinds) * 4:
                 tasks.start_soon(send_one, kind)
+            for text in ("a", "a" * 100_000) * 3:
+                tasks.start_soon(tokenize, text)
 
     anyio.run(main)
-    assert slow.most == {"small": 4, "picture": 4, "large": 1}
+    assert slow.most == {"small": 4, "picture": 4, "large": 1, "text": 3, "large text": 1}

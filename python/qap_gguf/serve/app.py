@@ -198,8 +198,7 @@ class Application:
         async with self._admitted(), contextlib.AsyncExitStack() as stack:
             try:
                 with anyio.fail_after(seconds):
-                    large = len(await request.body()) - _picture_bytes(body) > _LARGE
-                    prepared = await self._prepared(prepare, body, self._checking if large else None)
+                    prepared = await self._prepared(prepare, body, await self._limiter(request, body))
                     let_go = await stack.enter_async_context(self._pixels.held(prepared.n_pixels))
             except TimeoutError as err:
                 raise too_slow(seconds) from err
@@ -218,6 +217,10 @@ class Application:
             self.metrics.add("seconds_total", time.perf_counter() - started, 'step="images"')
         return prepared
 
+    async def _limiter(self, request: Request, body: dict[str, Any]) -> anyio.CapacityLimiter | None:
+        """What a request waits for before it is checked: nothing, or the large one that is checked now."""
+        return self._checking if len(await request.body()) - _picture_bytes(body) > _LARGE else None
+
     async def _json(self, request: Request) -> dict[str, Any]:
         most = _VALUES + _VALUES_OF_A_TOKEN * self.settings.n_ctx
         return parse(await request.body(), request.headers.get("content-type", ""), most)
@@ -231,16 +234,16 @@ class Application:
 
     async def tokenize(self, request: Request) -> Response:
         """Token ids of a text."""
-        body = await self._json(request)
-        return JSONResponse({"tokens": await self._tokens(body.get("input"))})
+        return JSONResponse({"tokens": await self._tokens(request)})
 
     async def count(self, request: Request) -> Response:
         """Number of tokens of a text."""
-        body = await self._json(request)
-        return JSONResponse({"count": len(await self._tokens(body.get("input")))})
+        return JSONResponse({"count": len(await self._tokens(request))})
 
-    async def _tokens(self, text: Any) -> list[int]:
-        return await anyio.to_thread.run_sync(self.preparer.tokens, text, limiter=self._checking)
+    async def _tokens(self, request: Request) -> list[int]:
+        body = await self._json(request)
+        limiter = await self._limiter(request, body)
+        return await anyio.to_thread.run_sync(self.preparer.tokens, body.get("input"), limiter=limiter)
 
     async def detokenize(self, request: Request) -> Response:
         """Text of token ids."""
