@@ -1,10 +1,10 @@
 // early-drop.cpp: see early-drop.h. The hooks that 012-early-drop.patch calls while upstream builds a tower, and what the
 // encoder's other hooks (hooks-clip.cpp) need of them afterwards.
 //
-// A token's patches are kept or dropped together. After the drop they stand token by token, whatever the family's order
-// was before: the order is nothing to self-attention, learned positions were added before the layers, and rotary ones are
-// gathered too. Numbers of tokens pass through f32, which is exact up to 2^24; the sides that qap_hook_picture() allows
-// give fewer.
+// A token's patches are kept or dropped together. After the drop they stand token by token in lines of the picture, whatever
+// the family's order was before (Qwen2.5-VL's is that of its windows): the order is nothing to self-attention, learned
+// positions were added before the layers; rotary ones are gathered too, and so is the mask of windows. Numbers of tokens
+// pass through f32, which is exact up to 2^24; the sides that qap_hook_picture() allows give fewer.
 #include "early-drop.h"
 
 #include "clip-graph.h"
@@ -63,6 +63,29 @@ static ggml_tensor * gather(ggml_context * ctx, ggml_tensor * x, const qap_layou
     return with_class(ctx, ggml_reshape_2d(ctx, rows, width, n * n * kept->ne[0]), x, layout);
 }
 
+// Where the tokens of a tower with windows stand in it, [n_tokens] I32, or null for the lines of the picture. Facts:
+// qwen2vl.cpp and exaone4_5.cpp with 012-early-drop.patch, which make it before the layers.
+static ggml_tensor * window_order(clip_graph & graph, const qap_layout & layout) {
+    ggml_tensor * order = layout.windows ? ggml_get_tensor(graph.ctx0, "window_idx") : nullptr;
+    if (order != nullptr) {
+        ggml_build_forward_expand(graph.gf, order); // qap_build_pooled() finds it there
+    }
+    return order;
+}
+
+// Note what is kept, and give what is left of hidden. kept: [n] I32, numbers in lines of the picture
+static ggml_tensor * keep(clip_graph & graph, ggml_tensor * hidden, const qap_layout & layout, ggml_tensor * kept) {
+    ggml_context * ctx   = graph.ctx0;
+    ggml_tensor *  order = window_order(graph, layout);
+    graph.early.kept     = kept;
+    graph.early.inside   = kept;
+    if (order != nullptr) {
+        ggml_tensor * inside = ggml_get_rows(ctx, ggml_reshape_2d(ctx, order, 1, layout.n_tokens), kept);
+        graph.early.inside   = ggml_reshape_1d(ctx, inside, kept->ne[0]);
+    }
+    return gather(ctx, hidden, layout, graph.early.inside);
+}
+
 // log of an attention: a few patches hold most of it, and between the others the plain weights see no difference
 static ggml_tensor * log_attention(ggml_context * ctx, ggml_tensor * weights, int64_t n_pos) {
     return ggml_log(ctx, ggml_clamp(ctx, weights, 1e-6f / (float) n_pos, FLT_MAX)); // 0 has no logarithm
@@ -88,11 +111,11 @@ static ggml_tensor * whole_numbers(
 
 // Keep tokens that are known before the encode: their numbers are an input of the graph.
 static ggml_tensor * keep_given(clip_graph & graph, ggml_tensor * hidden, const qap_layout & layout, int64_t n) {
-    graph.early.kept = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I32, n);
-    ggml_set_name(graph.early.kept, KEPT_NAME);
-    ggml_set_input(graph.early.kept);
-    ggml_set_output(graph.early.kept); // read again after the graph ran
-    return gather(graph.ctx0, hidden, layout, graph.early.kept);
+    ggml_tensor * kept = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I32, n);
+    ggml_set_name(kept, KEPT_NAME);
+    ggml_set_input(kept);
+    ggml_set_output(kept); // read again after the graph ran
+    return keep(graph, hidden, layout, kept);
 }
 
 static qap_plan * plan_of(const clip_graph & graph) {
@@ -120,6 +143,7 @@ ggml_tensor * qap_hook_early_drop(clip_graph & graph, ggml_tensor * hidden, int 
     if (in.q == nullptr) {
         return hidden; // as above
     }
+    ggml_tensor * order    = window_order(graph, layout);
     const bool    of_class = layout.cls_row >= 0 && plan->params.semantic != QAP_SEMANTIC_ATTENTION;
     ggml_tensor * weights  = of_class ? qap_build_attention_row(ctx, in.q, in.k, layout.cls_row, in.scale)
                                       : qap_build_attention_received(ctx, in.q, in.k, in.scale);
@@ -127,19 +151,20 @@ ggml_tensor * qap_hook_early_drop(clip_graph & graph, ggml_tensor * hidden, int 
 
     ggml_tensor * tokens    = to_tokens(ctx, patches_of(ctx, hidden, layout), layout);
     tokens                  = ggml_is_contiguous(tokens) ? tokens : ggml_cont(ctx, tokens);
+    tokens                  = order != nullptr ? ggml_get_rows(ctx, tokens, order) : tokens;
     const qap_window window = qap_window_of(*plan, layout); // what is no padding
     tokens                  = qap_build_window(ctx, tokens, window);
     weights                 = qap_build_window(ctx, ggml_reshape_2d(ctx, weights, 1, layout.n_tokens), window);
     weights                 = log_attention(ctx, ggml_reshape_1d(ctx, weights, weights->ne[1]), hidden->ne[1]);
     ggml_tensor * total     = qap_build_scores(ctx, tokens, weights, /* roots */ nullptr, plan->params).total;
-    graph.early.kept        = whole_numbers(ctx, best_in_order(ctx, total, plan->n_early), window, layout.n_tokens);
+    ggml_tensor * kept      = whole_numbers(ctx, best_in_order(ctx, total, plan->n_early), window, layout.n_tokens);
     ggml_set_name(total, TOTAL_NAME);
-    ggml_set_name(graph.early.kept, KEPT_NAME);
-    for (ggml_tensor * node : { total, graph.early.kept }) {
+    ggml_set_name(kept, KEPT_NAME);
+    for (ggml_tensor * node : { total, kept }) {
         ggml_set_output(node);
         ggml_build_forward_expand(graph.gf, node);
     }
-    return gather(ctx, hidden, layout, graph.early.kept);
+    return keep(graph, hidden, layout, kept);
 }
 
 void qap_hook_early_inputs(const clip_image_f32_batch & imgs, ggml_cgraph * gf) {
@@ -178,12 +203,30 @@ ggml_tensor * qap_hook_early_places(clip_graph & graph, ggml_tensor * places, in
     ggml_tensor *    left   = nullptr;
     for (int i = 0; i < n_sections; i++) {
         ggml_tensor * section = ggml_view_2d(ctx, all, 1, n_pos, all->nb[0], (size_t) (i * n_pos) * all->nb[0]);
-        section               = gather(ctx, section, layout, graph.early.kept);
+        section               = gather(ctx, section, layout, graph.early.inside);
         left                  = left == nullptr ? section : ggml_concat(ctx, left, section, 1);
     }
     left                       = ggml_cast(ctx, ggml_reshape_1d(ctx, left, ggml_nelements(left)), GGML_TYPE_I32);
     graph.early.places[places] = left;
     graph.early.places[left]   = left; // asked again: they are those of what is left already
+    return left;
+}
+
+ggml_tensor * qap_hook_early_mask(clip_graph & graph, ggml_tensor * mask) {
+    if (graph.early.kept == nullptr || mask == nullptr) {
+        return mask;
+    }
+    const auto found = graph.early.places.find(mask);
+    if (found != graph.early.places.end()) {
+        return found->second;
+    }
+    ggml_context *   ctx     = graph.ctx0;
+    const qap_layout layout  = qap_layout_of(graph.model, graph.img);
+    ggml_tensor *    left    = gather(ctx, mask, layout, graph.early.inside); // as wide as before
+    left                     = gather(ctx, ggml_cont(ctx, ggml_transpose(ctx, left)), layout, graph.early.inside);
+    left                     = left->type == mask->type ? left : ggml_cast(ctx, left, mask->type);
+    graph.early.places[mask] = left;
+    graph.early.places[left] = left; // as above
     return left;
 }
 
@@ -209,6 +252,7 @@ qap_layout qap_early_layout(const qap_layout & layout, int64_t n_early) {
     left.n_tokens    = n_early;
     left.n_patches   = n_early * layout.n_merge * layout.n_merge;
     left.line_length = 0;
+    left.windows     = false; // see the top
     left.cls_row     = layout.cls_row > 0 ? left.n_patches : layout.cls_row;
     left.merging     = layout.merging == qap_merging::none ? qap_merging::none : qap_merging::consecutive;
     return left;

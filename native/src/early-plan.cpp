@@ -39,9 +39,18 @@ static int32_t count_layers(const clip_model & model) {
     return deepest >= 0 ? deepest : model.class_embedding != nullptr ? stored : stored - 1;
 }
 
-// After how many layers patches are dropped: a quarter of them unless asked otherwise.
+// Of a tower with windows each n-th layer attends to the whole picture, and only these can say what is worth keeping.
+static int32_t whole_every(const clip_model & model) {
+    return qap_tower_windows(model.proj_type) && model.hparams.n_wa_pattern > 0 ? model.hparams.n_wa_pattern : 1;
+}
+
+// After how many layers patches are dropped: a quarter of them unless asked otherwise, or the next one that can say.
 static int32_t drop_after(const clip_model & model, const qap_params & params) {
-    return params.encoder_layer > 0 ? params.encoder_layer : std::max(1, count_layers(model) / 4);
+    if (params.encoder_layer > 0) {
+        return params.encoder_layer;
+    }
+    const int32_t quarter = std::max(1, count_layers(model) / 4), every = whole_every(model);
+    return (quarter + every - 1) / every * every;
 }
 
 // The reasons are those of duplicates, which are left out before the first layer, or else of an early drop.
@@ -59,10 +68,6 @@ std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & i
         return name + "LLaVA-NeXT's tiles are put together from whole ones; " + off + " for this model";
     }
     const qap_layout layout = qap_layout_of(model, image);
-    if (qap_tower_windows(model.proj_type)) {
-        return name + "this tower (projector " + PROJECTOR_TYPE_NAMES[model.proj_type] +
-               ") attends in windows, which need every patch; " + off + " for this model";
-    }
     if (model.hparams.n_layer < 1) {
         return "encoder_keep: this encoder has no layers; use encoder_keep 1 for this model";
     }
@@ -91,6 +96,11 @@ std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & i
         return "encoder_layer: expected a number in 1.." + std::to_string(n_layers - 1) + " for an encoder that runs " +
                std::to_string(n_layers) + " layers, got " + std::to_string(after) +
                "; choose one in that range, or use encoder_keep 1";
+    }
+    if (const int32_t every = whole_every(model); !before && after % every != 0) {
+        return "encoder_layer: expected a multiple of " + std::to_string(every) +
+               ", after whose layers this tower attends to the whole picture and not in windows, got " +
+               std::to_string(after) + "; leave it out, or use encoder_keep 1";
     }
     return "";
 }

@@ -72,12 +72,13 @@ struct qap_graph {
 
 // A member of clip_graph, upstream's builder of towers: what was dropped while it built. 012-early-drop.patch
 struct qap_early {
-    ggml_tensor *                          kept = nullptr; // [n_early] I32, tokens that are left; null: all are
-    std::map<ggml_tensor *, ggml_tensor *> places;         // positions of all patches -> of those that are left
+    ggml_tensor *                          kept   = nullptr; // [n_early] I32, tokens that are left; null: all are
+    ggml_tensor *                          inside = nullptr; // the same as numbers in the tower's own order (windows)
+    std::map<ggml_tensor *, ggml_tensor *> places;           // positions, masks of all patches -> of what is left
 };
 
 // Each gives back what it got where nothing is dropped. early-drop.cpp
-// build_vit(), llava.cpp, qwen2vl.cpp, qwen3vl.cpp: after layer `il`, and with -1 before the first. hidden: [n_embd, n_pos] ->
+// build_vit(), llava.cpp, qwen2vl.cpp, qwen3vl.cpp, exaone4_5.cpp: after layer `il`, and with -1 before the first. hidden: [n_embd, n_pos] ->
 // the rows that are left
 ggml_tensor * qap_hook_early_drop(clip_graph & graph, ggml_tensor * hidden, int il);
 // clip_encode(), where inputs are set: which tokens are left, where that is known before
@@ -86,6 +87,8 @@ void qap_hook_early_inputs(const clip_image_f32_batch & imgs, ggml_cgraph * gf);
 ggml_tensor * qap_hook_early_spread(clip_graph & graph, ggml_tensor * hidden);
 // where positions are read or made. places: [n_pos * n_sections] I32, section by section
 ggml_tensor * qap_hook_early_places(clip_graph & graph, ggml_tensor * places, int n_sections = 1);
+// qwen2vl.cpp, exaone4_5.cpp: who is in the same window; null where there are none. mask: [n_pos, n_pos]
+ggml_tensor * qap_hook_early_mask(clip_graph & graph, ggml_tensor * mask);
 // qwen3vl.cpp: DeepStack's planes of the layers before. rows: [n, n_tokens]
 ggml_tensor * qap_hook_early_tokens(clip_graph & graph, ggml_tensor * rows);
 // llava.cpp: the numbers of the patches' rows, [n_patches]; those that are left stand first

@@ -34,6 +34,7 @@ class Tower:
         merge: patches of a token, per side.
         cls: position of the class token, or None.
         consecutive: the patches of a token stand one after another (Qwen), not in lines of the picture.
+        order: (n_tok,), which token of the picture each place of the tower holds (windows); None: lines of the picture.
     """
 
     module: Any
@@ -41,13 +42,15 @@ class Tower:
     merge: int = 1
     cls: int | None = None
     consecutive: bool = False
+    order: Array | None = None
 
     def tokens(self, values: Array) -> Array:
         """Values of all positions as those of the patches of each token, (n_tok, merge^2, ...)."""
         patches = values if self.cls is None else np.delete(values, self.cls, axis=0)
         rows, columns, m = *self.grid, self.merge
         if self.consecutive:
-            return patches.reshape(-1, m * m, *patches.shape[1:])
+            places = patches.reshape(-1, m * m, *patches.shape[1:])
+            return places if self.order is None else places[np.argsort(self.order)]
         lines = patches.reshape(rows // m, m, columns // m, m, *patches.shape[1:])
         return lines.swapaxes(1, 2).reshape(-1, m * m, *patches.shape[1:])
 
@@ -101,26 +104,32 @@ def _in_sight(tower: Tower, kept: Array, n_positions: int) -> Array:
 @contextmanager
 def dropping(tower: Tower, drop: Drop, config: qap.PruneConfig) -> Iterator[None]:
     """Within the block, a run of the tower drops; one picture at a time."""
-    module, calls = tower.module, 0
+    module, n_done, first = tower.module, 0, 0  # layers that ran; keys of this layer that were seen
     mask: Any = None
     weights: Any = None
 
     def attend(real: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(owner: Any, query: Any, key: Any, value: Any, attention_mask: Any, *rest: Any, **more: Any) -> Any:
-            nonlocal calls, mask, weights
-            if calls == drop.after:
+            nonlocal mask, weights, first
+            if mask is None and n_done == drop.after:
+                n_positions = tower.grid[0] * tower.grid[1] + (tower.cls is not None)
                 known = drop.after == 0
-                seen = _in_sight(tower, drop.kept, key.shape[2]) if known else _choose(tower, drop, weights, config)
-                mask = torch.full((1, 1, 1, key.shape[2]), -1e30)
+                seen = _in_sight(tower, drop.kept, n_positions) if known else _choose(tower, drop, weights, config)
+                mask = torch.full((1, 1, 1, n_positions), -1e30)
                 mask[..., torch.tensor(seen)] = 0
-            if calls >= drop.after:
-                attention_mask = mask if attention_mask is None else attention_mask + mask
+            if mask is not None:
+                own_keys = mask[..., first : first + key.shape[2]]  # a layer with windows comes here for each of them
+                attention_mask = own_keys if attention_mask is None else attention_mask + own_keys
             out = real(owner, query, key, value, attention_mask, *rest, **more)
             weights = out[1][0].mean(0).numpy()
-            calls += 1
+            first += key.shape[2]
             return out
 
         return wrapped
+
+    def count(_module: Any, _inputs: Any, _output: Any) -> None:
+        nonlocal n_done, first
+        n_done, first = n_done + 1, 0
 
     def note(_module: Any, _inputs: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
@@ -130,7 +139,9 @@ def dropping(tower: Tower, drop: Drop, config: qap.PruneConfig) -> Iterator[None
     names = ("vision_eager_attention_forward", "eager_attention_forward")
     undo = [(sys.modules[o], n, getattr(sys.modules[o], n)) for o in own for n in names if hasattr(sys.modules[o], n)]
     before = module.config._attn_implementation
-    hook = _layers(module)[max(0, drop.after - 1)].register_forward_hook(note)
+    layers = _layers(module)
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    hooks.append(layers[max(0, drop.after - 1)].register_forward_hook(note))
     module.set_attn_implementation("eager")
     for place, name, real in undo:
         setattr(place, name, attend(real))
@@ -140,4 +151,5 @@ def dropping(tower: Tower, drop: Drop, config: qap.PruneConfig) -> Iterator[None
         for place, name, real in undo:
             setattr(place, name, real)
         module.set_attn_implementation(before)
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
