@@ -10,7 +10,7 @@ first token are compared with the F16 model's (KL divergence in nats, 0 where th
 again, so that the script goes on where it was stopped; answers are appended as they come. Every picture is encoded once
 for all models. Intervals are 95 %, paired, by a bootstrap over pictures; bold where they exclude 0. A type that needs a
 matrix has "-" without one. Tables go to OUT/tables.md, and with --write into FILE, between the lines
-`<!-- table imatrix -->` and `<!-- end -->`.
+`<!-- table NAME -->` (--name) and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -229,6 +229,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into FILE too")
+    parser.add_argument("--name", default="imatrix", help="the tables' name in FILE (default: imatrix)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     check_run(args.out, run_of(args))
@@ -250,7 +251,7 @@ def main() -> None:
     (args.out / "tables.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     if args.write is not None:
-        write_tables(args.write, {"imatrix": text})
+        write_tables(args.write, {args.name: text})
 
 
 if __name__ == "__main__":
