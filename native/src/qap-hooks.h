@@ -149,9 +149,9 @@ void qap_hook_plan(const mtmd_context * ctx, mtmd_input_chunks & chunks);
 // clip.cpp, at loading, after the parameters of each projector (enum projector_type): 006-resize.patch
 void qap_hook_resize(int projector, clip_hparams & hparams);
 // mtmd-image.cpp, img_tool::calc_size_preserved_ratio(), where no longest edge is set: the size that a picture is resized
-// to, in whole multiples of `align`; false: as upstream says. Limits of 0 are none. 006-resize.patch
+// to, in whole multiples of `align`; false: as upstream says. Limits of 0 are none. edge: see image_ceil_edge, 006-resize.patch
 bool qap_hook_size(
-    clip_image_size & size, const clip_image_size & picture, int align, int min_pixels, int max_pixels, bool round_up);
+    clip_image_size & size, const clip_image_size & picture, int align, int min_pixels, int max_pixels, int edge);
 // limits.cpp, called there: as many tiles or pixels as the limit on a picture's tokens leaves
 void qap_limit_tokens(int projector, clip_hparams & hparams);
 

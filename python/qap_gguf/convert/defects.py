@@ -171,6 +171,13 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
         ),
     ),
     (
+        _of("pixtral"),
+        Defect(
+            "pictures have 8 to 1024 tokens, where training left them as they are up to a longest edge",
+            patch="006-resize.patch",
+        ),
+    ),
+    (
         _of("gemma4v"),
         Defect(
             "the file does not name the feed-forward's function, and another one is taken than in training",
