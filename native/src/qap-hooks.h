@@ -166,6 +166,8 @@ std::unique_ptr<mtmd_image_preprocessor> qap_hook_tiles(const clip_ctx * ctx, bo
 std::unique_ptr<mtmd_image_preprocessor> qap_hook_internvl(const clip_ctx * ctx);
 // mtmd.cpp, mtmd_context::init_vision(): what brings the pictures of Kimi-VL and Kimi-K2.5 to their size, 018-kimi-canvas.patch
 std::unique_ptr<mtmd_image_preprocessor> qap_hook_kimi(const clip_ctx * ctx);
+// mtmd.cpp, mtmd_context::init_vision(): what cuts Llama 4's pictures into tiles, 004-llama4-encoder.patch
+std::unique_ptr<mtmd_image_preprocessor> qap_hook_llama4(const clip_ctx * ctx);
 // mtmd.cpp, mtmd_context::init_vision(): what cuts MiniCPM-V 4.6's pictures into slices, 016-minicpmv4-6-slices.patch
 std::unique_ptr<mtmd_image_preprocessor> qap_hook_minicpmv(const clip_ctx * ctx);
 // clip.cpp, clip_n_output_tokens(), for a stack of tiles after LLaVA's projector

@@ -111,10 +111,15 @@ static void limit_edge(clip_hparams & hparams) {
     }
 }
 
+static const int32_t LLAMA4_TILES = 16; // max_patches of the published processor, where the file does not say
+
 void qap_hook_resize(int projector, clip_hparams & hparams) {
     const auto type = (projector_type) projector;
     if (type == PROJECTOR_TYPE_PIXTRAL && !qap_stock_encoder()) {
         limit_edge(hparams);
+    }
+    if (type == PROJECTOR_TYPE_LLAMA4) {
+        hparams.preproc_max_tiles = hparams.preproc_max_tiles > 0 ? hparams.preproc_max_tiles : LLAMA4_TILES;
     }
     qap_limit_tokens(projector, hparams);
     if (type == PROJECTOR_TYPE_GRANITE4_VISION && hparams.image_res_candidates.empty()) {
