@@ -60,7 +60,7 @@ class Processor:
     def __init__(self) -> None:
         path = Path(transformers.__file__).parent / "models" / "llama4" / "image_processing_llama4.py"
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+        functions: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
         (own,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Llama4ImageProcessor"]
         functions += [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == "_preprocess"]
         self.names: dict[str, Any] = {
