@@ -152,9 +152,9 @@ void qap_hook_plan(const mtmd_context * ctx, mtmd_input_chunks & chunks);
 // clip.cpp, at loading, after the parameters of each projector (enum projector_type): 006-resize.patch
 void qap_hook_resize(int projector, clip_hparams & hparams);
 // mtmd-image.cpp, img_tool::calc_size_preserved_ratio(), where no longest edge is set: the size that a picture is resized
-// to, in whole multiples of `align`; false: as upstream says. Limits of 0 are none. 006-resize.patch
+// to, in whole multiples of `align`; false: as upstream says. Limits of 0 are none. edge: see image_ceil_edge, 006-resize.patch
 bool qap_hook_size(
-    clip_image_size & size, const clip_image_size & picture, int align, int min_pixels, int max_pixels, bool round_up);
+    clip_image_size & size, const clip_image_size & picture, int align, int min_pixels, int max_pixels, int edge);
 // limits.cpp, called there: as many tiles or pixels as the limit on a picture's tokens leaves
 void qap_limit_tokens(int projector, clip_hparams & hparams);
 
@@ -169,6 +169,8 @@ std::unique_ptr<mtmd_image_preprocessor> qap_hook_tiles(const clip_ctx * ctx, bo
 std::unique_ptr<mtmd_image_preprocessor> qap_hook_internvl(const clip_ctx * ctx);
 // mtmd.cpp, mtmd_context::init_vision(): what brings the pictures of Kimi-VL and Kimi-K2.5 to their size, 018-kimi-canvas.patch
 std::unique_ptr<mtmd_image_preprocessor> qap_hook_kimi(const clip_ctx * ctx);
+// mtmd.cpp, mtmd_context::init_vision(): what cuts Llama 4's pictures into tiles, 004-llama4-encoder.patch
+std::unique_ptr<mtmd_image_preprocessor> qap_hook_llama4(const clip_ctx * ctx);
 // mtmd.cpp, mtmd_context::init_vision(): what cuts MiniCPM-V 4.6's pictures into slices, 016-minicpmv4-6-slices.patch
 std::unique_ptr<mtmd_image_preprocessor> qap_hook_minicpmv(const clip_ctx * ctx);
 // clip.cpp, clip_n_output_tokens(), for a stack of tiles after LLaVA's projector

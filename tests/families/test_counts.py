@@ -30,6 +30,7 @@ from transformers.models.glm4v import image_processing_pil_glm4v as glm  # noqa:
 from transformers.models.hunyuan_vl import image_processing_pil_hunyuan_vl as hunyuan  # noqa: E402
 from transformers.models.minicpmv4_6 import image_processing_pil_minicpmv4_6 as minicpm  # noqa: E402
 from transformers.models.paddleocr_vl import image_processing_pil_paddleocr_vl as paddleocr  # noqa: E402
+from transformers.models.pixtral import image_processing_pil_pixtral as pixtral  # noqa: E402
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as qwen  # noqa: E402
 
 from families import checkpoints  # noqa: E402, F401  (before the module that it takes in)
@@ -50,6 +51,14 @@ def by_glm(height: int, width: int) -> tuple[int, int]:
 
 def by_qwen(factor: int, low: int, high: int) -> Sides:
     return lambda height, width: qwen.smart_resize(height, width, factor, low, high)
+
+
+def by_pixtral(cell: int) -> Sides:
+    def sides(height: int, width: int) -> tuple[int, int]:
+        found = pixtral.get_resize_output_image_size(np.zeros((height, width, 3), np.uint8), 128, cell, "channels_last")
+        return max(cell, found[0]), max(cell, found[1])  # it makes no line at all of the thinnest, and stops
+
+    return sides
 
 
 def kimi_rule(most: int) -> Sides:
@@ -108,6 +117,8 @@ RULES: dict[str, tuple[Count, int]] = {
     "hunyuan-vl": grid(
         lambda height, width: hunyuan.smart_resize(height, width, 16, LOW, HIGH), 16, lambda lines: lines + 2
     ),
+    "pixtral": grid(by_pixtral(8), 8, lambda lines: lines - 1),
+    "mistral-3": grid(by_pixtral(16), 16, lambda lines: lines - 1),
     "gemma-4": grid(by_qwen(24, 70 * 576, 1120 * 576), 24),  # libmtmd's rule, see the last test
     "gemma-4-unified": grid(by_qwen(24, 70 * 576, 1120 * 576), 24),
     "minicpm-v-4.6": (minicpm_rule, 32),

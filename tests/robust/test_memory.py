@@ -17,6 +17,7 @@ from qap_gguf import _core
 from qap_gguf.errors import ModelFileError
 from qap_gguf.files.gguf import check_mmproj
 from robust.test_gate import I32, U32, V, changed, value
+from tiny_mmproj import tiny_mmproj
 
 GB = 10**9
 F32_TYPE, F16_TYPE = 0, 1
@@ -111,6 +112,16 @@ def test_tiles_are_counted(tmp_path: Path, packaged: qap.PackagedModel) -> None:
         assert 8 * n**2 < needed(grid, newline) - one < 8 * n**2 + 40_000 * n
     for grid, tensors in (([384, 384], {}), ([384, 384, 200, 192], newline), ([192 * 17, 192 * 16], newline)):
         assert needed(grid, tensors) == pytest.approx(one, rel=0.01)
+
+
+def test_merged_patches_are_one_token(tmp_path: Path) -> None:
+    """Mistral 3: pairs are those of tokens, a quarter of its 128 x 128 patches."""
+    path, needed = tmp_path / "merged.gguf", []
+    file = Gguf(tiny_mmproj("pixtral"))
+    for side in (8, 8 * 128):
+        path.write_bytes(changed(file, {V + "image_size": value(U32, side)}, {}))
+        needed.append(_core.mmproj_bytes(str(path)))
+    assert 2 * 16384**2 < needed[1] - needed[0] < 2.5 * 16384**2
 
 
 def test_a_grid_without_room_is_refused(tmp_path: Path, packaged: qap.PackagedModel) -> None:

@@ -1,8 +1,9 @@
 // limits.cpp: the most tokens that a picture may become, where a family can make fewer of it.
 //
-// Facts (llama.cpp 0c1e570, clip.cpp): image_max_pixels bounds families of any size, preproc_max_tiles InternVL's grid (an
-// overview comes on top where there are two tiles or more), image_longest_edge that of Idefics3 and SmolVLM (an overview
-// always), image_res_candidates LLaVA-NeXT's and Granite 4's. Families of one size have no such number.
+// Facts (llama.cpp 0c1e570, clip.cpp): image_max_pixels bounds families of any size, preproc_max_tiles InternVL's grid, and
+// here Llama 4's (an overview comes on top where there are two tiles or more), image_longest_edge that of Idefics3 and
+// SmolVLM (an overview always), image_res_candidates LLaVA-NeXT's, Granite 4's and stock Llama 4's. Families of one size have
+// no such number.
 #include "clip-impl.h"
 #include "clip-model.h"
 #include "clip.h"
@@ -31,11 +32,12 @@ void qap_hook_limits(clip_context_params & params) {
     params.image_max_tokens = (int) value;
 }
 
-// Grids of pinpoints that give at most `most` tokens: base, tiles and the end of each line.
-static void drop_large(std::vector<clip_image_size> & grids, int32_t tile, int32_t side, int32_t most) {
+// Grids of pinpoints that give at most `most` tokens: base, tiles and, if the lines of the grid have `ends`, those.
+static void drop_large(
+    std::vector<clip_image_size> & grids, int32_t tile, int32_t side, int32_t most, bool ends = true) {
     const auto tokens = [&](const clip_image_size & grid) {
         const int32_t x = grid.width / tile, y = grid.height / tile;
-        return (1 + x * y) * side * side + y * side;
+        return (1 + x * y) * side * side + (ends ? y * side : 0);
     };
     const auto smallest =
         *std::min_element(grids.begin(), grids.end(), [&](const clip_image_size & a, const clip_image_size & b) {
@@ -72,9 +74,12 @@ void qap_limit_tokens(int projector, clip_hparams & hparams) {
         // old files have no longest edge; where there is one, any limit on pixels would take its place
         hparams.image_max_pixels = edge ? -1 : pixels(grid, hparams.image_size);
         hparams.image_min_pixels = std::min(hparams.image_min_pixels, hparams.image_max_pixels);
-    } else if (type == PROJECTOR_TYPE_INTERNVL) {
+    } else if (type == PROJECTOR_TYPE_INTERNVL || type == PROJECTOR_TYPE_LLAMA4) {
         hparams.preproc_max_tiles = std::min(hparams.preproc_max_tiles, std::max(1, tiles - 1));
         hparams.preproc_min_tiles = std::min(hparams.preproc_min_tiles, hparams.preproc_max_tiles);
+        if (type == PROJECTOR_TYPE_LLAMA4 && !hparams.image_res_candidates.empty() && side > 0) {
+            drop_large(hparams.image_res_candidates, hparams.image_size, side, most, /* ends */ false);
+        }
     } else if (
         (type == PROJECTOR_TYPE_MLP || type == PROJECTOR_TYPE_MLP_NORM) && !hparams.image_res_candidates.empty() &&
         side > 0) {

@@ -2,7 +2,8 @@
 //
 // Facts: the image processors of transformers 5.24. Qwen-VL, GLM-4V, PaddleOCR-VL, EXAONE 4.5, Gemma 3 and 4 and Pixtral
 // resize without regard to the aspect ratio; tiles of InternVL and MiniCPM-V 4.6 are cut out of a stretched picture;
-// Pixtral rounds sides up to whole patches. HunyuanVL's processor has LANCZOS in its settings and resizes with BICUBIC, as its authors' code did.
+// Pixtral's pictures come down to a longest edge, the tower's image_size in all published checkpoints, and their sides go up
+// to whole tokens. HunyuanVL's processor has LANCZOS in its settings and resizes with BICUBIC, as its authors' code did.
 #include "families/layout.h"
 
 #include "clip-impl.h"
@@ -16,6 +17,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 
 static std::atomic<int32_t> resize_mode{ QAP_RESIZE_AUTO };
@@ -68,15 +70,19 @@ static int32_t mode_now() {
 }
 
 bool qap_hook_size(
-    clip_image_size & size, const clip_image_size & picture, int align, int min_pixels, int max_pixels, bool round_up) {
+    clip_image_size & size, const clip_image_size & picture, int align, int min_pixels, int max_pixels, int edge) {
     if (qap_stock_encoder() || align < 1 || picture.width < 1 || picture.height < 1) {
         return false;
     }
-    const double width = picture.width, height = picture.height;
-    const auto   up   = [align](double x) { return (int) std::ceil(x / align) * align; };
-    const auto   down = [align](double x) { return std::max((int) std::floor(x / align) * align, align); };
-    const auto   near = [align, round_up, up](double x) {
-        return round_up ? up(x) : std::max((int) std::nearbyint(x / align) * align, align); // halves to the even number
+    double width = picture.width, height = picture.height;
+    if (const double ratio = edge > 0 ? std::max(height / edge, width / edge) : 1.0; ratio > 1.0) {
+        width  = std::max(1.0, std::floor(width / ratio));
+        height = std::max(1.0, std::floor(height / ratio));
+    }
+    const auto up   = [align](double x) { return (int) std::ceil(x / align) * align; };
+    const auto down = [align](double x) { return std::max((int) std::floor(x / align) * align, align); };
+    const auto near = [align, edge, up](double x) {
+        return edge > 0 ? up(x) : std::max((int) std::nearbyint(x / align) * align, align); // halves to the even number
     };
     size                 = { near(width), near(height) };
     const int64_t pixels = (int64_t) size.width * size.height;
@@ -90,8 +96,31 @@ bool qap_hook_size(
     return true;
 }
 
+// Pixtral and Mistral 3: no limit on tokens but the longest edge. A file without one (0) keeps upstream's limits.
+static void limit_edge(clip_hparams & hparams) {
+    const int64_t cell = (int64_t) hparams.patch_size * hparams.n_merge, edge = hparams.image_size;
+    const int64_t most      = std::numeric_limits<int32_t>::max();
+    hparams.image_ceil_edge = (int32_t) (edge > 0 ? edge : most);
+    if (edge < 1 || cell < 1) {
+        return;
+    }
+    const int64_t side       = (edge + cell - 1) / cell * cell;
+    hparams.image_max_pixels = (int32_t) std::min(side * side, most);
+    if (hparams.custom_image_min_tokens < 1) {
+        hparams.image_min_pixels = (int32_t) (cell * cell); // one token: libmtmd asserts that there is a limit
+    }
+}
+
+static const int32_t LLAMA4_TILES = 16; // max_patches of the published processor, where the file does not say
+
 void qap_hook_resize(int projector, clip_hparams & hparams) {
     const auto type = (projector_type) projector;
+    if (type == PROJECTOR_TYPE_PIXTRAL && !qap_stock_encoder()) {
+        limit_edge(hparams);
+    }
+    if (type == PROJECTOR_TYPE_LLAMA4) {
+        hparams.preproc_max_tiles = hparams.preproc_max_tiles > 0 ? hparams.preproc_max_tiles : LLAMA4_TILES;
+    }
     qap_limit_tokens(projector, hparams);
     if (type == PROJECTOR_TYPE_GRANITE4_VISION && hparams.image_res_candidates.empty()) {
         throw std::runtime_error(
@@ -101,8 +130,7 @@ void qap_hook_resize(int projector, clip_hparams & hparams) {
     if (qap_stock_encoder()) {
         return;
     }
-    const int32_t mode     = mode_now();
-    hparams.image_round_up = type == PROJECTOR_TYPE_PIXTRAL;
+    const int32_t mode = mode_now();
     if (type == PROJECTOR_TYPE_HUNYUANVL) {
         hparams.image_resize_algo = RESIZE_ALGO_BICUBIC;
     }

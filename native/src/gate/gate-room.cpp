@@ -46,7 +46,8 @@ double needed_bytes(const file & f, const tower & t, int64_t width) {
     const double n        = (double) t.n_patches() + 1.0;
     const double row      = 8.0 * (double) t.n_embd + 3.0 * (double) t.n_ff;
     const double unfolded = 6.0 * (double) (t.patch_size * t.patch_size);
-    const double merge    = (double) f.whole("clip.vision.projector.scale_factor", 1, 64, 1);
+    const double scale    = (double) f.whole("clip.vision.projector.scale_factor", 1, 64, 1);
+    const double merge    = std::max(scale, (double) f.whole("clip.vision.spatial_merge_size", 1, 64, 1));
     const tiling tiled    = largest_tiling(f, t);
     const double tokens   = std::max(n / (merge * merge), tiled.tokens);
     const double pixels   = 3.0 * (double) (t.image_size * t.image_size) * tiled.tiles; // as bytes, and in f32

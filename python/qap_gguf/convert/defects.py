@@ -164,10 +164,24 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
         ),
     ),
     (
+        _of("llama4"),
+        Defect(
+            "pictures are cut into other tiles than in training (at most 3 x 3 instead of up to 16), and centred",
+            patch="004-llama4-encoder.patch",
+        ),
+    ),
+    (
         _of("pixtral"),
         Defect(
             "rows of [IMG_BREAK] are made from memory that was never set: some images give NaN",
             patch="005-pixtral-breaks.patch",
+        ),
+    ),
+    (
+        _of("pixtral"),
+        Defect(
+            "pictures have 8 to 1024 tokens, where training left them as they are up to a longest edge",
+            patch="006-resize.patch",
         ),
     ),
     (

@@ -98,9 +98,9 @@ def fix(family: Callable[[str], Any]) -> None:
     classes in memory are, too, and a config that says nothing of experts. InternVL: names without `model.` in front
     are dropped in silence. Pixtral, Mistral 3, Qwen2-VL, Qwen2.5-VL: names with it are, and so is [IMG_BREAK], whose
     row is looked for after a filter that takes it away. Llama 4: the second norm gets the name of another norm, which
-    Gemma 4 claims. PaddleOCR-VL: the names of transformers' classes are dropped (projector) or refused (tower).
-    Qwen3.5: checkpoints without layers that predict further tokens, as transformers saves them, fail an assertion, or
-    make a file that says it has some.
+    Gemma 4 claims, and the most tiles are not stored. PaddleOCR-VL: the names of transformers' classes are dropped
+    (projector) or refused (tower). Qwen3.5: checkpoints without layers that predict further tokens, as transformers
+    saves them, fail an assertion, or make a file that says it has some.
     """
     for module, name in (("gemma", "Gemma3VisionModel"), ("lfm2", "LFM2VLModel")):
         rename_tensors(getattr(family(module), name), lambda name: vision_name(name, tower=True))
@@ -144,6 +144,15 @@ def fix(family: Callable[[str], Any]) -> None:
         return mapped.replace(".attn_post_norm.", ".ln2.")
 
     llama4.map_tensor_name = map_tensor_name
+    llama4_parameters = llama4.set_gguf_parameters
+
+    def with_most_tiles(model: Any) -> None:
+        llama4_parameters(model)
+        most = model.preprocessor_config.get("max_patches")
+        if isinstance(most, int) and 1 <= most <= 256:  # the gate takes no more
+            model.gguf_writer.add_vision_preproc_max_tiles(most)
+
+    llama4.set_gguf_parameters = with_most_tiles
 
     qwen = family("qwen")._QwenMtpMixin
     index = qwen.index_tensors
