@@ -32,6 +32,7 @@ struct mtmd_context;
 struct mtmd_image_preprocessor;
 struct mtmd_input_chunk;
 struct mtmd_input_chunks;
+struct mtmd_internal_part;
 struct mtmd_serialization;
 struct qap_plan;
 
@@ -136,6 +137,10 @@ int32_t qap_hook_batch(
 
 // mtmd.cpp, end of mtmd_context's constructor. The qap.* keys of the file or null; throws for invalid ones.
 std::unique_ptr<qap_file_params> qap_hook_load(const char * mmproj);
+
+// mtmd.cpp, mtmd_tokenizer::tokenize(): the blank lines around Gemma 3's pictures, in the texts beside them.
+// 020-gemma3-breaks.patch
+void qap_hook_breaks(const clip_ctx * ctx, std::vector<mtmd_internal_part> & parts);
 
 // mtmd.cpp, mtmd_tokenizer::add_media(): before a picture is preprocessed. Throws for sides that clip.h asserts on.
 void qap_hook_picture(uint32_t width, uint32_t height);

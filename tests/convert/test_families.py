@@ -20,9 +20,11 @@ from conftest import train_bpe, write_bpe
 from convert.test_errors import edit_tensors, poison
 from convert.test_imatrix import write_gguf as write_imatrix
 from convert.test_language import IDS, fields, logits, nmse
+from convert.test_tokenizer import steps
 from qap_gguf import _core
 from qap_gguf.convert import ConvertResult, convert
 from qap_gguf.convert.output.writer import write_gguf
+from qap_gguf.convert.tokenizers import bpe
 from qap_gguf.convert.upstream import families
 from qap_gguf.convert.upstream import run as upstream
 from qap_gguf.errors import ConvertError
@@ -30,7 +32,6 @@ from qap_gguf.errors import ConvertError
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
-import tokenizers  # noqa: E402
 
 TEXT: dict[str, Any] = {
     "vocab_size": 656, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -39,9 +40,10 @@ TEXT: dict[str, Any] = {
 MEAN = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
-def save(model: Any, folder: Path, processor: dict[str, Any]) -> Path:
+def save(model: Any, folder: Path, processor: dict[str, Any], tokenizer: str = "gpt-2") -> Path:
     model.save_pretrained(folder)
-    tok = train_bpe(tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False))
+    pre, ignore = steps(tokenizer)
+    tok = train_bpe(pre, ignore_merges=ignore)
     tok.add_special_tokens(["[IMG_BREAK]"])
     write_bpe(folder, tok)
     (folder / "preprocessor_config.json").write_text(json.dumps(MEAN | processor))
@@ -70,7 +72,8 @@ def pixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vision_feature_layer=-1, vision_feature_select_strategy="full", image_token_index=3,
     )  # fmt: skip
     size = {"size": {"longest_edge": 64}, "patch_size": {"height": 8, "width": 8}}
-    return save(transformers.LlavaForConditionalGeneration(config), tmp_path_factory.mktemp("pixtral") / "ckpt", size)
+    folder = tmp_path_factory.mktemp("pixtral") / "ckpt"
+    return save(transformers.LlavaForConditionalGeneration(config), folder, size, "tekken")
 
 
 @pytest.mark.parity
@@ -116,6 +119,8 @@ def test_what_is_ours_is_added_and_code_never_runs(
     assert fields(result.model)["general.name"] == fields(result.mmproj)["general.name"] == "pix"
     assert {t.tensor_type.name for t in text.tensors if t.name.endswith("attn_q.weight")} == {"Q4_0"}
     assert fields(result.model)["general.file_type"] == 2
+    assert fields(result.model)["tokenizer.ggml.pre"] == "tekken"
+    assert result.notes == (bpe.DIFFERENCES["tekken"],)
     check_prune_keys(folder, result, tmp_path / "again", monkeypatch)
 
 

@@ -6,8 +6,10 @@ llama.cpp has no normalizer (Qwen2's has NFC).
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,10 @@ import pytest
 
 from conftest import PIECES, strings, train_bpe, write_bpe
 from convert.test_tokenizer import Libllama, differing, hf_json, spm_config, steps
+from qap_gguf.convert import convert
 from qap_gguf.convert.source.checkpoint import read_json
+from qap_gguf.convert.tokenizers import bpe
+from qap_gguf.files.gguf import read_gguf
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -127,3 +132,75 @@ def test_ids_equal_transformers(kind: str, tmp_path: Path) -> None:
     assert not wrong
     used = {token for text in texts for token in ours.ids(text)}
     assert set(theirs.convert_tokens_to_ids(specials)) <= used
+
+
+# --- tekken: equal but for what bpe.DIFFERENCES says ---
+
+HINDI, THAI = "\u0928\u092e\u0938\u094d\u0924\u0947", "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35"
+TEKKEN = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *(f"<SPECIAL_{n}>" for n in range(5, 20))]
+SPLIT = [HINDI, THAI, "F\u00dcR", "\u00c9COLE", "GR\u00d6SSE"]
+SAME = [
+    "F\u00fcr", "\u00c9cole", "caf\u00e9", "CAF\u00c9", "\u042d\u0422\u041e", "\u0395\u03bb\u03bb\u03ac\u03b4\u03b1",
+    "HTTPServer", "camelCase", "WE'VE", "\u4f7f\u7528GPU", "\u65e5\u672cABCabc", "\u0645\u0631\u062d\u0628\u0627",
+    "a/b\n/c",
+]  # fmt: skip
+
+
+def split_otherwise(text: str) -> bool:
+    """As the note says: a mark, or a capital after the first letter of a word with cased letters outside ASCII."""
+    kinds = [unicodedata.category(letter) for letter in text]
+    if any(kind.startswith("M") for kind in kinds):
+        return True
+    for is_word, run in itertools.groupby(range(len(text)), key=lambda i: kinds[i].startswith("L")):
+        word = list(run)
+        cased = [i for i in word if kinds[i] in ("Lu", "Lt", "Ll")]
+        capital = any(kinds[i] != "Ll" for i in cased if i > word[0])
+        if is_word and capital and any(not text[i].isascii() for i in cased):
+            return True
+    return False
+
+
+def tekken(folder: Path, size: int, corpus: list[str]) -> None:
+    """A tokenizer.json as Mistral NeMo's: special tokens first, bos in front of a text, whole words before merges."""
+    pre, ignore = steps("tekken")
+    tok = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=ignore))
+    tok.pre_tokenizer, tok.decoder = pre, tokenizers.decoders.ByteLevel()
+    tok.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    options = {"special_tokens": TEKKEN, "initial_alphabet": alphabet, "show_progress": False}
+    tok.train_from_iterator(corpus, tokenizers.trainers.BpeTrainer(vocab_size=size, **options))
+    write_bpe(folder, tok)
+    change_config(folder, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("size", [700, 4000])
+def test_tekken_differs_where_its_note_says_and_nowhere_else(size: int, tmp_path: Path) -> None:
+    texts = many_texts(["[INST]", "[/INST]"])
+    own = [*SPLIT, *SAME]
+    tekken(tmp_path, size, (strings() + own * 20) * 3 + (texts if size > 1000 else []))
+    ours, theirs = Libllama(tmp_path, size, tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (ours.vocab.pre, ours.vocab.add_bos) == ("tekken", True)
+    assert [text for text in own if split_otherwise(text)] == [*SPLIT, "CAF\u00c9", "\u042d\u0422\u041e"]
+    for lead in ("", "a ", "(", "\n"):
+        wrong = [row[0] for row in differing(ours, lambda t: theirs(t).input_ids, [lead + text for text in own])]
+        assert wrong == [lead + text for text in SPLIT]
+    wrong = [row[0] for row in differing(ours, lambda text: theirs(text).input_ids, texts)]
+    named = [text for text in texts if split_otherwise(text)]
+    with_words = [text for text in texts if HINDI in text or THAI in text]
+    unmarked = len(set(wrong) - set(with_words))
+    print(f"tekken, {size} tokens: {len(wrong)} of {COUNT} texts differ, {unmarked} unmarked; {len(named)} are named")
+    assert set(wrong) <= set(named)
+    assert [text for text in wrong if text in with_words] == with_words
+    assert COUNT - len(named) > 400  # so many that have to be equal
+    used = {token for text in texts for token in ours.ids(text)}
+    assert {ours.ids("[INST]")[1], ours.ids("[/INST]")[1]} == {3, 4}
+    assert {1, 3, 4} <= used
+
+
+def test_a_llava_with_tekken_is_converted_and_noted(plain_llava: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(plain_llava, tmp_path / "ckpt"))
+    tekken(folder, 640, strings() * 3)
+    made = convert(folder, tmp_path / "out", quantize="F16")
+    assert read_gguf(made.model).metadata["tokenizer.ggml.pre"] == "tekken"
+    assert bpe.DIFFERENCES["tekken"] in made.notes
+    assert not any("\n" in note for note in made.notes)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conftest import train_bpe, write_bpe
+from conftest import strings, train_bpe, write_bpe
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -154,6 +154,27 @@ def smolvlm(folder: Path) -> Any:
     return save(model, folder, processor({"longest_edge": 64}, max_image_size={"longest_edge": 64}))
 
 
+def gemma_tokenizer(folder: Path) -> None:
+    """A tokenizer.model with tokens for one to six line breaks, as Gemma's has up to 31; SPECIAL keep their ids."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    lines = [line for text in strings() * 3 for line in text.replace("\x00", "").splitlines() if line.strip()]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(folder / "tokenizer"), vocab_size=FIRST_SPECIAL,
+        model_type="bpe", byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        add_dummy_prefix=False, split_digits=True, allow_whitespace_only_pieces=True, character_coverage=0.98,
+        eos_id=0, bos_id=1, unk_id=2, pad_id=-1, user_defined_symbols=["\n" * n for n in range(1, 7)], minloglevel=2,
+    )  # fmt: skip
+    (folder / "added_tokens.json").write_text(json.dumps(ID))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
+    roles = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    more = {
+        "tokenizer_class": "GemmaTokenizer", "extra_special_tokens": roles,
+        "added_tokens_decoder": {str(number): {"content": name, "special": True} for name, number in ID.items()},
+        "chat_template": "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}</s>",
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | more))
+
+
 def gemma3(folder: Path) -> Any:
     config = transformers.Gemma3Config(
         text_config=TEXT | {"sliding_window": 512, "query_pre_attn_scalar": 16},
@@ -162,7 +183,11 @@ def gemma3(folder: Path) -> Any:
         eoi_token_index=ID["<end_of_image>"],
     )  # fmt: skip
     model = randomize(transformers.Gemma3ForConditionalGeneration(config))
-    return save(model, folder, processor({"height": 64, "width": 64}, image_seq_length=16))
+    model.save_pretrained(folder)
+    gemma_tokenizer(folder)
+    settings = processor({"height": 64, "width": 64}, image_seq_length=16)
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return model
 
 
 def internvl(folder: Path) -> Any:

@@ -280,6 +280,13 @@ class Count:
     positions: int = 0
 
 
+def with_blank_lines(parts: list[str | None]) -> list[str | None]:
+    """A blank line before and after each image, in one text with what stands there."""
+    whole = "".join("\n\n\0\n\n" if part is None else part for part in parts)
+    pieces = [piece for text in whole.split("\0") for piece in (text, None)]
+    return [piece for piece in pieces[:-1] if piece != ""]
+
+
 def counted(case: Case, parts: list[str | None], part: int, policy: str) -> Count:
     """None is the image; one token of `part` of it is kept."""
     width, height = case.family.image
@@ -291,6 +298,8 @@ def counted(case: Case, parts: list[str | None], part: int, policy: str) -> Coun
     pieces = 2 if case.name == "smolvlm" else 1
     kept = pieces * max(1, lines * columns // part)
     found = Count(text=len(case.vlm.language_model.tokenize(b"", add_bos=True)))
+    if case.name == "gemma-3":  # blank lines around an image, one token with the line breaks beside them
+        parts = with_blank_lines(parts)
     for what in parts:
         if what is None:
             found.text += len(AROUND[case.name])

@@ -25,6 +25,7 @@ from qap_gguf.convert.quantize import Measure, measured
 from qap_gguf.convert.relabel.api import keep_places
 from qap_gguf.convert.source.checkpoint import checkpoint_folder, read_json
 from qap_gguf.convert.source.hub import fetch, model_name
+from qap_gguf.convert.tokenizers import bpe
 from qap_gguf.convert.tokenizers import load as tokenizer
 from qap_gguf.convert.upstream.families import FamilyFiles, check_family, convert_family, is_llava
 from qap_gguf.errors import ConvertError, ModelFileError
@@ -153,6 +154,8 @@ def convert(
                 keys[WEIGHTS_KEY] = f32_list(channel_weights(importance).tolist())
         with _understanding("the tokenizer's files"):
             vocab = tokenizer.load(source, spec.text)
+        if vocab.pre in bpe.DIFFERENCES:
+            result = replace(result, notes=(*result.notes, bpe.DIFFERENCES[vocab.pre]))
 
         count = _Counter(progress, len(vision) + len(text) * (1 if kind in FLOAT_TYPES else 2))
         _require_space(folder.folder, kind, vision, text, copies=1 if keep_positions is False else 2)

@@ -192,6 +192,13 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
         ),
     ),
     (
+        _of("gemma3", "gemma3nv"),
+        Defect(
+            "no blank line stands before and after a picture in the prompt, as it did in training",
+            patch="020-gemma3-breaks.patch",
+        ),
+    ),
+    (
         _of("minicpmv4_6"),
         Defect(
             "pictures are cut into slices by the length of their sides, not by their area",

@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers (GPT-2, SmolLM, Llama 3, Qwen2, ...) from tokenizer.json.
+"""Byte-level BPE tokenizers (GPT-2, SmolLM, Llama 3, Qwen2, tekken, ...) from tokenizer.json.
 
 llama.cpp knows a pre-tokenizer, which cuts text into words before the merges, by a name only. So its name is found here
 from the *structure* in tokenizer.json: the model's name would mislead where someone saved a changed tokenizer.
@@ -13,23 +13,36 @@ from typing import Any
 from qap_gguf.convert.tokenizers.vocabulary import NORMAL, Vocabulary
 from qap_gguf.errors import ConvertError
 
-__all__ = ["PRE_TOKENIZERS", "from_json", "pre_tokenizer"]
+__all__ = ["DIFFERENCES", "PRE_TOKENIZERS", "from_json", "pre_tokenizer"]
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _LLAMA3 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}{_TAIL}"
 _QWEN2 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{_TAIL}"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
-# (steps of the pre-tokenizer, ignore_merges) -> the name in llama.cpp that does the same. Only names whose ids were
-# compared: tekken and gpt-4o are left out because llama.cpp cuts combining marks (Devanagari, Thai) otherwise than
-# those tokenizers do.
+# (steps of the pre-tokenizer, ignore_merges) -> the name in llama.cpp that does the same, but for DIFFERENCES. Only
+# names whose ids were compared; gpt-4o is left out.
 PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     (("bytes+words",), False): "gpt-2",
     (("digits", "bytes+words"), False): "smollm",
     ((f"split {_LLAMA3}", "bytes"), True): "llama-bpe",
     ((f"split {_LLAMA3}", "bytes"), False): "smaug-bpe",
     ((f"split {_QWEN2}", "bytes"), False): "qwen2",
+    ((f"split {_TEKKEN}", "bytes"), True): "tekken",
+}
+
+#: name in llama.cpp -> a note of one line: which text it splits otherwise than the tokenizer did in training. With
+#: tekken it takes every letter but a-z for a capital, every one but A-Z for a small one, and no mark into a word.
+DIFFERENCES = {
+    "tekken": "tekken tokenizer: llama.cpp splits words with combining marks (Devanagari, Thai, vowel signs), and "
+    "words of accented, Greek or Cyrillic letters with a capital after the first letter (F\u00dcR), otherwise than in "
+    "training; all other text gets the same tokens",
 }
 
 

@@ -108,7 +108,8 @@ def convert_family(
             f"the language model of {name}": ["--outtype", plain.lower(), "--outfile", str(model)],
         }
         runs = {what: common + run for what, run in runs.items()}
-        run_converter(runs, _pre_tokenizer(src), lambda i, part: stages.at(part, ("encoder", "language model")[i], i))
+        pre = _pre_tokenizer(src)
+        run_converter(runs, pre, lambda i, part: stages.at(part, ("encoder", "language model")[i], i))
     _check_pair(encoder, model, name)
     stages.next(2)
     if files.kind not in FLOAT_TYPES:
@@ -119,10 +120,11 @@ def convert_family(
             importance = measured(importance, whole, encoder, folder, relabelled=files.keep_positions)
         quantize_file(whole, model, files.kind, stages.quantized, importance)
         whole.unlink()
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = (bpe.DIFFERENCES[pre],) if pre in bpe.DIFFERENCES else ()
     if files.keep_positions is not False:
         temp = folder.temp(files.model)
-        model, notes = keep_places(model, temp, files.model, must=files.keep_positions is True)
+        model, said = keep_places(model, temp, files.model, must=files.keep_positions is True)
+        notes = (*notes, *said)
     if prune is not None:
         bare, encoder = encoder, folder.temp(files.mmproj)
         try:
