@@ -87,6 +87,7 @@ bool qap_hook_size(
         const double scale = std::sqrt(min_pixels / (height * width));
         size               = { up(width * scale), up(height * scale) };
     }
+    qap_check_thin(picture, size, max_pixels, align);
     return true;
 }
 
