@@ -3,6 +3,7 @@
 // Facts: the image processors of transformers 5.24. Qwen-VL, GLM-4V, PaddleOCR-VL, EXAONE 4.5, Gemma 3 and 4 and Pixtral
 // resize without regard to the aspect ratio; tiles of InternVL and MiniCPM-V 4.6 are cut out of a stretched picture;
 // Pixtral rounds sides up to whole patches. HunyuanVL's processor has LANCZOS in its settings and resizes with BICUBIC, as its authors' code did.
+#include "families/forced.h"
 #include "families/layout.h"
 
 #include "clip-impl.h"
@@ -27,10 +28,6 @@ int qap_resize_set(int32_t mode) {
     resize_mode = mode;
     qap_clear_error();
     return 0;
-}
-
-int32_t qap_resize_get(void) {
-    return resize_mode;
 }
 
 bool qap_projector_stretched(int projector) {
@@ -94,6 +91,7 @@ bool qap_hook_size(
 void qap_hook_resize(int projector, clip_hparams & hparams) {
     const auto type = (projector_type) projector;
     qap_limit_tokens(projector, hparams);
+    qap_force_family(projector, hparams);
     if (type == PROJECTOR_TYPE_GRANITE4_VISION && hparams.image_res_candidates.empty()) {
         throw std::runtime_error(
             "qap: expected clip.vision.image_grid_pinpoints, by which Granite 4's pictures are cut, got none; "
