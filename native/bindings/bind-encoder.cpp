@@ -216,6 +216,8 @@ public:
         return text != nullptr ? std::optional<std::string>(text) : std::nullopt;
     }
 
+    bool forced() { return qap_context_forced(open()); }
+
     std::optional<std::string> tiles_why_not() {
         const char * text = qap_context_tiles_why_not(open());
         return text != nullptr ? std::optional<std::string>(text) : std::nullopt;
@@ -318,6 +320,7 @@ void register_encoder(py::module_ & m) {
             "decode", &encoder::decode, py::arg("lctx"), py::arg("chunk"), py::arg("features").noconvert(),
             py::arg("indices").noconvert().none(true), py::arg("positions"), py::arg("n_past"), py::arg("n_batch"))
         .def("why_not", &encoder::why_not)
+        .def("forced", &encoder::forced)
         .def("places", &encoder::places)
         .def("repacked", &encoder::repacked)
         .def("non_causal", &encoder::non_causal)

@@ -79,6 +79,7 @@ PYBIND11_MODULE(_core, m) {
             check(qap_resize_set(name == "auto" ? 0 : name == "stretch" ? 1 : name == "pad" ? 2 : -1));
         },
         py::arg("name"));
+    m.def("set_force_family", &qap_force_family_set, py::arg("on"));
     m.def("avoid_amx", &qap_avoid_amx);
     register_params(m);
     register_score(m);

@@ -176,8 +176,9 @@ QAP_API int qap_device_set(const char * device);
 /* How pictures come to the size that an encoder takes: as its model was trained, stretched, or letterboxed with the
  * model's colour. For every mmproj that is loaded from now on, in all threads. */
 enum qap_resize { QAP_RESIZE_AUTO = 0, QAP_RESIZE_STRETCH = 1, QAP_RESIZE_PAD = 2 };
-QAP_API int     qap_resize_set(int32_t mode);
-QAP_API int32_t qap_resize_get(void);
+QAP_API int qap_resize_set(int32_t mode);
+/* Likewise: may pictures be pruned whose family was not compared with its original, if their rows have a place? */
+QAP_API void qap_force_family_set(bool on);
 
 /* --- scores and selection over features --- */
 
@@ -330,8 +331,7 @@ QAP_API int64_t qap_context_repacked(const struct mtmd_context * ctx);
 
 /* --- chunks of libmtmd --- */
 
-/* The parameters that the calling thread's next tokenization uses: 1; or the defaults, where it prunes nothing: 0; -1 with an
- * error where the environment says what cannot be. */
+/* 1: what the calling thread's next tokenization uses; 0: the defaults, it prunes nothing; -1: an error of the environment */
 QAP_API int qap_context_params(const struct mtmd_context * ctx, struct qap_params * params);
 /* the qap.* keys of the file that the context was made from; false when it has none */
 QAP_API bool qap_context_file_params(const struct mtmd_context * ctx, struct qap_params * params);
@@ -345,10 +345,10 @@ enum qap_places { QAP_PLACES_NONE = 0, QAP_PLACES_GRID = 1, QAP_PLACES_INDEX = 2
 QAP_API int32_t qap_context_places(const struct mtmd_context * ctx);
 /* was this language model relabelled? NULL: no */
 QAP_API bool qap_model_relabelled(const struct llama_model * model);
-/* NULL when images of this model can be pruned, else one line that says why not */
+/* NULL when images of this model can be pruned, else one line that says why not; and is it because that was forced? */
 QAP_API const char * qap_context_why_not(const struct mtmd_context * ctx);
-/* NULL when the tiles of a picture are packed as the model was trained, or there are none, or QAP_STOCK_ENCODER=1; else one
- * line that says why they are not: a LLaVA-NeXT whose file lacks what is needed (docs/upstream.md) */
+QAP_API bool         qap_context_forced(const struct mtmd_context * ctx);
+/* NULL where a picture's tiles, if any, are packed as in training, or QAP_STOCK_ENCODER=1 (docs/upstream.md) */
 QAP_API const char * qap_context_tiles_why_not(const struct mtmd_context * ctx);
 
 /* What libmtmd makes of an mmproj file's header; the weights are not read. */
@@ -360,8 +360,8 @@ struct qap_mmproj_info {
     const char * why_not;    /* as above */
     int32_t      batch_rows; /* most rows of a picture whose rows see each other and stand in one batch; else 0 */
 };
-/* The index-th projector type of a table: "layout" (it can be pruned), "resize" (trained on stretched pictures), "gate" (its
- * tensors are checked) or "attends" (its attention tells of each token). NULL past the end, and for another table. */
+/* The index-th projector type of a table: "layout" (pruned), "forced" (pruned if asked for), "resize" (trained on stretched
+ * pictures), "gate" (tensors are checked), "attends" (attention tells of each token). NULL past the end and for another. */
 QAP_API const char * qap_projector_name(const char * table, int32_t index);
 /* model: the language model that the file shall fit, NULL: any. reserve: build the graph of a picture too. Fails where
  * libmtmd would refuse to load the file. */

@@ -33,17 +33,17 @@ const char * qap_last_error(void) {
     return t_error.c_str();
 }
 
-static bool env_is_on(const char * name) {
+bool qap_env_is_on(const char * name) {
     const char * value = std::getenv(name);
     return value != nullptr && value[0] != '\0' && std::strcmp(value, "0") != 0;
 }
 
 bool qap_disabled(void) {
-    return env_is_on("QAP_DISABLE");
+    return qap_env_is_on("QAP_DISABLE");
 }
 
 bool qap_stock_encoder(void) {
-    return env_is_on("QAP_STOCK_ENCODER");
+    return qap_env_is_on("QAP_STOCK_ENCODER");
 }
 
 const char * qap_upstream_version(void) {

@@ -55,7 +55,7 @@ static int32_t drop_after(const clip_model & model, const qap_params & params) {
 
 // The reasons are those of duplicates, which are left out before the first layer, or else of an early drop.
 std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & image, const qap_params & params) {
-    if (const char * why_not = qap_projector_why_not(model.proj_type)) {
+    if (const char * why_not = qap_why_not_prunable(model)) {
         return why_not;
     }
     const bool        before = params.duplicates >= 0;
@@ -66,6 +66,10 @@ std::string qap_early_why_not(const clip_model & model, const clip_image_f32 & i
     }
     if (qap_packs(model.proj_type, image)) {
         return name + "LLaVA-NeXT's tiles are put together from whole ones; " + off + " for this model";
+    }
+    if (!qap_projector_compared(model.proj_type)) {
+        return name + "this family was not compared with its original here, and its tower is left as it is; " + off +
+               " for this model";
     }
     const qap_layout layout = qap_layout_of(model, image);
     if (model.hparams.n_layer < 1) {

@@ -151,7 +151,7 @@ static qap_graph build_nodes(
 }
 
 static bool can_append(const clip_model & model, const clip_image_f32_batch & imgs, ggml_cgraph * gf) {
-    return imgs.entries.size() == 1 && !qap_disabled() && qap_projector_why_not(model.proj_type) == nullptr &&
+    return imgs.entries.size() == 1 && !qap_disabled() && qap_why_not_prunable(model) == nullptr &&
            ggml_is_contiguous(ggml_graph_node(gf, -1)) && ggml_graph_node(gf, -1)->type == GGML_TYPE_F32;
 }
 

@@ -36,7 +36,7 @@ static bool may_repack(ggml_backend_t backend) {
 
 bool qap_hook_repacks(const clip_model & model, ggml_backend_t backend, bool no_alloc) {
     // with a projector that was never compared here, what its graphs do is not known either
-    const bool known = model.modality == CLIP_MODALITY_VISION && qap_projector_why_not(model.proj_type) == nullptr;
+    const bool known = model.modality == CLIP_MODALITY_VISION && qap_projector_compared(model.proj_type);
     return known && (products_wanted || (!no_alloc && may_repack(backend)));
 }
 

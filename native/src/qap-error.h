@@ -1,4 +1,4 @@
-// qap-error.h: the one-line error of the calling thread, read back by qap_last_error().
+// qap-error.h: the one-line error of the calling thread, read back by qap_last_error(); switches of the environment.
 #pragma once
 
 #if defined(__GNUC__)
@@ -11,3 +11,6 @@
 int qap_fail(const char * format, ...) QAP_PRINTF(1, 2);
 
 void qap_clear_error();
+
+// Set, and neither empty nor "0".
+bool qap_env_is_on(const char * name);

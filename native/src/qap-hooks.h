@@ -162,6 +162,12 @@ bool qap_hook_size(
     clip_image_size & size, const clip_image_size & picture, int align, int min_pixels, int max_pixels, int edge);
 // limits.cpp, called there: as many tiles or pixels as the limit on a picture's tokens leaves
 void qap_limit_tokens(int projector, clip_hparams & hparams);
+// limits.cpp, called where a picture's size is found: throws for one that is more than 200 times as long as wide and
+// becomes more pixels than allowed, for the encoder's masks grow with the square of that. cell: pixels of a token's side
+void qap_check_thin(const clip_image_size & picture, const clip_image_size & size, int64_t most_pixels, int32_t cell);
+// limits.cpp, called by qap_hook_plan(): throws for a picture with more patches a side than the model has positions, for
+// ggml asserts on such a look-up
+void qap_check_places(const clip_model & model, const clip_image_f32 & image);
 
 // clip.cpp, in 007-llava-next.patch: what the context has loaded
 const clip_model & qap_clip_model(const clip_ctx * ctx);

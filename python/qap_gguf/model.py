@@ -67,6 +67,8 @@ class VisionModel(ImageSide):
         flash_attn: flash attention in the encoder; None is upstream's choice (on where the device has it).
         resize: how pictures come to the encoder's size, "auto" (as the model was trained), "stretch" or "pad"; None is
             that of :func:`~qap_gguf.set_resize`.
+        force_family: prune also a model whose family was not compared with its original here (docs/models.md), with a
+            warning; False leaves it to ``QAP_FORCE_FAMILY`` of the environment.
         positions: "keep" makes a file at `model` one that can keep image tokens at their places: its relabelled copy is
             made once, in the cache folder. "auto" takes the file as it is. Which positions are used says PruneConfig.
         cache: where encoded images are kept, so that each is encoded once; None is a cache of its own, in memory.
@@ -102,6 +104,7 @@ class VisionModel(ImageSide):
         max_image_tokens: int | None = None,
         flash_attn: bool | None = None,
         resize: str | None = None,
+        force_family: bool = False,
         positions: str = "auto",
         cache: EmbeddingCache | None = None,
         check: str = "gate",
@@ -119,6 +122,8 @@ class VisionModel(ImageSide):
         check_threads(n_threads)
         if flash_attn is not None and not isinstance(flash_attn, bool):
             raise ConfigError(f"flash_attn: expected True, False or None, got {flash_attn!r}; choose one of these")
+        if not isinstance(force_family, bool):
+            raise ConfigError(f"force_family: expected True or False, got {force_family!r}; choose one of these")
         resize = None if resize is None else check_resize(resize)
         wanted = PruneConfig(positions=positions)  # raises ConfigError
         if mmproj is None or model is None:
@@ -172,6 +177,7 @@ class VisionModel(ImageSide):
                 verbose=verbose,
                 resize=resize,
                 max_tokens=max_image_tokens,
+                force_family=force_family,
             )
             check_positions(wanted, self._encoder.places)
             self.cache = EmbeddingCache() if cache is None else cache

@@ -52,6 +52,7 @@ class FakeModel:
     def __init__(self, mmproj: Any = None, model: Any = None, **kwargs: Any) -> None:
         self.files, self.kwargs = (mmproj, model), kwargs
         self.limit = os.environ.get("QAP_MAX_IMAGE_TOKENS")
+        self.forced = os.environ.get("QAP_FORCE_FAMILY")
         self.encoded: list[Path] = []
         self.encoded_for: list[PruneConfig | None] = []
         self.calls: list[dict[str, Any]] = []

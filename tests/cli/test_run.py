@@ -48,7 +48,7 @@ def test_run_streams_the_answer_and_notes_the_numbers(fake: Any, tmp_path: Path,
 def test_run_passes_on_what_was_asked_for(fake: Any, capsys: Said) -> None:
     words = (
         "run -m m.gguf --mmproj p.gguf --image a.png --image b.png -p Hi --max-tokens 5 --temperature 0.5 --threads 3 "
-        "--device cpu --model-device all --kv q8_0 --max-image-tokens 99 "
+        "--device cpu --model-device all --kv q8_0 --max-image-tokens 99 --force-family "
         "--ctx 512 --n-keep 9 --alpha dynamic --error int8 --group-size 32 "
         "--outlier range "
         "--outlier-weight 0.25 --semantic none --select random --positions compact --seed 4294967298 --debug"
@@ -60,6 +60,7 @@ def test_run_passes_on_what_was_asked_for(fake: Any, capsys: Said) -> None:
         "verbose": True,
     }  # fmt: skip
     assert (fake.only().limit, os.environ.get("QAP_MAX_IMAGE_TOKENS")) == ("99", None)  # while it ran, and now
+    assert (fake.only().forced, os.environ.get("QAP_FORCE_FAMILY")) == ("1", None)
     assert fake.only().encoded == [Path("a.png"), Path("b.png")]
     (call,) = fake.only().calls
     assert (call["max_tokens"], call["temperature"]) == (5, 0.5)

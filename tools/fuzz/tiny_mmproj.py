@@ -184,8 +184,14 @@ def tiny_mmproj(projector: str, seed: int = 0) -> bytes:
     """A file of that projector; the same seed gives the same bytes."""
     rng = random.Random(f"{projector}/{seed}")
     side = PROJECTORS[projector]
+    keys = _tower_keys(projector, side) + _own_keys(projector, side)
+    return write(keys, _filled(rng, _tower(projector, side) + _projector(projector)))
+
+
+def _tower_keys(projector: str, side: int) -> list[Key]:
+    """What every file says."""
     v = "clip.vision."
-    keys = [
+    return [
         _key("general.architecture", STRING, "clip"),
         _key("clip.has_vision_encoder", BOOL_KEY, True),
         _key("clip.projector_type", STRING, projector),
@@ -203,8 +209,64 @@ def tiny_mmproj(projector: str, seed: int = 0) -> bytes:
         _key(v + "image_mean", F32_KEY, [0.5, 0.5, 0.5]),
         _key(v + "image_std", F32_KEY, [0.5, 0.5, 0.5]),
     ]  # fmt: skip
-    keys += _own_keys(projector, side)
-    return write(keys, _filled(rng, _tower(projector, side) + _projector(projector)))
+
+
+#: families that were not compared with their originals, and how many patches of a side make a token
+UNCOMPARED = {"lightonocr": 2, "dots_ocr": 2, "youtuvl": 2, "cogvlm": 1, "adapter": 2}
+
+
+def _uncompared(projector: str, n_patches: int) -> tuple[list[Key], list[tuple[str, list[int], int]]]:
+    """Keys and tensors of its own, beside those of every tower."""
+    v, mlp = "clip.vision.", _linear("mm.0", 4 * N, 80) + _linear("mm.2", 80, WIDTH)
+    bounds = [_key(v + "image_min_pixels", U32_KEY, 1024), _key(v + "image_max_pixels", U32_KEY, 65536)]
+    table = ("v.position_embd.weight", [N, n_patches], F32)
+    return {
+        "lightonocr": (
+            [_key(v + "spatial_merge_size", U32_KEY, 2)],
+            [
+                ("mm.input_norm.weight", [N], F32), ("mm.patch_merger.weight", [4 * N, N], F16),
+                *_linear("mm.1", N, 80), *_linear("mm.2", 80, WIDTH),
+            ],
+        ),
+        "dots_ocr": (
+            [_key(v + "projector.scale_factor", U32_KEY, 2), *bounds],
+            [*_norm("mm.input_norm", N), ("mm.post_norm.weight", [N], F32), *mlp],
+        ),
+        "youtuvl": (
+            [_key(v + "window_size", U32_KEY, 32), _key(v + "wa_layer_indexes", I32_KEY, [1])],
+            [("mm.input_norm.weight", [N], F32), *mlp],
+        ),
+        "cogvlm": (
+            [],
+            [
+                ("v.position_embd.weight", [N, n_patches + 1], F32), ("v.class_embd", [N], F32),
+                ("v.boi", [WIDTH], F32), ("v.eoi", [WIDTH], F32), ("mm.model.fc.weight", [N, 80], F16),
+                *_norm("mm.post_fc_norm", 80), ("mm.up.weight", [80, FF], F16), ("mm.gate.weight", [80, FF], F16),
+                ("mm.down.weight", [FF, WIDTH], F16),
+            ],
+        ),
+        "adapter": (
+            [],
+            [
+                table, ("adapter.conv.weight", [2, 2, N, 80], F16), ("adapter.conv.bias", [80], F32),
+                ("adapter.linear.linear.weight", [80, 80], F16), *_norm("adapter.linear.norm1", 80),
+                ("adapter.linear.dense_h_to_4h.weight", [80, FF], F16), ("adapter.linear.gate.weight", [80, FF], F16),
+                ("adapter.linear.dense_4h_to_h.weight", [FF, WIDTH], F16), ("adapter.boi", [WIDTH], F32),
+                ("adapter.eoi", [WIDTH], F32),
+            ],
+        ),
+    }[projector]  # fmt: skip
+
+
+def tiny_uncompared(projector: str, seed: int = 0, *, side: int = 64) -> bytes:
+    """A file of a family that was not compared with its original, for pictures of `side` pixels."""
+    rng = random.Random(f"{projector}/{seed}")
+    keys, rows = _uncompared(projector, (side // PATCH) ** 2)
+    tower = [row for row in _tower("internvl" if projector == "cogvlm" else "pixtral", 64) if ".ls" not in row[0]]
+    linear = {"v.patch_embd.weight": [3 * PATCH**2, N]} if projector == "youtuvl" else {}
+    own = {name for name, _, _ in rows}
+    tower = [(name, linear.get(name, dims), kind) for name, dims, kind in tower if name not in own]
+    return write([*_tower_keys(projector, side), *keys], _filled(rng, [*tower, *rows]))
 
 
 def tiny_resampler(seed: int = 0) -> bytes:

@@ -3,6 +3,7 @@
 
 #include "clip-impl.h"
 #include "clip-model.h"
+#include "families/forced.h"
 #include "families/letterbox.h"
 #include "gate/gate.h"
 #include "qap-plan.h"
@@ -55,22 +56,23 @@ bool qap_tower_windows(int projector) {
     return projector == PROJECTOR_TYPE_QWEN25VL || projector == PROJECTOR_TYPE_EXAONE4_5;
 }
 
-const char * qap_projector_why_not(int projector) {
-    if (find_projector(projector) != nullptr) {
+bool qap_projector_compared(int projector) {
+    return find_projector(projector) != nullptr;
+}
+
+const char * qap_why_not_prunable(const clip_model & model) {
+    if (qap_projector_compared(model.proj_type) || model.hparams.qap_forced) {
         return nullptr;
     }
-    switch (projector) {
+    if (qap_projector_can_be_forced(model.proj_type)) {
+        return "this family was not compared with its original here; run this model without pruning, or prune it "
+               "nevertheless with --force-family (force_family=True, QAP_FORCE_FAMILY=1)";
+    }
+    switch (model.proj_type) {
         case PROJECTOR_TYPE_MINICPMV:
             return "the resampler's queries (projector resampler) have no place in the picture; run it without pruning";
         case PROJECTOR_TYPE_GEMMA3NV:
             return "the encoder (projector gemma3nv) mixes scales in every token; run this model without pruning";
-        case PROJECTOR_TYPE_LDP:
-        case PROJECTOR_TYPE_LDPV2:
-        case PROJECTOR_TYPE_GLM_EDGE:
-        case PROJECTOR_TYPE_COGVLM:
-        case PROJECTOR_TYPE_YOUTUVL:
-        case PROJECTOR_TYPE_MIMOVL:
-            return "this family was not compared with its original here; run this model without pruning";
         default: return "this projector is not supported for pruning; run this model without pruning";
     }
 }
@@ -88,6 +90,7 @@ const char * qap_projector_name(const char * table, int32_t index) {
                            : which == "resize"  ? qap_projector_stretched(projector)
                            : which == "gate"    ? qap_gate_has_rules(name)
                            : which == "attends" ? find_projector(projector) != nullptr && attends(projector)
+                           : which == "forced"  ? qap_projector_can_be_forced(projector)
                                                 : false;
         if (found && index-- == 0) {
             return name.c_str();
@@ -143,6 +146,9 @@ qap_layout qap_layout_of(const clip_model & model, const clip_image_f32 & image)
     const clip_hparams &  hparams = model.hparams;
     const projector_row * row     = find_projector(model.proj_type);
     qap_layout            layout;
+    if (hparams.qap_forced && hparams.patch_size > 0) {
+        return qap_forced_layout(model, image);
+    }
     if (row == nullptr || hparams.patch_size < 1) {
         return layout;
     }

@@ -51,8 +51,11 @@ struct qap_grid {
 
 qap_grid qap_granite_grid(const clip_hparams & hparams, const clip_image_f32 & image);
 
-// One line that says why images of models with this projector (enum projector_type) cannot be pruned, or null.
-const char * qap_projector_why_not(int projector);
+// Whether this projector (enum projector_type) is of a family that was compared with its original.
+bool qap_projector_compared(int projector);
+
+// One line that says why images of this model cannot be pruned, or null.
+const char * qap_why_not_prunable(const clip_model & model);
 
 // Whether the towers of this projector have layers that attend in windows.
 bool qap_tower_windows(int projector);

@@ -1,4 +1,5 @@
-// limits.cpp: the most tokens that a picture may become, where a family can make fewer of it.
+// limits.cpp: the most tokens that a picture may become, where a family can make fewer of it; and pictures so thin that no
+// limit holds them: their short side is one token, and the long one grows with the root of its length.
 //
 // Facts (llama.cpp 0c1e570, clip.cpp): image_max_pixels bounds families of any size, preproc_max_tiles InternVL's grid, and
 // here Llama 4's (an overview comes on top where there are two tiles or more), image_longest_edge that of Idefics3 and
@@ -7,6 +8,7 @@
 #include "clip-impl.h"
 #include "clip-model.h"
 #include "clip.h"
+#include "qap-error.h"
 #include "qap-hooks.h"
 #include "qap.h"
 
@@ -17,6 +19,51 @@
 #include <stdexcept>
 
 static const int32_t MOST = 65536; // its pixels are an int32_t for every patch size
+static const int32_t THIN = 200;   // the processors of Qwen-VL and GLM take nothing that is longer for its width
+
+// One line for the log, which upstream writes, and for a caller who asks qap_last_error().
+[[noreturn]] static void refuse(const std::string & why) {
+    qap_fail("%s", why.c_str());
+    throw std::runtime_error("qap: " + why);
+}
+
+void qap_hook_picture(uint32_t width, uint32_t height) {
+    qap_clear_error();
+    const uint32_t max_side = 46000; // clip_image_size::area() in clip.h asserts on more
+    if (!qap_disabled() && (width > max_side || height > max_side)) {
+        refuse(string_format(
+            "picture: expected sides up to %u pixels, got %u x %u; scale it down", max_side, width, height));
+    }
+}
+
+void qap_check_thin(const clip_image_size & picture, const clip_image_size & size, int64_t most_pixels, int32_t cell) {
+    const int64_t pixels = (int64_t) size.width * size.height;
+    const int64_t longer = std::max(size.width, size.height), shorter = std::min(size.width, size.height);
+    if (qap_disabled() || most_pixels < 1 || pixels <= most_pixels || longer <= THIN * shorter) {
+        return;
+    }
+    const int64_t area = (int64_t) cell * cell;
+    refuse(string_format(
+        "picture: expected one that becomes at most %lld tokens, got %d x %d pixels, which is so thin that it becomes "
+        "%lld; cut it into shorter parts",
+        (long long) std::max<int64_t>(1, most_pixels / area), picture.width, picture.height,
+        (long long) (pixels / area)));
+}
+
+void qap_check_places(const clip_model & model, const clip_image_f32 & image) {
+    const bool table = model.proj_type == PROJECTOR_TYPE_GEMMA4V || model.proj_type == PROJECTOR_TYPE_GEMMA4UV;
+    const int  patch = model.hparams.patch_size;
+    if (qap_disabled() || !table || model.position_embeddings == nullptr || patch < 1) {
+        return; // other tables fit every picture: they are interpolated, or read at fractions of a side
+    }
+    const int64_t found = std::max(image.nx(), image.ny()) / patch, most = model.position_embeddings->ne[1];
+    if (found > most) {
+        refuse(string_format(
+            "picture: expected at most %lld patches a side, for which the model has positions, got %d x %d; lower the "
+            "limit on a picture's tokens (max_image_tokens), or cut the picture into shorter parts",
+            (long long) most, image.nx() / patch, image.ny() / patch));
+    }
+}
 
 void qap_hook_limits(clip_context_params & params) {
     const char * text = std::getenv("QAP_MAX_IMAGE_TOKENS");

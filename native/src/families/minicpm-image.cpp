@@ -33,14 +33,16 @@ struct minicpmv_preprocessor : mtmd_image_preprocessor_minicpmv {
         const bool            sliced = grid.width * grid.height > 1;
         slice_instructions    tiles  = {};
         tiles.overview_size          = fit(picture.width, picture.height, !sliced);
+        check(picture, tiles.overview_size);
         if (!sliced) {
             return tiles;
         }
         const double          width  = (double) whole(picture.width, grid.width) / grid.width;
         const double          height = (double) whole(picture.height, grid.height) / grid.height;
         const clip_image_size slice  = fit(width, height, true);
-        tiles.grid_size              = grid;
-        tiles.refined_size           = { grid.width * slice.width, grid.height * slice.height };
+        check(picture, slice);
+        tiles.grid_size    = grid;
+        tiles.refined_size = { grid.width * slice.width, grid.height * slice.height };
         for (int y = 0; y < grid.height; y++) {
             for (int x = 0; x < grid.width; x++) {
                 tiles.slices.push_back({ x * slice.width, y * slice.height, slice });
@@ -50,6 +52,12 @@ struct minicpmv_preprocessor : mtmd_image_preprocessor_minicpmv {
     }
 
 private:
+    // the mask of its windows has patches * patches numbers
+    void check(const clip_image_size & picture, const clip_image_size & size) const {
+        qap_check_thin(
+            picture, size, (int64_t) hparams.image_size * hparams.image_size, hparams.patch_size * hparams.n_merge);
+    }
+
     // find_best_resize(): the area of a slice, or as it is where it is smaller and need not grow
     clip_image_size fit(double width, double height, bool grow) const {
         const double side = hparams.image_size;

@@ -4,6 +4,7 @@
 // resize without regard to the aspect ratio; tiles of InternVL and MiniCPM-V 4.6 are cut out of a stretched picture;
 // Pixtral's pictures come down to a longest edge, the tower's image_size in all published checkpoints, and their sides go up
 // to whole tokens. HunyuanVL's processor has LANCZOS in its settings and resizes with BICUBIC, as its authors' code did.
+#include "families/forced.h"
 #include "families/layout.h"
 
 #include "clip-impl.h"
@@ -29,10 +30,6 @@ int qap_resize_set(int32_t mode) {
     resize_mode = mode;
     qap_clear_error();
     return 0;
-}
-
-int32_t qap_resize_get(void) {
-    return resize_mode;
 }
 
 bool qap_projector_stretched(int projector) {
@@ -93,6 +90,7 @@ bool qap_hook_size(
         const double scale = std::sqrt(min_pixels / (height * width));
         size               = { up(width * scale), up(height * scale) };
     }
+    qap_check_thin(picture, size, max_pixels, align);
     return true;
 }
 
@@ -122,6 +120,7 @@ void qap_hook_resize(int projector, clip_hparams & hparams) {
         hparams.preproc_max_tiles = hparams.preproc_max_tiles > 0 ? hparams.preproc_max_tiles : LLAMA4_TILES;
     }
     qap_limit_tokens(projector, hparams);
+    qap_force_family(projector, hparams);
     if (type == PROJECTOR_TYPE_GRANITE4_VISION && hparams.image_res_candidates.empty()) {
         throw std::runtime_error(
             "qap: expected clip.vision.image_grid_pinpoints, by which Granite 4's pictures are cut, got none; "

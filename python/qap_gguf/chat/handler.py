@@ -61,6 +61,7 @@ class ChatHandler:
         n_threads: CPU threads of the encoder; None is what the language model uses.
         flash_attn: flash attention in the encoder; None is upstream's choice.
         resize: how pictures come to the encoder's size, see :class:`~qap_gguf.VisionModel`.
+        force_family: prune also a family that was not compared with its original, see there.
         cache: where encoded images are kept, so that each is encoded once; None is a cache of its own, in memory.
         max_image_tokens: the most tokens of a picture, see :class:`~qap_gguf.VisionModel`.
         verbose: let upstream write its log to stderr.
@@ -103,12 +104,15 @@ class ChatHandler:
         n_threads: int | None = None,
         flash_attn: bool | None = None,
         resize: str | None = None,
+        force_family: bool = False,
         cache: EmbeddingCache | None = None,
         max_image_tokens: int | None = None,
         verbose: bool = False,
     ) -> None:
         if prune is not None:
             defaults.check_config(prune)
+        if not isinstance(force_family, bool):
+            raise ConfigError(f"force_family: expected True or False, got {force_family!r}; choose one of these")
         if chat_format is not None and chat_template is not None:
             raise ConfigError("chat_format and chat_template: expected at most one, got both; leave one out")
         if sources is not None and not isinstance(sources, SourceRules):
@@ -127,6 +131,7 @@ class ChatHandler:
         self._encoder_settings: dict[str, Any] = {"device": device, "flash_attn": flash_attn, "verbose": verbose}
         self._encoder_settings["max_image_tokens"] = max_image_tokens
         self._encoder_settings["resize"] = None if resize is None else check_resize(resize)
+        self._encoder_settings["force_family"] = force_family
         self._n_threads = n_threads
         self._lock = threading.RLock()
         self._vlm: VisionModel | None = None

@@ -178,6 +178,7 @@ def batch(
         "prune": None if config is None else config.to_dict(), "max_tokens": max_tokens, "temperature": temperature,
         "seed": seed, "stop": stop, "schema": response_format, "ctx": ctx, "kv": kv, "chat_format": chat_format,
         "every": every, "resize": default_resize(), "max_image_tokens": os.environ.get("QAP_MAX_IMAGE_TOKENS"),
+        "force_family": os.environ.get("QAP_FORCE_FAMILY"),
     }  # fmt: skip
     with (
         stops_cleanly(),

@@ -24,7 +24,6 @@ from qap_gguf.errors import ConfigError
 from qap_gguf.language.kv_types import KV_TYPES
 from qap_gguf.vision.resize import RESIZES, set_resize
 
-_MAX_IMAGE_TOKENS: Final = "QAP_MAX_IMAGE_TOKENS"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -214,18 +213,12 @@ def _apply_resize(ctx: click.Context, _param: click.Parameter, value: str | None
         ctx.call_on_close(lambda: set_resize("auto"))
 
 
-def _apply_max_image_tokens(ctx: click.Context, _param: click.Parameter, value: int | None) -> None:
-    """For whatever this run of the command loads, in processes of its own too."""
-    if value is not None:
-        before = os.environ.get(_MAX_IMAGE_TOKENS)
-        os.environ[_MAX_IMAGE_TOKENS] = str(value)
-        ctx.call_on_close(
-            lambda: (
-                os.environ.pop(_MAX_IMAGE_TOKENS, None)
-                if before is None
-                else os.environ.update({_MAX_IMAGE_TOKENS: before})
-            )
-        )
+def _set_variable(name: str, ctx: click.Context, _param: click.Parameter, value: int | None) -> None:
+    """For whatever this run of the command loads, in processes of its own too; None and False leave it."""
+    if value:
+        before = os.environ.get(name)
+        os.environ[name] = str(int(value))
+        ctx.call_on_close(lambda: os.environ.pop(name, None) if before is None else os.environ.update({name: before}))
 
 
 def _with_hub(function: F, multiple: bool) -> F:
@@ -297,9 +290,17 @@ def _model_options(multiple: bool) -> list[Callable[[Any], Any]]:
             type=click.IntRange(1, MOST_IMAGE_TOKENS),
             metavar="N",
             expose_value=False,
-            callback=_apply_max_image_tokens,
+            callback=functools.partial(_set_variable, "QAP_MAX_IMAGE_TOKENS"),
             help="Scale pictures down, or cut them into fewer tiles, until they have at most N tokens, where the model "
             "can. [default: QAP_MAX_IMAGE_TOKENS of the environment]",
+        ),
+        click.option(
+            "--force-family",
+            is_flag=True,
+            expose_value=False,
+            callback=functools.partial(_set_variable, "QAP_FORCE_FAMILY"),
+            help="Prune a model, too, whose family was not compared with its original, where its tokens have a place "
+            "in the picture. [default: QAP_FORCE_FAMILY of the environment]",
         ),
         click.option(
             "--kv",

@@ -17,8 +17,8 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "Output": ("as_json", "quiet", "debug", "help"),
     "Advanced": (
         "alpha", "error", "group_size", "outlier", "outlier_weight", "semantic", "positions", "merge", "encoder_layer",
-        "skip_flat_tiles", "duplicates", "seed", "resize", "text_tokens", "decode", "logprobs", "cors", "max_body_mb",
-        "max_megapixels", "max_image_mb",
+        "skip_flat_tiles", "duplicates", "seed", "resize", "force_family", "text_tokens", "decode", "logprobs", "cors",
+        "max_body_mb", "max_megapixels", "max_image_mb",
         "max_images", "tries", "max_requests", "max_seconds", "routes", "cache_mb", "cache_folder",
     ),
 }  # fmt: skip

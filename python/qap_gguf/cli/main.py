@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 import click
@@ -16,7 +17,7 @@ import click
 from qap_gguf import _core
 from qap_gguf.cli.batch import batch
 from qap_gguf.cli.bench import bench
-from qap_gguf.cli.common import State, one_line
+from qap_gguf.cli.common import State, one_line, warn
 from qap_gguf.cli.compare import compare
 from qap_gguf.cli.convert import convert
 from qap_gguf.cli.eval_cmd import eval_command
@@ -88,6 +89,11 @@ def _hush() -> None:
         return
 
 
+def _say_warning(message: Warning | str, *_: object) -> None:
+    """In place of ``warnings.showwarning``: one line, without the place in our source."""
+    warn(f"qap-gguf: warning: {' '.join(str(message).split())}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
@@ -100,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     state = State()
     _core.on_abort("qap-gguf: error: llama.cpp stops at ", "; check the files with qap-gguf convert --check")
+    shown = warnings.showwarning
+    warnings.showwarning = _say_warning
     try:
         result = cli.main(
             args=None if argv is None else list(argv), prog_name="qap-gguf", standalone_mode=False, obj=state
@@ -120,3 +128,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else _FAILED
     except Exception as err:
         return _report(err, state.debug)
+    finally:
+        warnings.showwarning = shown

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _SETTINGS: Final = {"ctx": "n_ctx", "threads": "n_threads", "kv": "kv", "seed": "seed", "resize": "resize"}
-_SETTINGS_SAME: Final = ("device", "model_device", "max_image_tokens", "verbose")
+_SETTINGS_SAME: Final = ("device", "model_device", "max_image_tokens", "force_family", "verbose")
 _PRUNE: Final = frozenset(field.name for field in dataclasses.fields(PruneConfig)) - {"seed"}
 
 
@@ -62,8 +62,8 @@ class QapGguf(lmms):  # type: ignore[misc]  # untyped where lmms-eval is not ins
         dense: keep all image tokens.
         batch_size: answers are made one at a time, whatever it is.
         settings: ``ctx``, ``threads``, ``kv``, ``seed``, ``resize``, ``device``, ``model_device``,
-            ``max_image_tokens``, ``verbose`` and the fields of a PruneConfig. Without any of those the model's own
-            default holds (``VisionModel.default_prune``).
+            ``max_image_tokens``, ``force_family``, ``verbose`` and the fields of a PruneConfig. Without any
+            of those the model's own default holds (``VisionModel.default_prune``).
 
     Raises:
         ConfigError: an unknown setting, or one outside its range.

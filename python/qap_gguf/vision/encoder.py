@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qap_gguf import _core
 from qap_gguf.arguments import MOST_IMAGE_TOKENS, FloatArray, IndexArray, check_integer, one_line
@@ -25,6 +26,9 @@ from qap_gguf.vision.embedding import ImageEmbedding, embedding_of, is_usable
 from qap_gguf.vision.images import Pixels
 from qap_gguf.vision.resize import default_resize, loading
 from qap_gguf.vision.thumbnail import thumbnail
+
+#: Said where a model is pruned only because ``force_family`` is set.
+FORCED: Final = "this family was not compared with its original here; pruned because force_family is set"
 
 _SIDES = (4096, 2048, 1024, 256)
 _LARGE = [(4096, side) for side in _SIDES] + [(side, 4096) for side in _SIDES]  # sizes that become many tokens
@@ -96,6 +100,7 @@ class ImageEncoder:
         verbose: bool,
         resize: str | None = None,
         max_tokens: int | None = None,
+        force_family: bool = False,
     ) -> None:
         self._language = language
         #: The most tokens of a picture, None: as many as the model makes of it.
@@ -111,7 +116,7 @@ class ImageEncoder:
         self._identities: dict[tuple[bool, bool], str] = {}
         try:
             self._stamp = file_stamp(mmproj)  # before it is read: another file may take its name at any time
-            with loading(resize):
+            with loading(resize, force_family=force_family):
                 self._native = _core.Encoder(
                     mmproj=str(mmproj),
                     model=language.model_address,
@@ -123,6 +128,8 @@ class ImageEncoder:
                 )
         except (RuntimeError, OSError) as err:
             raise ModelFileError(f"{mmproj}: {one_line(err)}") from err
+        if self._native.forced():
+            warnings.warn(FORCED, UserWarning, stacklevel=3)
         #: Bytes of its weights that lie where ggml's faster kernels read them; ``QAP_ENCODER_REPACK=0``: none.
         self.repacked_bytes = self._native.repacked()
         self.settings["repacked"] = self.repacked_bytes

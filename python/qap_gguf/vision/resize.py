@@ -53,15 +53,21 @@ def set_resize(mode: str) -> None:
 
 
 @contextlib.contextmanager
-def loading(mode: str | None) -> Iterator[None]:
-    """What is loaded within the block resizes in this way; None leaves it to :func:`set_resize`."""
+def loading(mode: str | None, *, force_family: bool = False) -> Iterator[None]:
+    """What is loaded within the block resizes in this way; None leaves it to :func:`set_resize`.
+
+    force_family: it may be pruned though its family was not compared with its original; False leaves it to
+    ``QAP_FORCE_FAMILY``.
+    """
     with _lock:
         if mode is not None:
             _core.set_resize(mode)
+        _core.set_force_family(force_family)
         try:
             yield
         finally:
             _core.set_resize(_default)
+            _core.set_force_family(False)
 
 
 def default_resize() -> str:
