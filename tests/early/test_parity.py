@@ -187,3 +187,17 @@ def test_duplicates_are_out_of_sight_from_the_first_layer_on(case: Case) -> None
     )
     assert nmse(got, want) <= LIMIT
     assert nmse(dense, want) > 10 * LIMIT  # it does matter which ones are seen
+
+
+@pytest.mark.parametrize("name", truth.WINDOWS)
+def test_flash_attention_of_windows(name: str, converted: Converted) -> None:
+    _, _, files = converted(name)
+    width, height = FAMILIES[name].image
+    pixels = np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    config, found = qap.PruneConfig(n_keep=4, encoder_keep=0.5), {}
+    for flash in (False, True):  # with it the mask is f16
+        with qap.VisionModel(files.mmproj, files.model, n_ctx=256, n_threads=1, flash_attn=flash) as vlm:
+            found[flash] = vlm.encode(pixels, config)
+    np.testing.assert_array_equal(found[True].kept_early, found[False].kept_early)
+    kept = ~found[True].dropped
+    assert nmse(found[True].features[kept], found[False].features[kept]) <= 1e-4
