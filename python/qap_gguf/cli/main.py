@@ -89,7 +89,7 @@ def _hush() -> None:
         return
 
 
-def _say_warning(message: Warning | str, *_: object) -> None:
+def _say_warning(message: Warning | str, *_: object, **__: object) -> None:
     """In place of ``warnings.showwarning``: one line, without the place in our source."""
     warn(f"qap-gguf: warning: {' '.join(str(message).split())}")
 
