@@ -9,7 +9,7 @@ import pytest
 import qap_gguf as qap
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # not of the session: other files set it back
 def every_picture_is_encoded() -> Iterator[None]:
     """The same picture is encoded again for each setting."""
     qap.set_image_cache(0)

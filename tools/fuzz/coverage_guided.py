@@ -50,7 +50,7 @@ SCHEMAS = (
     b'{"type": "array", "items": {"enum": ["a", 1]}, "minItems": 2, "maxItems": 9}',
     b'{"type": "string", "pattern": "^[a-z]{2,4}(x|y)*$", "maxLength": 8}',
 )
-MAX_BYTES = {"gate": 1 << 19, "words": 4096, "image": 4096, "grammar": 4096, "schema": 4096}
+MAX_BYTES = {"gate": 1 << 21, "words": 4096, "image": 4096, "grammar": 4096, "schema": 4096}
 
 
 def seeds_of(name: str) -> list[bytes]:

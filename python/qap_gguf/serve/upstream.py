@@ -86,6 +86,8 @@ class Upstream:
             raise RefusedError(502, "the model's process ended the answer; ask again", "overloaded") from err
         finally:
             writer.transport.abort()
+            with contextlib.suppress(OSError):  # why it ended, or asyncio writes that nobody asked
+                await writer.wait_closed()
 
     @staticmethod
     async def _next(connection: h11.Connection, reader: asyncio.StreamReader) -> object:
