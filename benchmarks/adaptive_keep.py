@@ -38,7 +38,7 @@ from qap_gguf.eval import Question, fingerprint, load_questions, markdown
 from qap_gguf.eval.report import Table
 from qap_gguf.pruning.score import cosines
 from qap_gguf.reference.selection import ranks
-from results_tables import write_tables
+from results_tables import publish
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -242,10 +242,7 @@ def main() -> None:
         found = study.ask(vlm, Answers(args.out / "answers.jsonl"))
     n_pictures = len({question.image for question in questions})
     text = f"{markdown(table_of(study, found))}\n\n{len(questions)} questions about {n_pictures} pictures."
-    (args.out / "table.md").write_text(text + "\n", encoding="utf-8")
-    print(text)
-    if args.write is not None:
-        write_tables(args.write, {args.name: text})
+    publish(text, args.out / "table.md", args.write, args.name)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from qap_gguf.convert import quantize
 from qap_gguf.errors import ConvertError, QapError
 from qap_gguf.eval import Question, fingerprint, load_questions, markdown, measure_imatrix
 from qap_gguf.eval.report import Table
-from results_tables import write_tables
+from results_tables import publish
 
 Array = npt.NDArray[np.float64]
 KINDS = ("none", "text", "dense", "pruned")
@@ -248,10 +248,7 @@ def main() -> None:
                 continue
             found[name, kind] = asker.ask(path)
     text = report(args.types.split(","), asker, found, exact, [question.image for question in questions])
-    (args.out / "tables.md").write_text(text + "\n", encoding="utf-8")
-    print(text)
-    if args.write is not None:
-        write_tables(args.write, {args.name: text})
+    publish(text, args.out / "tables.md", args.write, args.name)
 
 
 if __name__ == "__main__":

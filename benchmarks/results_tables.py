@@ -176,6 +176,14 @@ def replaced(text: str, tables: Mapping[str, str]) -> str:
     return text
 
 
+def publish(text: str, file: Path, page: Path | None, name: str) -> None:
+    """Print tables, write them to `file`, and where there is a page, to their place in it."""
+    file.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    if page is not None:
+        write_tables(page, {name: text})
+
+
 def write_tables(path: Path, tables: Mapping[str, str]) -> None:
     """Put the tables into a file, as :func:`replaced` does."""
     path.write_text(replaced(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
