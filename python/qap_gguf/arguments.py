@@ -36,6 +36,12 @@ def check_number(name: str, value: object, high: float) -> None:
         raise ConfigError(f"{name}: expected a number from 0{upto}, got {value!r}; choose one in that range")
 
 
+def check_flag(name: str, value: object) -> None:
+    """`value` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}: expected True or False, got {value!r}; choose one of these")
+
+
 def check_threads(n_threads: object) -> None:
     """`n_threads` is None (:func:`n_threads_default`) or 1..1024."""
     if n_threads is not None and (type(n_threads) is not int or not 1 <= n_threads <= 1024):

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import llama_cpp
 
-from qap_gguf.arguments import MOST_IMAGE_TOKENS, FloatArray, check_integer, check_threads, n_threads_default
+from qap_gguf.arguments import (
+    MOST_IMAGE_TOKENS,
+    FloatArray,
+    check_flag,
+    check_integer,
+    check_threads,
+    n_threads_default,
+)
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, QapError
 from qap_gguf.files.packaged import packaged_model
@@ -122,8 +129,7 @@ class VisionModel(ImageSide):
         check_threads(n_threads)
         if flash_attn is not None and not isinstance(flash_attn, bool):
             raise ConfigError(f"flash_attn: expected True, False or None, got {flash_attn!r}; choose one of these")
-        if not isinstance(force_family, bool):
-            raise ConfigError(f"force_family: expected True or False, got {force_family!r}; choose one of these")
+        check_flag("force_family", force_family)
         resize = None if resize is None else check_resize(resize)
         wanted = PruneConfig(positions=positions)  # raises ConfigError
         if mmproj is None or model is None:

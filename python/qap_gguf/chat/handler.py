@@ -20,7 +20,7 @@ from llama_cpp import llama_chat_format
 from llama_cpp.llama_grammar import LlamaGrammar
 
 from qap_gguf import defaults
-from qap_gguf.arguments import check_threads
+from qap_gguf.arguments import check_flag, check_threads
 from qap_gguf.chat.completion import check_settings, complete, fitting_tokens, merge_bias
 from qap_gguf.chat.grammars import check_grammar
 from qap_gguf.chat.tool_answers import convert, convert_stream
@@ -111,8 +111,7 @@ class ChatHandler:
     ) -> None:
         if prune is not None:
             defaults.check_config(prune)
-        if not isinstance(force_family, bool):
-            raise ConfigError(f"force_family: expected True or False, got {force_family!r}; choose one of these")
+        check_flag("force_family", force_family)
         if chat_format is not None and chat_template is not None:
             raise ConfigError("chat_format and chat_template: expected at most one, got both; leave one out")
         if sources is not None and not isinstance(sources, SourceRules):
