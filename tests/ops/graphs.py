@@ -28,6 +28,15 @@ def watched() -> Iterator[list[Node]]:
         _core.watch_graphs(None)
 
 
+@contextlib.contextmanager
+def _every_picture_is_encoded() -> Iterator[None]:
+    qap.set_image_cache(0)
+    try:
+        yield
+    finally:
+        qap.set_image_cache(None)
+
+
 class WatchedEncoder:
     """An image encoder with libmtmd's evaluation callback, which sees every node that the scheduler runs.
 
@@ -57,8 +66,15 @@ class WatchedEncoder:
             return False  # no need to stop after this node
         return True
 
-    def encode(self, image: Path) -> tuple[npt.NDArray[np.float32], list[Node]]:
-        """The rows of the picture's first tile that the language model gets, and the nodes that ran."""
+    def encode(self, image: Path, *, recall: bool = False) -> tuple[npt.NDArray[np.float32], list[Node]]:
+        """The rows of the picture's first tile that the language model gets, and the nodes that ran.
+
+        recall: leave the cache of encoded pictures as it is; a picture from there runs the nodes of pruning only.
+        """
+        with contextlib.nullcontext() if recall else _every_picture_is_encoded():
+            return self._encode(image)
+
+    def _encode(self, image: Path) -> tuple[npt.NDArray[np.float32], list[Node]]:
         lib, data = self._lib, image.read_bytes()
         buffer = (ctypes.c_uint8 * len(data)).from_buffer(bytearray(data))
         bitmap = lib.mtmd_helper_bitmap_init_from_buf(self._ctx, buffer, len(data), False)

@@ -86,9 +86,9 @@ def test_stock_users_get_the_same_rows_encoded_or_recalled(weighted: Path) -> No
             rows, nodes = encoder.encode(PACKAGED.sample)
         qap.set_image_cache(None)
         with qap.use(MODEL.replace(error="int4")):
-            encoder.encode(PACKAGED.sample)
+            encoder.encode(PACKAGED.sample, recall=True)
         with qap.use(MODEL):
-            recalled, few = encoder.encode(PACKAGED.sample)
+            recalled, few = encoder.encode(PACKAGED.sample, recall=True)
     finally:
         encoder.close()
     assert len(few) < len(nodes) / 2  # pruned anew, not encoded again
