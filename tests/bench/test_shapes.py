@@ -17,6 +17,7 @@ from qap_gguf.bench import random_files
 from qap_gguf.bench.random_files import RandomModel, make_random_model, n_bytes
 from qap_gguf.bench.shapes import SHAPES, Shape, find_shape, language_tensors, vision_tensors
 from qap_gguf.errors import ConfigError, ConvertError
+from qap_gguf.generation.chat_formats import VICUNA
 
 # Parameters of the checkpoints as others counted them in public code and notes: llava-hf/llava-1.5-7b-hf with
 # transformers and in the headers of its files, SmolVLM-256M in transformers, Qwen2.5-VL-3B in its own and in its
@@ -73,6 +74,13 @@ def tiny(name: str) -> Shape:
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RandomModel]:
     folder = tmp_path_factory.mktemp("shapes")
     return {name: make_random_model(tiny(name), folder) for name in SHAPES}
+
+
+def test_llavas_template_has_about_as_many_tokens_as_in_its_own_vocabulary(made: dict[str, RandomModel]) -> None:
+    with qap.VisionModel(made["llava-1.5-7b"].mmproj, made["llava-1.5-7b"].model, n_ctx=256, n_threads=1) as vlm:
+        ids = vlm.language_model.tokenize(VICUNA.system.encode(), add_bos=False, special=True)
+        assert b"".join(vlm.language_model.detokenize([i], special=True) for i in ids) == VICUNA.system.encode()
+    assert 25 <= len(ids) <= 35  # a token for each word and mark; 164 letters
 
 
 @pytest.mark.parametrize("name", SHAPES)

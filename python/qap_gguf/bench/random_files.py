@@ -31,7 +31,7 @@ from qap_gguf.convert.output.writer import Metadata, OutputFolder, f32_list, i32
 from qap_gguf.errors import ConvertError
 
 #: Part of the file names: raise it when the recipe changes, and old files are made anew.
-RECIPE: Final = 1
+RECIPE: Final = 2
 _POOL: Final = 4099  # random blocks, repeated to fill a tensor; a prime, so that rows do not repeat
 _BLOCKS: Final = {
     "Q4_0": (32, np.dtype([("d", "<f2"), ("q", "u1", (16,))])),
@@ -39,7 +39,7 @@ _BLOCKS: Final = {
     "Q6_K": (256, np.dtype([("ql", "u1", (128,)), ("qh", "u1", (64,)), ("s", "i1", (16,)), ("d", "<f2")])),
 }
 _SPREAD: Final = {"Q4_0": 4.6, "Q8_0": 73.0, "Q6_K": 18.5 * 16}  # standard deviation of a weight at d = 1
-_NORMAL, _CONTROL, _BYTE, _UNUSED = 1, 3, 6, 5
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 3, 4, 5, 6
 
 Progress = Callable[[int, int, str], None]
 
@@ -97,11 +97,12 @@ def n_bytes(tensor: Tensor) -> int:
 
 
 def vocabulary(m: Language) -> Metadata:
-    """A vocabulary of single characters and bytes, filled up with tokens that no text has: one token a letter."""
+    """A vocabulary of single characters, bytes and the template's words, filled up with tokens that no text has."""
     fixed = [("<unk>", _CONTROL), ("<s>", _CONTROL), ("</s>", _CONTROL)]
     fixed += [(f"<0x{byte:02X}>", _BYTE) for byte in range(256)]
     fixed += [(chr(code), _NORMAL) for code in range(33, 127)] + [("\u2581", _NORMAL)]
     fixed += [(text, _CONTROL if text.strip() else _NORMAL) for text in m.special]
+    fixed += [(text, _USER_DEFINED) for text in m.words]
     fixed += [(f"<unused_{i}>", _UNUSED) for i in range(m.n_vocab - len(fixed))]
     return {
         "tokenizer.ggml.model": value("llama"),

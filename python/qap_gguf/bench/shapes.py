@@ -9,12 +9,14 @@ not Q4_0: the output matrix, or the embedding that stands for it, is Q6_K, or Q8
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from qap_gguf.convert.output.writer import Metadata, f32, f32_list, i32_list, value
 from qap_gguf.errors import ConfigError
+from qap_gguf.generation.chat_formats import VICUNA
 
 CLIP_MEAN: Final = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD: Final = [0.26862954, 0.26130258, 0.27577711]
@@ -47,6 +49,8 @@ class Language:
     window: int = 0  # tokens that most layers attend to; 0: all
     #: Texts that libmtmd puts around an image: one token each in the true vocabulary.
     special: tuple[str, ...] = ()
+    #: Words of the prompt's template, a token each as about in the true vocabulary; other text has a token a letter.
+    words: tuple[str, ...] = ()
 
     @property
     def n_head_dim(self) -> int:
@@ -80,13 +84,15 @@ class Shape:
 
 
 _CLIP_L: Final = Vision("mlp", 1024, 23, 4096, 16, 336, 14)  # LLaVA takes the output of the last layer but one
+#: LLaVA's system text, a third of a typical prompt.
+_VICUNA: Final = tuple(sorted({word for word in re.findall(r" ?\w+", f"{VICUNA.system} USER") if len(word) > 1}))
 _TILES: Final = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
 
 SHAPES: Final[Mapping[str, Shape]] = {
     shape.name: shape
     for shape in (
-        Shape("llava-1.5-7b", Language("llama", 32064, 4096, 32, 11008, 32, 32, 4096), _CLIP_L),
-        Shape("llava-1.5-13b", Language("llama", 32064, 5120, 40, 13824, 40, 40, 4096), _CLIP_L),
+        Shape("llava-1.5-7b", Language("llama", 32064, 4096, 32, 11008, 32, 32, 4096, words=_VICUNA), _CLIP_L),
+        Shape("llava-1.5-13b", Language("llama", 32064, 5120, 40, 13824, 40, 40, 4096, words=_VICUNA), _CLIP_L),
         Shape(
             "smolvlm-256m",
             Language(
