@@ -188,46 +188,42 @@ ggml_tensor * qap_hook_early_spread(clip_graph & graph, ggml_tensor * hidden) {
     return with_class(ctx, to_patches(ctx, rows, layout), hidden, layout);
 }
 
-ggml_tensor * qap_hook_early_places(clip_graph & graph, ggml_tensor * places, int n_sections) {
-    if (graph.early.kept == nullptr) {
-        return places;
+// What `gather_all` makes of a tensor about all patches, once for each; asked for that again, it is about what is left already.
+template <typename Gather>
+static ggml_tensor * about_what_is_left(clip_graph & graph, ggml_tensor * whole, Gather gather_all) {
+    if (graph.early.kept == nullptr || whole == nullptr) {
+        return whole;
     }
-    const auto found = graph.early.places.find(places);
+    const auto found = graph.early.places.find(whole);
     if (found != graph.early.places.end()) {
         return found->second;
     }
-    ggml_context *   ctx    = graph.ctx0;
-    const qap_layout layout = qap_layout_of(graph.model, graph.img);
-    const int64_t    n_pos  = places->ne[0] / n_sections;
-    ggml_tensor *    all    = ggml_cast(ctx, places, GGML_TYPE_F32);
-    ggml_tensor *    left   = nullptr;
-    for (int i = 0; i < n_sections; i++) {
-        ggml_tensor * section = ggml_view_2d(ctx, all, 1, n_pos, all->nb[0], (size_t) (i * n_pos) * all->nb[0]);
-        section               = gather(ctx, section, layout, graph.early.inside);
-        left                  = left == nullptr ? section : ggml_concat(ctx, left, section, 1);
-    }
-    left                       = ggml_cast(ctx, ggml_reshape_1d(ctx, left, ggml_nelements(left)), GGML_TYPE_I32);
-    graph.early.places[places] = left;
-    graph.early.places[left]   = left; // asked again: they are those of what is left already
+    ggml_tensor * left        = gather_all(graph.ctx0, qap_layout_of(graph.model, graph.img));
+    graph.early.places[whole] = left;
+    graph.early.places[left]  = left;
     return left;
 }
 
+ggml_tensor * qap_hook_early_places(clip_graph & graph, ggml_tensor * places, int n_sections) {
+    return about_what_is_left(graph, places, [&](ggml_context * ctx, const qap_layout & layout) {
+        const int64_t n_pos = places->ne[0] / n_sections;
+        ggml_tensor * all   = ggml_cast(ctx, places, GGML_TYPE_F32);
+        ggml_tensor * left  = nullptr;
+        for (int i = 0; i < n_sections; i++) {
+            ggml_tensor * section = ggml_view_2d(ctx, all, 1, n_pos, all->nb[0], (size_t) (i * n_pos) * all->nb[0]);
+            section               = gather(ctx, section, layout, graph.early.inside);
+            left                  = left == nullptr ? section : ggml_concat(ctx, left, section, 1);
+        }
+        return ggml_cast(ctx, ggml_reshape_1d(ctx, left, ggml_nelements(left)), GGML_TYPE_I32);
+    });
+}
+
 ggml_tensor * qap_hook_early_mask(clip_graph & graph, ggml_tensor * mask) {
-    if (graph.early.kept == nullptr || mask == nullptr) {
-        return mask;
-    }
-    const auto found = graph.early.places.find(mask);
-    if (found != graph.early.places.end()) {
-        return found->second;
-    }
-    ggml_context *   ctx     = graph.ctx0;
-    const qap_layout layout  = qap_layout_of(graph.model, graph.img);
-    ggml_tensor *    left    = gather(ctx, mask, layout, graph.early.inside); // as wide as before
-    left                     = gather(ctx, ggml_cont(ctx, ggml_transpose(ctx, left)), layout, graph.early.inside);
-    left                     = left->type == mask->type ? left : ggml_cast(ctx, left, mask->type);
-    graph.early.places[mask] = left;
-    graph.early.places[left] = left; // as above
-    return left;
+    return about_what_is_left(graph, mask, [&](ggml_context * ctx, const qap_layout & layout) {
+        ggml_tensor * left = gather(ctx, mask, layout, graph.early.inside); // as wide as before
+        left               = gather(ctx, ggml_cont(ctx, ggml_transpose(ctx, left)), layout, graph.early.inside);
+        return left->type == mask->type ? left : ggml_cast(ctx, left, mask->type);
+    });
 }
 
 ggml_tensor * qap_hook_early_tokens(clip_graph & graph, ggml_tensor * rows) {
