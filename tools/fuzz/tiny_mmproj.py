@@ -212,8 +212,8 @@ def _tower_keys(projector: str, side: int) -> list[Key]:
     ]  # fmt: skip
 
 
-#: families that were not compared with their originals, and how many patches of a side make a token
-UNCOMPARED = {"dots_ocr": 2, "youtuvl": 2, "cogvlm": 1, "adapter": 2}
+#: families that were not compared with their originals, and the side of their pictures, in pixels and in tokens
+UNCOMPARED = {"dots_ocr": (64, 4), "youtuvl": (64, 4), "cogvlm": (64, 8), "adapter": (64, 4), "gemma3nv": (256, 16)}
 
 
 def _uncompared(projector: str, n_patches: int) -> tuple[list[Key], list[tuple[str, list[int], int]]]:
@@ -252,9 +252,24 @@ def _uncompared(projector: str, n_patches: int) -> tuple[list[Key], list[tuple[s
     }[projector]  # fmt: skip
 
 
-def tiny_uncompared(projector: str, seed: int = 0, *, side: int = 64) -> bytes:
+def _tiny_convolutions(rng: random.Random, side: int) -> bytes:
+    """Gemma 3n: a stem, a block, the average of 4 x 4 places, and one product; rows as wide as the language model's."""
+    own = {"embedding_length": WIDTH, "patch_size": side // 256, "block_count": LAYERS}
+    keys = [key for key in _tower_keys("gemma3nv", side) if key.name.decode().removeprefix("clip.vision.") not in own]
+    keys += [_key(f"clip.vision.{name}", U32_KEY, number) for name, number in own.items()]
+    rows = [
+        ("v.conv_stem.conv.weight", [3, 3, 3, 8], F16), ("v.blk.0.0.conv_exp.weight", [3, 3, 8, 16], F16),
+        ("v.blk.0.0.conv_pwl.weight", [1, 1, 16, WIDTH], F16), ("mm.input_projection.weight", [WIDTH, WIDTH], F16),
+        ("mm.soft_emb_norm.weight", [WIDTH], F32),
+    ]  # fmt: skip
+    return write(keys, _filled(rng, rows))
+
+
+def tiny_uncompared(projector: str, seed: int = 0, *, side: int | None = None) -> bytes:
     """A file of a family that was not compared with its original, for pictures of `side` pixels."""
-    rng = random.Random(f"{projector}/{seed}")
+    rng, side = random.Random(f"{projector}/{seed}"), side or UNCOMPARED[projector][0]
+    if projector == "gemma3nv":
+        return _tiny_convolutions(rng, side)
     keys, rows = _uncompared(projector, (side // PATCH) ** 2)
     tower = [row for row in _tower("internvl" if projector == "cogvlm" else "pixtral", 64) if ".ls" not in row[0]]
     linear = {"v.patch_embd.weight": [3 * PATCH**2, N]} if projector == "youtuvl" else {}

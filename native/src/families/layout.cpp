@@ -75,8 +75,6 @@ const char * qap_why_not_prunable(const clip_model & model) {
             return "the resampler's queries (projector resampler) have no place in the picture; run it without pruning";
         case PROJECTOR_TYPE_DEEPSEEKOCR2:
             return "the queries of the encoder (deepseekocr2) have no place in the picture; run it without pruning";
-        case PROJECTOR_TYPE_GEMMA3NV:
-            return "the encoder (projector gemma3nv) was not compared with its original; run it without pruning";
         default: return "this projector is not supported for pruning; run this model without pruning";
     }
 }
