@@ -142,6 +142,9 @@ std::unique_ptr<qap_file_params> qap_hook_load(const char * mmproj);
 // 020-gemma3-breaks.patch
 void qap_hook_breaks(const clip_ctx * ctx, std::vector<mtmd_internal_part> & parts);
 
+// mtmd.cpp, mtmd_context::init_vision(): the words before and after each picture. 021-words.patch
+void qap_hook_words(int projector, std::string & before, std::string & after);
+
 // mtmd.cpp, mtmd_tokenizer::add_media(): before a picture is preprocessed. Throws for sides that clip.h asserts on.
 void qap_hook_picture(uint32_t width, uint32_t height);
 

@@ -37,7 +37,8 @@ SHAPES: dict[str, tuple[int, int | None, bool]] = {
     "qwen2-vl": (2, None, True), "qwen3-vl": (2, None, True), "glm-4.1v": (2, None, True),
     "paddleocr-vl": (2, None, False), "hunyuan-vl": (2, None, False), "kimi-k2.5": (2, None, False),
     "kimi-vl": (2, None, False), "gemma-4": (3, None, False), "qwen2.5-vl": (2, None, True),
-    "mimo-vl": (2, None, True), "exaone-4.5": (2, None, True),
+    "mimo-vl": (2, None, True), "exaone-4.5": (2, None, True), "lighton-ocr": (2, None, False),
+    "janus-pro": (1, None, False),
 }  # fmt: skip
 
 
@@ -88,9 +89,7 @@ def llava(name: str, make_llava: Callable[..., Path]) -> tuple[Any, Path, Array,
 
 
 def tower_of(name: str, hf: Any, pixels: Array) -> Tower:
-    module = hf.vision_model if name == "llama-4" else getattr(hf.model, "visual", None)
-    if module is None:
-        module = getattr(hf.model, "vision_tower", None) or hf.model.vision_model
+    module = truth.tower_of(name, hf)
     size = module.config.patch_size
     size = size[0] if isinstance(size, (list, tuple)) else size
     grid = (pixels.shape[0] // size, pixels.shape[1] // size)

@@ -1,4 +1,5 @@
-"""Tiny random checkpoints of Qwen3.5 (its language model has recurrent layers), MiniCPM-V 4.6, Gemma 4 and Granite 4.
+"""Tiny random checkpoints of Qwen3.5 (its language model has recurrent layers), MiniCPM-V 4.6, Gemma 4, Granite 4,
+LightOnOCR and Janus Pro.
 
 Read through families.checkpoints, which puts them into FAMILIES.
 """
@@ -192,10 +193,44 @@ def granite4(folder: Path) -> Any:
     return base.save(model, folder, base.processor(square, image_grid_pinpoints=GRANITE_GRID))
 
 
+def lightonocr(folder: Path) -> Any:
+    config = transformers.LightOnOcrConfig(
+        text_config=transformers.Qwen3Config(**base.TEXT, architectures=["Qwen3ForCausalLM"]),
+        vision_config=transformers.PixtralVisionConfig(**(base.VISION | {"image_size": 128, "head_dim": 16})),
+        image_token_id=base.ID["<|image_pad|>"], spatial_merge_size=2,
+    )  # fmt: skip
+    model = base.randomize(transformers.LightOnOcrForConditionalGeneration(config))
+    return base.save(model, folder, base.processor({"longest_edge": 128}, patch_size={"height": 16, "width": 16}))
+
+
+JANUS_SPECIAL = ["<begin_of_image>", "<end_of_image>", "<image_placeholder>"]
+
+
+def januspro(folder: Path) -> Any:
+    """Janus; what it draws pictures with is small and unused."""
+    tower = {name: value for name, value in base.VISION.items() if name != "intermediate_size"} | {
+        "mlp_ratio": 2, "image_size": 64, "projection_dim": 64, "num_image_tokens": 64,
+    }  # fmt: skip
+    drawing = {
+        "base_channels": 32, "latent_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1,
+        "num_embeddings": 16, "projection_dim": 64, "image_token_embed_dim": 64,
+    }  # fmt: skip
+    config = transformers.JanusConfig(
+        text_config=transformers.LlamaConfig(**(base.TEXT | {"vocab_size": base.VOCAB + len(JANUS_SPECIAL)})),
+        vision_config=transformers.JanusVisionConfig(**tower),
+        vq_config=transformers.JanusVQVAEConfig(**drawing),
+        image_token_id=base.VOCAB + 2,
+    )  # fmt: skip
+    model = base.randomize(transformers.JanusForConditionalGeneration(config))
+    return base.save(model, folder, base.processor({"height": 64, "width": 64}), JANUS_SPECIAL)
+
+
 NEWER: dict[str, base.Family] = {
     "qwen3.5": base.Family(qwen35, (96, 64)),
     "minicpm-v-4.6": base.Family(minicpmv46, (128, 128)),
     "gemma-4": base.Family(gemma4, (240, 168), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "gemma-4-unified": base.Family(gemma4_unified, (240, 168), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "granite-4": base.Family(granite4, (64, 64)),
+    "lighton-ocr": base.Family(lightonocr, (128, 96)),  # a smaller one is enlarged by stock
+    "janus-pro": base.Family(januspro, (64, 64)),
 }

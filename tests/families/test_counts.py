@@ -119,6 +119,7 @@ RULES: dict[str, tuple[Count, int]] = {
     ),
     "pixtral": grid(by_pixtral(8), 8, lambda lines: lines - 1),
     "mistral-3": grid(by_pixtral(16), 16, lambda lines: lines - 1),
+    "lighton-ocr": grid(by_pixtral(16), 16),
     "gemma-4": grid(by_qwen(24, 70 * 576, 1120 * 576), 24),  # libmtmd's rule, see the last test
     "gemma-4-unified": grid(by_qwen(24, 70 * 576, 1120 * 576), 24),
     "minicpm-v-4.6": (minicpm_rule, 32),

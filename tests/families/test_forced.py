@@ -23,13 +23,13 @@ from tiny_mmproj import UNCOMPARED, tiny_uncompared
 
 WHY = "this family was not compared with its original here"
 FORCED = "this family was not compared with its original here; pruned because force_family is set"
-SIDE, PATCH = 64, 8
 ENDS = {"cogvlm", "adapter"}  # a row before the tokens and one after them
 KEEP = qap.PruneConfig(n_keep=5)
 
 
-def files(folder: Path, projector: str, *, side: int = SIDE) -> tuple[Path, Path]:
+def files(folder: Path, projector: str, *, side: int | None = None) -> tuple[Path, Path]:
     """The mmproj and a picture that needs no resize."""
+    side = side or UNCOMPARED[projector][0]
     mmproj, picture = folder / "mmproj.gguf", folder / "picture.png"
     mmproj.write_bytes(tiny_uncompared(projector, side=side))
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -55,7 +55,7 @@ def test_refused_without_the_switch(family: tuple[str, Path, Path]) -> None:
         assert "--force-family (force_family=True, QAP_FORCE_FAMILY=1)" in why
         assert vlm.default_prune is None
         image = vlm.encode(picture)
-        assert len(image.features) == (SIDE // PATCH // UNCOMPARED[projector]) ** 2 + 2 * (projector in ENDS)
+        assert len(image.features) == UNCOMPARED[projector][1] ** 2 + 2 * (projector in ENDS)
         with pytest.raises(qap.UnsupportedError, match=f"cannot prune this image: {WHY}"):
             vlm.prune(image, KEEP)
 
@@ -68,7 +68,7 @@ def test_kept_rows_are_those_of_the_dense_run(family: tuple[str, Path, Path]) ->
         assert vlm.why_not_prunable is None
         image = vlm.encode(picture)
         ends = int(projector in ENDS)
-        lines = SIDE // PATCH // UNCOMPARED[projector]
+        lines = UNCOMPARED[projector][1]
         assert (image.n_tokens, image.grid) == (lines**2, (lines, lines))
         np.testing.assert_array_equal(dense, image.features)
         for config in (KEEP, qap.PruneConfig(n_keep=1, select="topk"), qap.PruneConfig(keep_ratio=1.0)):
@@ -138,7 +138,7 @@ def test_families_with_places_of_their_own_stay_as_they_are() -> None:
     forced, layout = set(_core.projectors("forced")), set(_core.projectors("layout"))
     assert forced & layout == set()
     assert set(UNCOMPARED) <= forced
-    assert forced & {"resampler", "gemma3nv", "deepseekocr", "deepseekocr2", "deepseek4v", "yasa2"} == set()
+    assert forced & {"resampler", "deepseekocr", "deepseekocr2", "deepseek4v", "yasa2"} == set()
     with qap.VisionModel(n_threads=1, n_ctx=256, force_family=True) as vlm:  # no warning
         assert vlm.why_not_prunable is None
     with pytest.raises(qap.ConfigError, match="force_family: expected True or False"):

@@ -1,4 +1,4 @@
-"""Pixtral's and Mistral 3's pictures: as they are up to the longest edge of training, then scaled down to it.
+"""Pictures of Pixtral, Mistral 3, LightOnOCR: as they are up to the longest edge of training, then scaled down to it.
 
 The truth is transformers' own rule for the sizes, and Pillow for the pixels. 200 sizes more are in test_counts.py.
 """
@@ -28,10 +28,11 @@ from families.test_resize import BICUBIC, nmse, smooth
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
-CELLS = {"pixtral": 8, "mistral-3": 16}  # pixels of a token's side in the small files
+CELLS = {"pixtral": 8, "mistral-3": 16, "lighton-ocr": 16}  # pixels of a token's side in the small files
 EDGE = 128  # of the small files
 #: as published: the longest edge, the side of a token
-PUBLISHED = {"pixtral": (1024, 16), "mistral-3": (1540, 28)}
+PUBLISHED = {"pixtral": (1024, 16), "mistral-3": (1540, 28), "lighton-ocr": (1540, 28)}
+BREAKS = ("pixtral", "mistral-3")  # a row after each line but the last
 SIZES = [(3000, 2000), (2000, 3000), (4000, 4000), (900, 900), (1025, 400), (8000, 90), (300, 200), (40, 30), (5, 3)]
 
 
@@ -73,7 +74,7 @@ def test_tokens_with_the_published_edge(files: tuple[str, Path, Any], tmp_path: 
     """In files of patches of 8 pixels: as many tokens a side as published, so all sizes in proportion."""
     name, source, llama = files
     edge, cell = PUBLISHED[name][0] * CELLS[name] // PUBLISHED[name][1], CELLS[name]
-    assert (edge, cell) == {"pixtral": (512, 8), "mistral-3": (880, 16)}[name]
+    assert (edge, cell) == ((512, 8) if name == "pixtral" else (880, 16))
     mmproj = rewrite(source, tmp_path / "mmproj.gguf", {"clip.vision.image_size": edge})
     sizes = [(width * cell // PUBLISHED[name][1], height * cell // PUBLISHED[name][1]) for width, height in SIZES]
     sizes = [(max(1, width), max(1, height)) for width, height in sizes]
@@ -82,8 +83,9 @@ def test_tokens_with_the_published_edge(files: tuple[str, Path, Any], tmp_path: 
     for size, counts in zip(sizes, found, strict=True):
         width, height = trained(size, edge, cell)
         lines = height // cell
-        assert (counts.n_tokens, counts.n_special) == (lines * (width // cell), lines - 1), size
-    assert max(counts.n_tokens for counts in found) == {"pixtral": 4096, "mistral-3": 3025}[name]
+        n_special = lines - 1 if name in BREAKS else 0
+        assert (counts.n_tokens, counts.n_special) == (lines * (width // cell), n_special), size
+    assert max(counts.n_tokens for counts in found) == (4096 if name == "pixtral" else 3025)
     assert min(counts.n_tokens for counts in found) == 1
     with qap.VisionModel(mmproj, llama, flash_attn=False, n_threads=1, max_image_tokens=1024) as vlm:
         held = [vlm._encoder.count(size).n_tokens for size in sizes]
@@ -104,6 +106,10 @@ def test_a_picture_too_thin_for_the_edge_keeps_a_line(files: tuple[str, Path, An
 def test_a_file_without_an_edge_keeps_the_limits_of_upstream(files: tuple[str, Path, Any], tmp_path: Path) -> None:
     name, source, llama = files
     mmproj = rewrite(source, tmp_path / "mmproj.gguf", {"clip.vision.image_size": 0})
+    if name == "lighton-ocr":  # upstream would end the process
+        with pytest.raises(qap.ModelFileError, match="the longest edge of a picture, got 0"):
+            qap.VisionModel(mmproj, llama, flash_attn=False, n_threads=1)
+        return
     with qap.VisionModel(mmproj, llama, flash_attn=False, n_threads=1) as vlm:
         assert vlm._encoder.count((4096, 4096)).n_tokens == 1024
         assert vlm._encoder.count((8, 8)).n_tokens >= 8

@@ -16,8 +16,10 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 import qap_gguf as qap
+from conftest import Converted
 from dropin.gguf_copy import rewrite
 from qap_gguf import _core, reference
 from qap_gguf.config import SELECTORS, PruneConfig
@@ -211,6 +213,29 @@ def letterboxed(
             yield model
     finally:
         llama.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize(("size", "n_padding"), [((100, 70), 16), ((40, 128), 32)], ids=["wide", "tall"])
+def test_janus_is_letterboxed_as_it_was_trained(size: tuple[int, int], n_padding: int, converted: Converted) -> None:
+    """On gray, and in the middle. Of the 64 tokens those in whole lines or columns of gray are padding."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+
+    from families import truth
+    from families.test_resize import nmse, smooth
+
+    hf, _, made = converted("janus-pro")
+    half = [0.5, 0.5, 0.5]
+    processor = JanusImageProcessorPil(size={"height": 64, "width": 64}, image_mean=half, image_std=half)
+    pixels = smooth(*size)
+    (shown,) = processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"]
+    with qap.VisionModel(made.mmproj, made.model, n_ctx=64, flash_attn=False, n_threads=1) as model:
+        image = model.encode(pixels)
+    assert nmse(image.features, truth.features("janus-pro", hf, torch.tensor(shown))) <= 1e-5
+    assert image.padding.sum() == n_padding
 
 
 @pytest.mark.slow

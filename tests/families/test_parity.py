@@ -34,6 +34,7 @@ from families.checkpoints_grid import (  # noqa: E402
     KIMI_VL_SPECIAL,
     PADDLE_SPECIAL,
 )
+from families.checkpoints_newer import JANUS_SPECIAL  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -237,7 +238,7 @@ def test_keep_is_refused_where_positions_have_one_dimension(case: Case) -> None:
 #: pixels that make a token, by the checkpoint's patch size and merging
 PER_TOKEN = {
     "qwen2-vl": 16, "qwen2.5-vl": 28, "qwen3-vl": 16, "qwen3.5": 16, "pixtral": 8, "mistral-3": 16, "lfm2-vl": 32,
-    "exaone-4.5": 28, "mimo-vl": 28, "gemma-4": 24, "gemma-4-unified": 24, "minicpm-v-4.6": 32,
+    "exaone-4.5": 28, "mimo-vl": 28, "gemma-4": 24, "gemma-4-unified": 24, "minicpm-v-4.6": 32, "janus-pro": 8,
 }  # fmt: skip
 #: texts that stand around an image
 AROUND = {
@@ -267,6 +268,8 @@ AROUND = {
     "gemma-4": ["<|image>", "<image|>"],
     "gemma-4-unified": ["<|image>", "<image|>"],
     "granite-4": ["\n"],
+    "lighton-ocr": [],
+    "janus-pro": JANUS_SPECIAL[:2],
 }
 
 

@@ -39,6 +39,7 @@ CASES: dict[str, tuple[tuple[int, int], tuple[int, int], Image.Resampling]] = {
     "minicpm-v-4.6": ((150, 100), (160, 96), BICUBIC),
     "pixtral": ((91, 66), (96, 72), BICUBIC),
     "mistral-3": ((91, 66), (96, 80), BICUBIC),
+    "lighton-ocr": ((91, 66), (96, 80), BICUBIC),
 }
 
 LIMITS = {"minicpm-v-4.6": 1e-4}  # 2.5e-5 was measured; what is letterboxed, or sliced, is above 1e-3

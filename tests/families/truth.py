@@ -58,7 +58,7 @@ def inputs(name: str, model: Any, pixels: Any) -> dict[str, Any]:
         return {"pixel_values": x.flatten(1) if name.startswith("hunyuan") else x, "image_grid_thw": grid}
     if name == "smolvlm":
         return {"pixel_values": pixels[None, None]}
-    if name in ("pixtral", "mistral-3"):
+    if name in ("pixtral", "mistral-3", "lighton-ocr"):
         return {"pixel_values": pixels[None], "image_sizes": torch.tensor([[height, width]])}
     if name == "lfm2-vl":
         size = model.config.vision_config.patch_size
@@ -230,6 +230,14 @@ def as_authors(model: Any) -> Any:
     return model
 
 
+def tower_of(name: str, model: Any) -> Any:
+    """The vision tower, whatever its name."""
+    if name == "llama-4":
+        return model.vision_model
+    names = ("visual", "vision_tower", "vision_encoder", "vision_model")
+    return next(getattr(model.model, word) for word in names if getattr(model.model, word, None) is not None)
+
+
 def attention(name: str, model: Any, pixels: Any) -> tuple[Array | None, Array]:
     """Attention at the last layer of the encoder: of the class token (or None), and received, each (n_tok,).
 
@@ -238,9 +246,7 @@ def attention(name: str, model: Any, pixels: Any) -> tuple[Array | None, Array]:
     """
     import sys
 
-    tower = model.vision_model if name == "llama-4" else getattr(model.model, "visual", None)
-    if tower is None:
-        tower = getattr(model.model, "vision_tower", None) or model.model.vision_model
+    tower = tower_of(name, model)
     own = {type(m).__module__ for m in tower.modules() if type(m).__module__.startswith("transformers.models")}
     seen: list[Any] = []
     undo = []
@@ -310,5 +316,6 @@ MERGED = {
     "smolvlm": _tokens(2), "gemma-3": _tokens(2), "internvl": _tokens(2), "pixtral": _tokens(1),
     "mistral-3": _tokens(2), "llama-4": _tokens(2), "lfm2-vl": _tokens(2), "paddleocr-vl": _tokens(2),
     "hunyuan-vl": _tokens(2), "kimi-k2.5": _tokens(2),
-    "kimi-vl": _tokens(2), "gemma-4": _tokens(3), "minicpm-v-4.6": _tokens(2),
+    "kimi-vl": _tokens(2), "gemma-4": _tokens(3), "minicpm-v-4.6": _tokens(2), "lighton-ocr": _tokens(2),
+    "janus-pro": _tokens(1),
 }  # fmt: skip

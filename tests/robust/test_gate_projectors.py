@@ -141,6 +141,23 @@ BAD: dict[str, dict[str, Case]] = {
         "1024 have at most": (number("patch_size", 64) | number("spatial_merge_size", 64), {}),
         "a multiple of 4": (number("attention.head_count", 32), {}),
     },
+    "lightonocr": {
+        "spatial_merge_size in 1..1": ({}, {"mm.patch_merger.weight": None}),
+        "mm.input_norm.weight, found none": ({}, {"mm.input_norm.weight": None}),
+        "mm.1.weight of 64 x 80": ({}, {"mm.1.weight": ([256, 80], 1)}),
+        "image_size in 1..32768, the longest edge of a picture, got 0": (number("image_size", 0), {}),
+        "preproc_image_size in 1..32768, got 0": (number("preproc_image_size", 0), {}),
+        "256 have at most": (number("patch_size", 64) | number("spatial_merge_size", 64), {}),
+        "a multiple of 4": (number("attention.head_count", 32), {}),
+    },
+    "janus_pro": {
+        "64 positions": ({}, {"v.position_embd.weight": ([64, 65], 0)}),
+        "position_embd.weight, found none": ({}, {"v.position_embd.weight": None}),
+        "mm.0.weight of 64 x 80": ({}, {"mm.0.weight": ([256, 80], 1)}),
+        "mm.0.bias, found none": ({}, {"mm.0.bias": None}),
+        "mm.1.bias, found none": ({}, {"mm.1.bias": None}),
+        "mm.1.weight, found none": ({}, {"mm.1.weight": None}),
+    },
     "lfm2": {
         "scale_factor, found none": (number("projector.scale_factor", None), {}),
         "fill a tile of 512 pixels": (number("patch_size", 14), {}),
@@ -251,6 +268,7 @@ def test_what_is_unusual_and_right_passes(tmp_path: Path) -> None:
                               {f"v.patch_embd.weight{end}": ([56, 56, 3, 64], 1) for end in ("", ".1")})),
         ("exaone4_5", (number("n_wa_pattern", 0) | number("projection_dim", 9), {})),  # no windows
         ("pixtral", (number("spatial_merge_size", 1), {"mm.patch_merger.weight": None, "mm.input_norm.weight": None})),
+        ("lightonocr", (number("image_size", 0) | number("preproc_image_size", 1540), {})),
         ("kimik25", ({}, {"v.position_embd.weight": ([64, 5, 7], 0)})),
         ("llama4", ({}, {"v.blk.0.ln2.weight": None, "v.blk.0.ln2.bias": None,  # files of llama.cpp's converter
                          "v.blk.0.attn_post_norm.weight": ([64], 0), "v.blk.0.attn_post_norm.bias": ([64], 0)})),

@@ -17,7 +17,7 @@ from qap_gguf import _core
 from qap_gguf.errors import ModelFileError
 from qap_gguf.files.gguf import check_mmproj
 from robust.test_gate import I32, U32, V, changed, value
-from tiny_mmproj import tiny_mmproj
+from tiny_mmproj import tiny_mmproj, tiny_uncompared
 
 GB = 10**9
 F32_TYPE, F16_TYPE = 0, 1
@@ -122,6 +122,13 @@ def test_merged_patches_are_one_token(tmp_path: Path) -> None:
         path.write_bytes(changed(file, {V + "image_size": value(U32, side)}, {}))
         needed.append(_core.mmproj_bytes(str(path)))
     assert 2 * 16384**2 < needed[1] - needed[0] < 2.5 * 16384**2
+
+
+def test_gemma_3n_has_no_pairs_of_patches(tmp_path: Path) -> None:
+    """Its file says 768 pixels and patches of 3, of which it makes 256 tokens: not 65,536 patches, in pairs."""
+    path = tmp_path / "convolutions.gguf"
+    path.write_bytes(tiny_uncompared("gemma3nv", side=768))
+    assert 768**2 * 4 * 96 < _core.mmproj_bytes(str(path)) < 0.5e9
 
 
 def test_a_grid_without_room_is_refused(tmp_path: Path, packaged: qap.PackagedModel) -> None:

@@ -19,7 +19,7 @@ N, HEADS, FF, LAYERS, PATCH, WIDTH = 64, 4, 96, 2, 8, 256
 PROJECTORS = dict.fromkeys(
     ("idefics3", "gemma3", "internvl", "qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger", "glm4v", "exaone4_5",
      "paddleocr", "kimivl", "kimik25", "hunyuanvl", "pixtral", "lfm2", "llama4", "gemma4v", "gemma4uv", "minicpmv4_6",
-     "granite4_vision"), 64,
+     "granite4_vision", "lightonocr", "janus_pro"), 64,
 )  # fmt: skip
 #: towers that attend in windows
 WINDOWS = ("qwen2.5vl_merger", "exaone4_5")
@@ -27,7 +27,7 @@ _FRAMES = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger", "glm4v", "exa
 _NO_BIAS = ("qwen2vl_merger", "qwen2.5vl_merger", "exaone4_5")  # of the filters
 #: places of their tables, whatever the picture's size
 _PLACES = {"gemma4v": [2 * 1120, 2], "gemma4uv": [1120, 2], "minicpmv4_6": [70 * 70], "kimik25": [8, 8]}
-_NO_TABLE = ("qwen2vl_merger", "qwen2.5vl_merger", "exaone4_5", "pixtral")  # of positions
+_NO_TABLE = ("qwen2vl_merger", "qwen2.5vl_merger", "exaone4_5", "pixtral", "lightonocr")  # of positions
 _CLASS = ("internvl", "llama4")
 _FUSED = ("internvl", "qwen3vl_merger", "glm4v", "exaone4_5")  # attn_qkv
 _GATED = ("qwen2.5vl_merger", "exaone4_5", "glm4v")
@@ -123,6 +123,8 @@ def _projector(projector: str) -> list[tuple[str, list[int], int]]:
     merged = _linear("mm.1", 4 * N, 80) + _linear("mm.2", 80, WIDTH)
     merger = [("mm.patch_merger.weight", [2, 2, N, 80], F16), ("mm.patch_merger.bias", [80], F32)]
     ends = [(name, [WIDTH], F32) for name in ("mm.image_begin", "mm.image_end", "mm.post_norm.weight")]
+    edged = [("mm.input_norm.weight", [N], F32), ("mm.patch_merger.weight", [4 * N, N], F16)]
+    edged += _linear("mm.1", N, 80) + _linear("mm.2", 80, WIDTH)
     return {
         "idefics3": [("mm.model.fc.weight", [N * 4, WIDTH], F16)],
         "gemma3": [("mm.input_projection.weight", [WIDTH, N], F16), ("mm.soft_emb_norm.weight", [N], F32)],
@@ -140,10 +142,9 @@ def _projector(projector: str) -> list[tuple[str, list[int], int]]:
             ("mm.2.weight", [1, 1, 80, FF], F16), ("mm.2.bias", [FF], F32), ("v.image_newline", [FF], F32),
             *_linear("mm.model.fc", FF, WIDTH), *ends,
         ],
-        "pixtral": [
-            ("mm.input_norm.weight", [N], F32), ("mm.patch_merger.weight", [4 * N, N], F16),
-            *_linear("mm.1", N, 80), *_linear("mm.2", 80, WIDTH), ("v.token_embd.img_break", [WIDTH], F32),
-        ],
+        "pixtral": [*edged, ("v.token_embd.img_break", [WIDTH], F32)],
+        "lightonocr": edged,
+        "janus_pro": _linear("mm.0", N, 80) + _linear("mm.1", 80, WIDTH),
         "lfm2": _norm("mm.input_norm", 4 * N) + merged,
         "gemma4v": [
             ("mm.input_projection.weight", [N, WIDTH], F16), ("v.std_bias", [N], F32), ("v.std_scale", [N], F32),
@@ -163,7 +164,7 @@ def _own_keys(projector: str, side: int) -> list[Key]:
         "n_wa_pattern": (projector in WINDOWS, 2),
         "projector.scale_factor": (projector in _SCALED, 2),
         "preproc_image_size": (projector == "idefics3", 2 * side),
-        "spatial_merge_size": (projector == "pixtral", 2),
+        "spatial_merge_size": (projector in ("pixtral", "lightonocr"), 2),
         "projector.window_side": (projector == "granite4_vision", 4),
         "projector.query_side": (projector == "granite4_vision", 2),
         "attention.head_count_kv": (projector == "exaone4_5", HEADS // 2),
@@ -211,8 +212,8 @@ def _tower_keys(projector: str, side: int) -> list[Key]:
     ]  # fmt: skip
 
 
-#: families that were not compared with their originals, and how many patches of a side make a token
-UNCOMPARED = {"lightonocr": 2, "dots_ocr": 2, "youtuvl": 2, "cogvlm": 1, "adapter": 2}
+#: families that were not compared with their originals, and the side of their pictures, in pixels and in tokens
+UNCOMPARED = {"dots_ocr": (64, 4), "youtuvl": (64, 4), "cogvlm": (64, 8), "adapter": (64, 4), "gemma3nv": (256, 16)}
 
 
 def _uncompared(projector: str, n_patches: int) -> tuple[list[Key], list[tuple[str, list[int], int]]]:
@@ -221,13 +222,6 @@ def _uncompared(projector: str, n_patches: int) -> tuple[list[Key], list[tuple[s
     bounds = [_key(v + "image_min_pixels", U32_KEY, 1024), _key(v + "image_max_pixels", U32_KEY, 65536)]
     table = ("v.position_embd.weight", [N, n_patches], F32)
     return {
-        "lightonocr": (
-            [_key(v + "spatial_merge_size", U32_KEY, 2)],
-            [
-                ("mm.input_norm.weight", [N], F32), ("mm.patch_merger.weight", [4 * N, N], F16),
-                *_linear("mm.1", N, 80), *_linear("mm.2", 80, WIDTH),
-            ],
-        ),
         "dots_ocr": (
             [_key(v + "projector.scale_factor", U32_KEY, 2), *bounds],
             [*_norm("mm.input_norm", N), ("mm.post_norm.weight", [N], F32), *mlp],
@@ -258,9 +252,24 @@ def _uncompared(projector: str, n_patches: int) -> tuple[list[Key], list[tuple[s
     }[projector]  # fmt: skip
 
 
-def tiny_uncompared(projector: str, seed: int = 0, *, side: int = 64) -> bytes:
+def _tiny_convolutions(rng: random.Random, side: int) -> bytes:
+    """Gemma 3n: a stem, a block, the average of 4 x 4 places, and one product; rows as wide as the language model's."""
+    own = {"embedding_length": WIDTH, "patch_size": side // 256, "block_count": LAYERS}
+    keys = [key for key in _tower_keys("gemma3nv", side) if key.name.decode().removeprefix("clip.vision.") not in own]
+    keys += [_key(f"clip.vision.{name}", U32_KEY, number) for name, number in own.items()]
+    rows = [
+        ("v.conv_stem.conv.weight", [3, 3, 3, 8], F16), ("v.blk.0.0.conv_exp.weight", [3, 3, 8, 16], F16),
+        ("v.blk.0.0.conv_pwl.weight", [1, 1, 16, WIDTH], F16), ("mm.input_projection.weight", [WIDTH, WIDTH], F16),
+        ("mm.soft_emb_norm.weight", [WIDTH], F32),
+    ]  # fmt: skip
+    return write(keys, _filled(rng, rows))
+
+
+def tiny_uncompared(projector: str, seed: int = 0, *, side: int | None = None) -> bytes:
     """A file of a family that was not compared with its original, for pictures of `side` pixels."""
-    rng = random.Random(f"{projector}/{seed}")
+    rng, side = random.Random(f"{projector}/{seed}"), side or UNCOMPARED[projector][0]
+    if projector == "gemma3nv":
+        return _tiny_convolutions(rng, side)
     keys, rows = _uncompared(projector, (side // PATCH) ** 2)
     tower = [row for row in _tower("internvl" if projector == "cogvlm" else "pixtral", 64) if ".ls" not in row[0]]
     linear = {"v.patch_embd.weight": [3 * PATCH**2, N]} if projector == "youtuvl" else {}

@@ -1,7 +1,7 @@
 // forced.cpp: families that were not compared with their originals, but whose rows have a place by llama.cpp's source: a
-// token for each block of patches, line by line. They are pruned where that is asked for at loading (QAP_FORCE_FAMILY,
-// force_family), and not by their attention. Facts: tools/mtmd/models/*.cpp and clip_n_output_tokens() (llama.cpp
-// 0c1e570).
+// token for each block of patches (Gemma 3n: of pixels), line by line. They are pruned where that is asked for at loading
+// (QAP_FORCE_FAMILY, force_family), and not by their attention. Facts: tools/mtmd/models/*.cpp and clip_n_output_tokens()
+// (llama.cpp 0c1e570).
 #include "families/forced.h"
 
 #include "clip-impl.h"
@@ -27,23 +27,22 @@ struct forced_row {
 
 // Not here, for their rows have no such place: resampled ones, pooled ones, and those with ends of lines among them.
 static const forced_row ROWS[] = {
-    { PROJECTOR_TYPE_LDP,            2, false },
-    { PROJECTOR_TYPE_LDPV2,          2, false },
-    { PROJECTOR_TYPE_GLM_EDGE,       2, true  },
-    { PROJECTOR_TYPE_COGVLM,         1, true  },
-    { PROJECTOR_TYPE_JANUS_PRO,      1, false },
-    { PROJECTOR_TYPE_PHI4,           1, false },
-    { PROJECTOR_TYPE_LIGHTONOCR,     0, false },
-    { PROJECTOR_TYPE_DOTS_OCR,       0, false },
-    { PROJECTOR_TYPE_DOTS3NOTE_V,    0, false },
-    { PROJECTOR_TYPE_NEMOTRON_V2_VL, 0, false },
-    { PROJECTOR_TYPE_STEP3VL,        0, false },
-    { PROJECTOR_TYPE_YOUTUVL,        2, false },
-    { PROJECTOR_TYPE_MIMOVL,         2, false },
-    { PROJECTOR_TYPE_LING3VL,        2, false },
-    { PROJECTOR_TYPE_MINIMAX_M3,     2, false },
-    { PROJECTOR_TYPE_GLM5V,          2, false },
-    { PROJECTOR_TYPE_MUSE_GLIMMER,   2, false },
+    { PROJECTOR_TYPE_LDP,            2,  false },
+    { PROJECTOR_TYPE_LDPV2,          2,  false },
+    { PROJECTOR_TYPE_GLM_EDGE,       2,  true  },
+    { PROJECTOR_TYPE_COGVLM,         1,  true  },
+    { PROJECTOR_TYPE_PHI4,           1,  false },
+    { PROJECTOR_TYPE_GEMMA3NV,       16, false }, // its "patches" are as many a side as it has tokens
+    { PROJECTOR_TYPE_DOTS_OCR,       0,  false },
+    { PROJECTOR_TYPE_DOTS3NOTE_V,    0,  false },
+    { PROJECTOR_TYPE_NEMOTRON_V2_VL, 0,  false },
+    { PROJECTOR_TYPE_STEP3VL,        0,  false },
+    { PROJECTOR_TYPE_YOUTUVL,        2,  false },
+    { PROJECTOR_TYPE_MIMOVL,         2,  false },
+    { PROJECTOR_TYPE_LING3VL,        2,  false },
+    { PROJECTOR_TYPE_MINIMAX_M3,     2,  false },
+    { PROJECTOR_TYPE_GLM5V,          2,  false },
+    { PROJECTOR_TYPE_MUSE_GLIMMER,   2,  false },
 };
 
 static const forced_row * find_row(int projector) {

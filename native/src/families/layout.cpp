@@ -30,6 +30,8 @@ static const projector_row PROJECTORS[] = {
     { PROJECTOR_TYPE_INTERNVL,        qap_merging::block,       class_token::first     },
     { PROJECTOR_TYPE_LLAMA4,          qap_merging::block,       class_token::last      },
     { PROJECTOR_TYPE_PIXTRAL,         qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_LIGHTONOCR,      qap_merging::block,       class_token::none      },
+    { PROJECTOR_TYPE_JANUS_PRO,       qap_merging::none,        class_token::none      },
     { PROJECTOR_TYPE_MINICPMV4_6,     qap_merging::block,       class_token::none      },
     { PROJECTOR_TYPE_GRANITE4_VISION, qap_merging::none,        class_token::none      },
     { PROJECTOR_TYPE_QWEN2VL,         qap_merging::consecutive, class_token::none      },
@@ -71,8 +73,8 @@ const char * qap_why_not_prunable(const clip_model & model) {
     switch (model.proj_type) {
         case PROJECTOR_TYPE_MINICPMV:
             return "the resampler's queries (projector resampler) have no place in the picture; run it without pruning";
-        case PROJECTOR_TYPE_GEMMA3NV:
-            return "the encoder (projector gemma3nv) mixes scales in every token; run this model without pruning";
+        case PROJECTOR_TYPE_DEEPSEEKOCR2:
+            return "the queries of the encoder (deepseekocr2) have no place in the picture; run it without pruning";
         default: return "this projector is not supported for pruning; run this model without pruning";
     }
 }

@@ -1,9 +1,10 @@
 // resize.cpp: how pictures come to the size that an encoder takes (006-resize.patch).
 //
-// Facts: the image processors of transformers 5.24. Qwen-VL, GLM-4V, PaddleOCR-VL, EXAONE 4.5, Gemma 3 and 4 and Pixtral
-// resize without regard to the aspect ratio; tiles of InternVL and MiniCPM-V 4.6 are cut out of a stretched picture;
-// Pixtral's pictures come down to a longest edge, the tower's image_size in all published checkpoints, and their sides go up
-// to whole tokens. HunyuanVL's processor has LANCZOS in its settings and resizes with BICUBIC, as its authors' code did.
+// Facts: the image processors of transformers 5.24. Qwen-VL, GLM-4V, PaddleOCR-VL, EXAONE 4.5, Gemma 3 and 4, Pixtral and
+// LightOnOCR resize without regard to the aspect ratio; tiles of InternVL and MiniCPM-V 4.6 are cut out of a stretched
+// picture; Pixtral's and LightOnOCR's pictures come down to a longest edge, the tower's image_size in all published checkpoints,
+// and their sides go up to whole tokens. HunyuanVL's processor has LANCZOS in its settings and resizes with BICUBIC, as its
+// authors' code did.
 #include "families/forced.h"
 #include "families/layout.h"
 
@@ -44,6 +45,7 @@ bool qap_projector_stretched(int projector) {
         case PROJECTOR_TYPE_GEMMA4V:
         case PROJECTOR_TYPE_GEMMA4UV:
         case PROJECTOR_TYPE_PIXTRAL:
+        case PROJECTOR_TYPE_LIGHTONOCR:
         case PROJECTOR_TYPE_MINICPMV4_6:
         case PROJECTOR_TYPE_INTERNVL: return true;
         default: return false;
@@ -94,9 +96,9 @@ bool qap_hook_size(
     return true;
 }
 
-// Pixtral and Mistral 3: no limit on tokens but the longest edge. A file without one (0) keeps upstream's limits.
-static void limit_edge(clip_hparams & hparams) {
-    const int64_t cell = (int64_t) hparams.patch_size * hparams.n_merge, edge = hparams.image_size;
+// Pixtral, Mistral 3, LightOnOCR: no limit on tokens but the longest edge. A file without one (0) keeps upstream's limits.
+static void limit_edge(clip_hparams & hparams, int64_t edge) {
+    const int64_t cell      = (int64_t) hparams.patch_size * hparams.n_merge;
     const int64_t most      = std::numeric_limits<int32_t>::max();
     hparams.image_ceil_edge = (int32_t) (edge > 0 ? edge : most);
     if (edge < 1 || cell < 1) {
@@ -114,7 +116,10 @@ static const int32_t LLAMA4_TILES = 16; // max_patches of the published processo
 void qap_hook_resize(int projector, clip_hparams & hparams) {
     const auto type = (projector_type) projector;
     if (type == PROJECTOR_TYPE_PIXTRAL && !qap_stock_encoder()) {
-        limit_edge(hparams);
+        limit_edge(hparams, hparams.image_size);
+    }
+    if (type == PROJECTOR_TYPE_LIGHTONOCR && !qap_stock_encoder()) {
+        limit_edge(hparams, hparams.image_longest_edge);
     }
     if (type == PROJECTOR_TYPE_LLAMA4) {
         hparams.preproc_max_tiles = hparams.preproc_max_tiles > 0 ? hparams.preproc_max_tiles : LLAMA4_TILES;

@@ -5,6 +5,7 @@
 
 namespace qap_gate {
 
+static const int64_t MAX_EDGE = 1 << 15; // with a token more, less than what clip_image_size::area() asserts
 static const int64_t WINDOW = 112; // pixels of a side of a window; clip.cpp steps from one to the next in whole tokens
 
 // Keys that must be there, where the picture's limits come from the file. libmtmd asserts that both are above 0.
@@ -189,11 +190,11 @@ int64_t check_hunyuan(const file & f, tower & t) {
     return n;
 }
 
-// Pixtral: no table; Mistral 3 (mm.patch_merger) merges. A row after each line but the last.
-int64_t check_pixtral(const file & f, tower & t) {
+// Pixtral's tower has no table; Mistral 3 and LightOnOCR (mm.patch_merger) merge. most_tokens: of upstream's limit
+static int64_t check_edged(const file & f, tower & t, int64_t most_tokens) {
     const bool    merges = f.find("mm.patch_merger.weight") != nullptr;
     const int64_t merge  = f.whole("clip.vision.spatial_merge_size", 1, merges ? 64 : 1, 1);
-    check_cell(f, t, merge, 1024);
+    check_cell(f, t, merge, most_tokens);
     check_filters(f, t, false);
     check_ends(f, t);
     check_rotary(f, t, false);
@@ -204,9 +205,25 @@ int64_t check_pixtral(const file & f, tower & t) {
         f.tensor("mm.input_norm.weight", { t.n_embd }, use::vector);
         f.tensor("mm.patch_merger.weight", { t.n_embd * merge * merge, n_in }, use::matrix);
     }
-    const int64_t n = check_mlp(f, n_in, "mm.1", "mm.2", false);
+    return check_mlp(f, n_in, "mm.1", "mm.2", false);
+}
+
+// Pixtral, Mistral 3: a row after each line but the last.
+int64_t check_pixtral(const file & f, tower & t) {
+    const int64_t n = check_edged(f, t, 1024);
     f.tensor("v.token_embd.img_break", { n }, use::vector);
     return n;
+}
+
+// LightOnOCR: libmtmd asserts that there is a longest edge.
+int64_t check_lightonocr(const file & f, tower & t) {
+    const int64_t edge = f.whole("clip.vision.preproc_image_size", 1, MAX_EDGE, t.image_size);
+    if (edge < 1 || edge > MAX_EDGE) {
+        f.refuse(
+            "expected clip.vision.image_size in 1.." + std::to_string(MAX_EDGE) +
+            ", the longest edge of a picture, got " + std::to_string(edge));
+    }
+    return check_edged(f, t, 16 * 16); // of the picture that libmtmd lays its buffers out for
 }
 
 // LFM2-VL: large pictures are cut into tiles of 512 pixels, which must come out as libmtmd counts them.

@@ -77,6 +77,7 @@ int64_t check_paddleocr(const file & f, tower & t);
 int64_t check_kimi(const file & f, tower & t);
 int64_t check_hunyuan(const file & f, tower & t);
 int64_t check_pixtral(const file & f, tower & t);
+int64_t check_lightonocr(const file & f, tower & t);
 int64_t check_lfm2(const file & f, tower & t);
 
 int64_t check_gemma4(const file & f, tower & t);

@@ -106,6 +106,16 @@ static int64_t check_llama4(const file & f, tower & t) {
     return n;
 }
 
+// Janus Pro: SigLIP's tower, two products.
+static int64_t check_janus(const file & f, tower & t) {
+    check_input(f, t, true);
+    check_blocks(f, t, { qkv::either });
+    const int64_t n_mid = n_out(f, "mm.0.weight"), n = n_out(f, "mm.1.weight");
+    f.linear("mm.0", t.n_embd, n_mid, true, true);
+    f.linear("mm.1", n_mid, n, true, true);
+    return n;
+}
+
 static const struct projector_rule {
     const char * name;
     int64_t (*check)(const file &, tower &);
@@ -125,6 +135,8 @@ static const struct projector_rule {
     { "kimik25",          check_kimi           },
     { "hunyuanvl",        check_hunyuan        },
     { "pixtral",          check_pixtral        },
+    { "lightonocr",       check_lightonocr     },
+    { "janus_pro",        check_janus          },
     { "lfm2",             check_lfm2           },
     { "gemma4v",          check_gemma4         },
     { "gemma4uv",         check_gemma4_unified },

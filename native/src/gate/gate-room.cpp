@@ -12,6 +12,9 @@ static const double SCORED_ROWS = 3.0;
 
 static const double MAX_TILES = 256.0; // families/pack.cpp
 
+// Numbers for each pixel of a convolutional encoder's widest rows: 512 channels a quarter as wide and high, three times.
+static const double CONVOLVED = 3.0 * 512.0 / 16.0;
+
 // What a picture of LLaVA-NeXT is cut into: the whole, and the largest grid of the file.
 struct tiling {
     double tokens = 0.0, tiles = 0.0;
@@ -43,20 +46,23 @@ static tiling largest_tiling(const file & f, const tower & t) {
 // and the patches laid out for the convolution. Attention is computed in blocks (flash attention) or n x n for each head.
 // Then the tokens' rows on the host, the graph that scores them, and the choice.
 double needed_bytes(const file & f, const tower & t, int64_t width) {
-    const double n        = (double) t.n_patches() + 1.0;
-    const double row      = 8.0 * (double) t.n_embd + 3.0 * (double) t.n_ff;
-    const double unfolded = 6.0 * (double) (t.patch_size * t.patch_size);
-    const double scale    = (double) f.whole("clip.vision.projector.scale_factor", 1, 64, 1);
-    const double merge    = std::max(scale, (double) f.whole("clip.vision.spatial_merge_size", 1, 64, 1));
-    const tiling tiled    = largest_tiling(f, t);
-    const double tokens   = std::max(n / (merge * merge), tiled.tokens);
-    const double pixels   = 3.0 * (double) (t.image_size * t.image_size) * tiled.tiles; // as bytes, and in f32
-    const double rows     = 4.0 * tokens * (double) ((width > 0 ? width : t.n_embd) * t.n_planes);
-    const auto   params   = qap_params_default();
-    const auto   n_tokens = (int32_t) std::min(tokens, 1e9);
-    const double choice   = qap_choice_bytes(&params, n_tokens, (int32_t) (width > 0 ? width : t.n_embd), n_tokens / 4);
-    const double pruned   = (tiled.tiles > 0.0 ? 3.0 : 2.0) * rows + std::max(SCORED_ROWS * rows, choice);
-    return (double) f.n_bytes + 4.0 * n * row + 2.0 * n * unfolded + 6.0 * pixels + std::max(2.0 * n * n, pruned);
+    const bool   convolves = t.projector == "gemma3nv"; // then a side has as many "patches" as the picture has tokens
+    const double n         = (double) (convolves ? t.n_side() : t.n_patches()) + 1.0;
+    const double row       = 8.0 * (double) t.n_embd + 3.0 * (double) t.n_ff;
+    const double unfolded  = 6.0 * (double) (t.patch_size * t.patch_size);
+    const double scale     = (double) f.whole("clip.vision.projector.scale_factor", 1, 64, 1);
+    const double merge     = std::max(scale, (double) f.whole("clip.vision.spatial_merge_size", 1, 64, 1));
+    const tiling tiled     = largest_tiling(f, t);
+    const double tokens    = std::max(n / (merge * merge), tiled.tokens);
+    const double pixels    = 3.0 * (double) (t.image_size * t.image_size) * tiled.tiles; // as bytes, and in f32
+    const double rows      = 4.0 * tokens * (double) ((width > 0 ? width : t.n_embd) * t.n_planes);
+    const auto   params    = qap_params_default();
+    const auto   n_tokens  = (int32_t) std::min(tokens, 1e9);
+    const double choice = qap_choice_bytes(&params, n_tokens, (int32_t) (width > 0 ? width : t.n_embd), n_tokens / 4);
+    const double pruned = (tiled.tiles > 0.0 ? 3.0 : 2.0) * rows + std::max(SCORED_ROWS * rows, choice);
+    const double wide   = convolves ? 4.0 * CONVOLVED * (double) (t.image_size * t.image_size) : 0.0;
+    return (double) f.n_bytes + wide + 4.0 * n * row + 2.0 * n * unfolded + 6.0 * pixels +
+           std::max(2.0 * n * n, pruned);
 }
 
 } // namespace qap_gate

@@ -185,6 +185,27 @@ _TABLE: tuple[tuple[Callable[[GgufInfo, str], bool], Defect], ...] = (
         ),
     ),
     (
+        _of("lightonocr"),
+        Defect(
+            "pictures are enlarged to the longest edge, where training left small ones as they are",
+            patch="006-resize.patch",
+        ),
+    ),
+    (
+        _of("lightonocr"),
+        Defect(
+            "<|im_start|> and <|im_end|> stand around a picture in the prompt, where training wrote nothing",
+            patch="021-words.patch",
+        ),
+    ),
+    (
+        _of("janus_pro"),
+        Defect(
+            "<begin_of_image> and <end_of_image> do not stand around a picture in the prompt, as they did in training",
+            patch="021-words.patch",
+        ),
+    ),
+    (
         _of("gemma4v"),
         Defect(
             "the file does not name the feed-forward's function, and another one is taken than in training",

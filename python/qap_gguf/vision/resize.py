@@ -1,7 +1,7 @@
 """How pictures come to the size that an encoder takes (docs/upstream.md): an mmproj gets it when it is loaded.
 
 Stock llama.cpp letterboxes pictures with black for families that were trained on stretched ones (Qwen-VL, Gemma 3,
-Pixtral, Mistral 3, InternVL's tiles). ``auto`` does as the model was trained.
+Pixtral, Mistral 3, LightOnOCR, InternVL's tiles). ``auto`` does as the model was trained.
 """
 
 from __future__ import annotations

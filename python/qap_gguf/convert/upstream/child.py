@@ -20,6 +20,8 @@ from typing import Any
 
 Item = tuple[str, Callable[[], Any]]
 _VISION = ("vision_tower.", "multi_modal_projector.")
+#: architectures by the names that transformers 5 writes -> module and class of the converter, which has older names
+RENAMED = {"LightOnOcrForConditionalGeneration": ("lighton_ocr", "LightOnOCRVisionModel")}
 
 
 def vision_name(name: str, *, tower: bool) -> str:
@@ -165,6 +167,13 @@ def fix(family: Callable[[str], Any]) -> None:
     qwen.index_tensors = index_tensors
 
 
+def rename_models(conversion: Any, family: Callable[[str], Any]) -> None:
+    """Let the converter (its package `conversion`; `family` gives its modules) know the architectures of RENAMED."""
+    for name, (module, known) in RENAMED.items():
+        conversion.MMPROJ_MODEL_MAP[name] = module
+        conversion.ModelBase.register(name)(getattr(family(module), known))
+
+
 def rename_tensors(cls: Any, rename: Callable[[str], str]) -> None:
     """Give the class its tensors under other names."""
     known = cls.filter_tensors.__func__
@@ -193,7 +202,13 @@ def main(folder: str, pre: str, *runs: str) -> None:
             return pre
 
     base.TextModel.get_vocab_base_pre = get_vocab_base_pre
-    fix(lambda module: importlib.import_module(f"conversion.{module}"))
+    conversion: Any = importlib.import_module("conversion")
+
+    def family(module: str) -> Any:
+        return importlib.import_module(f"conversion.{module}")
+
+    fix(family)
+    rename_models(conversion, family)
     script = Path(folder) / "convert_hf_to_gguf.py"
     for number, arguments in enumerate(runs):
         if number:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from qap_gguf.convert.source.checkpoint import read_json
+from qap_gguf.convert.upstream.child import RENAMED
 from qap_gguf.errors import ConvertError
 from qap_gguf.runtime.load import library_folder
 
@@ -48,7 +49,7 @@ def converter_folder() -> Path:
 
 
 def known_architectures() -> frozenset[str]:
-    """The architectures with a vision encoder that llama.cpp's converter knows, by their names in config.json.
+    """The architectures with a vision encoder that llama.cpp's converter knows, here too by newer names than its own.
 
     Example:
         >>> "Qwen2VLForConditionalGeneration" in known_architectures()
@@ -57,7 +58,7 @@ def known_architectures() -> frozenset[str]:
     source = (converter_folder() / "conversion" / "__init__.py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", None) == _MAP and node.value is not None:
-            return frozenset(ast.literal_eval(node.value))
+            return frozenset(ast.literal_eval(node.value)) | frozenset(RENAMED)
     raise ConvertError(f"expected {_MAP} in llama.cpp's converter, found none; install qap_gguf again")
 
 
