@@ -1,4 +1,4 @@
-// gemma-breaks.cpp: what stands before and after a picture: the blank lines of Gemma 3 and 3n (020-gemma3-breaks.patch), the
+// around-picture.cpp: what stands before and after a picture: the blank lines of Gemma 3 and 3n (020-gemma3-breaks.patch), the
 // words of Janus, and none for LightOnOCR (021-words.patch). Gemma's vocabulary has one token for each run of line breaks, so
 // the blank lines are put into the texts beside the picture before those are tokenized: "user\n" and a picture give one token
 // for three line breaks.
