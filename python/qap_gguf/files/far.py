@@ -7,7 +7,6 @@ takes no room on the disk.
 
 from __future__ import annotations
 
-import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,13 @@ from typing import Final
 
 from qap_gguf import _core
 from qap_gguf.errors import ModelFileError
+from qap_gguf.files.parts import part_names
 from qap_gguf.files.web import WebFile
 
 __all__ = ["FarHeader", "fetch_header", "part_urls", "read_header", "stand_in"]
 
 MOST: Final = 64 << 20  # bytes of a header; the largest vocabularies take a quarter of that
 _MAGIC: Final = b"GGUF"
-_PART: Final = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
-_MOST_PARTS: Final = 512  # native/src/gate/gate-language.cpp
 
 
 @dataclass(frozen=True)
@@ -98,12 +96,8 @@ def part_urls(url: str) -> list[str]:
         'https://example/a-00002-of-00002.gguf?x=1'
     """
     parts = urllib.parse.urlsplit(url)
-    found = _PART.search(parts.path)
-    if found is None or int(found[1]) != 1 or not 1 < int(found[2]) <= _MOST_PARTS:
-        return [url]
-    begin = parts.path[: found.start()]
-    paths = [f"{begin}-{i:05}-of-{found[2]}.gguf" for i in range(1, int(found[2]) + 1)]
-    return [parts._replace(path=path).geturl() for path in paths]
+    paths = part_names(parts.path)
+    return [url] if len(paths) == 1 else [parts._replace(path=path).geturl() for path in paths]
 
 
 def fetch_header(
@@ -127,12 +121,13 @@ def fetch_header(
     Raises:
         ModelFileError: one of them is no GGUF file, or not to be had.
     """
+    names = part_names(f"file-00001-of-{len(parts):05}.gguf") if len(parts) > 1 else ["file.gguf"]
     paths: list[Path] = []
     found: list[FarHeader] = []
-    for i, (name, url) in enumerate(parts, 1):
+    for (name, url), local in zip(parts, names, strict=True):
         found.append(read_header(WebFile(url, name=name, headers=headers, allow_http=allow_http, most=MOST)))
         # the far name goes into no path; llama.cpp finds parts by this one
-        paths.append(folder / ("file.gguf" if len(parts) == 1 else f"file-{i:05}-of-{len(parts):05}.gguf"))
+        paths.append(folder / local)
         stand_in(found[-1], paths[-1], name)
     sizes = [header.size for header in found if header.size is not None]
     return paths[0], sum(header.n_read for header in found), sum(sizes) if len(sizes) == len(found) else None

@@ -7,7 +7,6 @@ types and numbers that contradict each other) is refused by native/src/gate befo
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,8 @@ from typing import Any
 from qap_gguf import _core
 from qap_gguf.arguments import one_line
 from qap_gguf.errors import ModelFileError
+from qap_gguf.files.parts import part_names
 from qap_gguf.files.regular import open_regular
-
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,7 @@ def model_parts(path: Path) -> list[Path]:
         >>> [part.name for part in model_parts(Path("a-00001-of-00002.gguf"))]
         ['a-00001-of-00002.gguf', 'a-00002-of-00002.gguf']
     """
-    found = _PART.search(path.name)
-    if found is None:
-        return [path]
-    stem = path.name[: found.start()]
-    return [path.with_name(f"{stem}-{i:05}-of-{found[2]}.gguf") for i in range(1, min(int(found[2]), 512) + 1)]
+    return [path.with_name(name) for name in part_names(path.name)]
 
 
 def _look(path: Path) -> int:

@@ -18,9 +18,9 @@ from typing import Any, Final
 
 from qap_gguf.arguments import one_line
 from qap_gguf.errors import ConfigError, ModelFileError
+from qap_gguf.files.parts import part_of
 
 _ID: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?::([\w.-]+))?")
-_SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 #: What a repository without a wish gives, the first that it has; llama.cpp begins with the same.
 _QUANTS: Final = ("Q4_K_M", "Q4_K_S", "Q5_K_M", "Q4_0", "Q8_0")
 #: In names of what is no whole model: importance matrices, and models that draft tokens (common/download.cpp).
@@ -127,11 +127,10 @@ def choose(
         model = _only([name for name in models if _has_quant(name, quant)], models, "quantization", quant)
     else:
         model = _pick(models, filename, _QUANTS, "filename")
-    shard = _SHARD.search(model)
-    if shard is None:
+    first = part_of(model)
+    if first is None:
         return [model], choose_mmproj(files, mmproj)
-    stem = model[: shard.start()]
-    parts = sorted(name for name in files if name.startswith(stem) and _SHARD.search(name))
+    parts = sorted(name for name in files if (part := part_of(name)) and part._replace(number=1) == first)
     return parts, choose_mmproj(files, mmproj)
 
 
@@ -147,7 +146,7 @@ def choose_mmproj(files: Sequence[str], name: str | None = None) -> str:
 def _firsts(files: Sequence[str]) -> list[str]:
     """GGUF files, of split ones the first."""
     ggufs = sorted(name for name in files if name.lower().endswith(".gguf"))
-    return [name for name in ggufs if (shard := _SHARD.search(name)) is None or int(shard[1]) == 1]
+    return [name for name in ggufs if (part := part_of(name)) is None or part.number == 1]
 
 
 def _pick(among: Sequence[str], pattern: str | None, quants: Sequence[str], what: str) -> str:
