@@ -28,7 +28,7 @@ from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, QapError
 from qap_gguf.files.packaged import packaged_model
 from qap_gguf.files.trial import admit, check_name
-from qap_gguf.generation.answers import Answers
+from qap_gguf.generation.answers import Answers, kept_of
 from qap_gguf.generation.chat_template import ChatTemplate, open_template
 from qap_gguf.generation.messages import images_of, question_of, read_messages
 from qap_gguf.generation.settings import AnswerSettings, ChatSettings, Generation, GenerationStats
@@ -311,7 +311,8 @@ class VisionModel(ImageSide):
             question = question_of(turns)
             pairs = [(image, None if cfg is None else self.prune(image, cfg, question)) for image in images]
             number = self.answers.place(prompt.text, pairs, stats, add_special=True)
-            generation = Generation(self.answers.decode(number, text, stats, chosen), stats)
+            kept = [kept_of(image, cut) for image, cut in pairs]
+            generation = Generation(self.answers.decode(number, text, stats, chosen), stats, kept)
             return generation if stream else "".join(generation)
 
     def last_logits(self) -> FloatArray:

@@ -20,8 +20,10 @@ from qap_gguf.errors import ImageError, QapError
 class FakeGeneration:
     """Pieces of a text; statistics once they are exhausted."""
 
-    def __init__(self, pieces: list[Any], kept: int, total: int) -> None:
-        self.pieces, self.kept, self.total, self.closed = pieces, kept, total, False
+    def __init__(self, pieces: list[Any], counts: list[int], total: int) -> None:
+        self.pieces, self.total, self.closed = pieces, total, False
+        self.kept = [np.arange(count, dtype=np.int32) for count in counts]
+        self.n_kept = sum(counts)
 
     def __iter__(self) -> Iterator[str]:
         for piece in self.pieces:
@@ -29,9 +31,9 @@ class FakeGeneration:
                 raise piece
             yield piece
         self.stats = SimpleNamespace(
-            n_image_kept=self.kept, prefill_s=0.02,
+            n_image_kept=self.n_kept, prefill_s=0.02,
             to_dict=lambda: {
-                "n_image_tokens": self.total, "n_image_kept": self.kept, "n_prompt_tokens": 20, "n_generated": 2,
+                "n_image_tokens": self.total, "n_image_kept": self.n_kept, "n_prompt_tokens": 20, "n_generated": 2,
                 "n_kv": 40, "n_cached": 0, "encode_s": 0.05, "score_s": 0.001, "select_s": 0.0001, "prefill_s": 0.02,
                 "decode_s": 0.04,
             },
@@ -91,7 +93,7 @@ class FakeModel:
     def generate(self, parts: list[Any], *, prune: Any, max_tokens: int, temperature: float, stream: bool) -> Any:
         images = [part for part in parts if not isinstance(part, str)]
         total = sum(image.n_tokens for image in images)
-        kept = total if prune is None else sum(prune.count(image.n_tokens) for image in images)
+        kept = [image.n_tokens if prune is None else prune.count(image.n_tokens) for image in images]
         self.calls.append({"parts": parts, "prune": prune, "max_tokens": max_tokens, "temperature": temperature})
         return FakeGeneration(list(FakeModel.says), kept, total)
 
@@ -102,7 +104,7 @@ class FakeModel:
         reply = FakeModel.says.pop(0)
         if isinstance(reply, QapError):
             raise reply
-        return FakeGeneration(reply, 18, 144)
+        return FakeGeneration(reply, [18], 144)
 
 
 @pytest.fixture(autouse=True)

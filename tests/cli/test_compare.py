@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,23 @@ def test_each_row_is_an_answer_of_its_own(capsys: Said) -> None:
                 assert vlm.generate([image, question["prompt"]], prune=cfg, max_tokens=64) == row["answer"]
                 if cfg is not None:
                     assert vlm.prune(image, cfg, question["prompt"]).indices.tolist() == row["kept"]
+
+
+@pytest.mark.parametrize("words", [["compare", "--n-keep", "9", "-p"], ["run", "--n-keep", "9", "-p"]])
+def test_what_was_kept_is_that_of_the_answer(words: list[str], capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scores behind the numbers of the kept tokens are computed once."""
+    calls, prune = [], qap.VisionModel.prune
+
+    def counted(vlm: qap.VisionModel, *args: Any, **kwargs: Any) -> qap.PrunedImage:
+        calls.append(prune(vlm, *args, **kwargs))
+        return calls[-1]
+
+    monkeypatch.setattr(qap.VisionModel, "prune", counted)
+    assert main([*words, "How many?", "--json", *ONE]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (cut,) = calls
+    kept = found["questions"][0]["rows"][1]["kept"] if words[0] == "compare" else found["kept"][0]
+    assert kept == cut.indices.tolist()
 
 
 def test_the_table_says_where_the_answer_stays(capsys: Said) -> None:

@@ -44,7 +44,6 @@ def ask(
     answer = vlm.generate([image, question], prune=cfg, max_tokens=max_tokens, stream=True)
     stats = answer.stats
     first = image.seconds + stats.score_s + stats.select_s + stats.prefill_s
-    kept = None if cfg is None else vlm.prune(image, cfg, question).indices.tolist()
     return {
         "config": None if cfg is None else cfg.to_dict(),
         "answer": "".join(answer).strip(),
@@ -53,7 +52,7 @@ def ask(
         "n_kv": stats.n_kv,
         "first_s": first,
         "prefill_s": stats.prefill_s,
-        "kept": kept,
+        "kept": None if cfg is None else answer.kept[0].tolist(),
     }
 
 

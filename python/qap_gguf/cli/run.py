@@ -197,10 +197,7 @@ def ask_once(answering: Answering, images: list[Any], text: str, description: di
         note(stats_block(generation.stats.to_dict()))
         return
     answer = "".join(generation)
-    if answering.config is None:
-        kept = [list(range(image.n_tokens)) for image in images]
-    else:
-        kept = [answering.vlm.prune(image, answering.config, prompt=text).indices.tolist() for image in images]
+    kept = [indices.tolist() for indices in generation.kept]
     config = None if answering.config is None else answering.config.to_dict()
     stats = generation.stats.to_dict()
     print_json({"answer": answer, "prompt": text, **description, "config": config, "stats": stats, "kept": kept})

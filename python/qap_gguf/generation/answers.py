@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
+from qap_gguf.arguments import IndexArray
 from qap_gguf.config import PruneConfig
 from qap_gguf.errors import ConfigError, ImageError, NativeError
 from qap_gguf.generation.prefill import ImageRows, fill
@@ -37,6 +38,11 @@ def rows_of(image: ImageEmbedding, cut: PrunedImage | None) -> list[ImageRows]:
         left = np.delete(np.arange(piece.n_tokens, dtype=np.int32), piece.dropped) if piece.dropped else None
         found.append(ImageRows(rows, None) if left is None else ImageRows(rows[piece.rows_of(left)], left))
     return found
+
+
+def kept_of(image: ImageEmbedding, cut: PrunedImage | None) -> IndexArray:
+    """Numbers of the tokens of an image that the language model reads, int32 (k,), ascending."""
+    return np.flatnonzero(~image.dropped).astype(np.int32) if cut is None else cut.indices
 
 
 class Answers:
@@ -183,9 +189,7 @@ class Answers:
 
     def _count(self, images: Sequence[tuple[ImageEmbedding, PrunedImage | None]], stats: GenerationStats) -> None:
         stats.n_image_tokens = sum(image.n_tokens for image, _ in images)
-        stats.n_image_kept = sum(
-            int((~image.dropped).sum()) if cut is None else len(cut.indices) for image, cut in images
-        )
+        stats.n_image_kept = sum(len(kept_of(image, cut)) for image, cut in images)
         for image, _ in images:
             if image in self.fresh:
                 stats.encode_s += image.seconds

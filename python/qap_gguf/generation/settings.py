@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
-from qap_gguf.arguments import check_sampling
+from qap_gguf.arguments import IndexArray, check_sampling
 from qap_gguf.config import PruneConfig
 from qap_gguf.defaults import UNSET, Unset, check_config
 from qap_gguf.language.turn_lock import Stream
@@ -105,18 +105,20 @@ class Generation(Iterator[str]):
 
     Attributes:
         stats: grows while the text is read; complete after the last piece.
+        kept: numbers of the tokens of each image that the language model read, int32 (k,), ascending.
 
     Example:
         >>> import qap_gguf as qap
         >>> vlm = qap.VisionModel()
         >>> gen = vlm.generate([qap.packaged_model().sample, "How many objects are there?"], prune=None, stream=True)
-        >>> "".join(gen), gen.stats.n_image_tokens
-        ('four', 144)
+        >>> "".join(gen), gen.stats.n_image_tokens, len(gen.kept[0])
+        ('four', 144, 144)
     """
 
-    def __init__(self, pieces: Stream[str], stats: GenerationStats) -> None:
+    def __init__(self, pieces: Stream[str], stats: GenerationStats, kept: Sequence[IndexArray]) -> None:
         self._pieces = pieces
         self.stats = stats
+        self.kept = tuple(kept)
 
     def __iter__(self) -> Generation:
         return self
