@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from qap_gguf import _core, defaults
 from qap_gguf.config import PruneConfig
 from qap_gguf.defaults import Unset, check_config
-from qap_gguf.errors import ImageError, UnsupportedError
+from qap_gguf.errors import ConfigError, ImageError, UnsupportedError
 from qap_gguf.generation.answers import Answers
 from qap_gguf.language.llama import LanguageModel
 from qap_gguf.pruning.clip_text import ClipTextTower
@@ -158,8 +158,15 @@ class ImageSide(ABC):
                 left.append(int((~picture.dropped).sum()) if prune is None else picture.n_left)
             else:
                 sizes.append((picture.shape[1], picture.shape[0]))
-                left.append(self._encoder.count_left(picture, prune))
-        self.answers.check_fit(prompt, sizes, left, prune, add_special=add_special)
+                left.append(None)
+        try:
+            self.answers.check_fit(prompt, sizes, left, prune, add_special=add_special)
+        except ConfigError:
+            # what the pixels leave out is found only where it may help: each picture is brought to its size for that
+            for i, picture in enumerate(pictures):
+                if not isinstance(picture, ImageEmbedding):
+                    left[i] = self._encoder.count_left(picture, prune)
+            self.answers.check_fit(prompt, sizes, left, prune, add_special=add_special)
 
     def encode_fitting(
         self, prompt: str, add_special: bool, pictures: Sequence[ImageEmbedding | Pixels], prune: PruneConfig | None

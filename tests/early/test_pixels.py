@@ -20,6 +20,7 @@ import qap_gguf as qap
 from early.test_model import N, opened, report_of
 from qap_gguf import _core
 from qap_gguf.defaults import from_params, to_params
+from qap_gguf.vision.encoder import ImageEncoder
 
 SIDE, CELL = 192, 16
 LEVELS = [0, 2, 4, 255]
@@ -147,6 +148,19 @@ def test_what_fits_is_known_before_the_encode() -> None:
         assert answer.stats.n_image_kept == len(distinct(page(), 4))
         answer.close()
         assert model.n_encodes == 1
+
+
+def test_a_picture_that_fits_in_any_case_is_not_prepared_twice(
+    vlm: qap.VisionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted(*_: Any) -> int:
+        raise AssertionError("pixels were looked at before the encode, though all tokens would fit")
+
+    monkeypatch.setattr(ImageEncoder, "count_left", counted)
+    cfg = qap.PruneConfig(n_keep=9, duplicates=4)
+    assert vlm.generate([page(), "How many?"], prune=cfg, max_tokens=1)
+    (pixels,) = vlm.load_fitting([page()], cfg, "How many?")
+    np.testing.assert_array_equal(pixels, page())
 
 
 def test_caches_tell_levels_apart(tmp_path: Path) -> None:
