@@ -7,9 +7,11 @@
 Measured is the peak of the resident memory of a process that does the step, less that of one that does the same
 without it; the kernel's count (VmHWM, of Linux), each process a new one. The steps: choosing a quarter of the tokens
 from features of 1,024 channels by dpp, with all cosines and, above 4,096 tokens, row by row; by divprune; by coverage;
-merging the others into the kept ones; and a picture of LLaVA-NeXT, encoded and pruned by default, against the same
-picture through the same encoder as one tile. Estimates are those that the package refuses by (native/src/select.cpp,
-native/src/gate/gate-room.cpp). The NeXT files are the packaged one with 576 tokens a tile and a grid of tiles.
+merging the others into the kept ones; a picture of LLaVA-NeXT, encoded and pruned by default, against the same picture
+through the same encoder as one tile; the same for Llama 4, whose tiles are encoded one by one; and an encoder without
+flash attention, against one with it. Estimates are those that the package refuses by (native/src/select.cpp,
+native/src/gate/gate-room.cpp). The NeXT files are the packaged one with 576 tokens a tile and a grid of tiles, the
+others tiny ones with random weights (tools/fuzz/tiny_mmproj.py), Llama 4's with 576 tokens a tile too.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools" / "fuzz"))
 
 WIDTH = 1024  # channels of made-up features
-SIDE, PATCH = 384, 16  # of a tile and of a patch, in pixels
+SIDE, PATCH = 384, 16  # of a tile and of a token, in pixels
+TINY_PATCH = 8  # of a tiny encoder
 MOST_OFF = 0.2
 
 
@@ -37,8 +40,8 @@ class Case:
     """A step and its size.
 
     Attributes:
-        step: dpp, divprune, coverage, merge, or next.
-        size: tokens, or tiles along a side of the grid.
+        step: dpp, divprune, coverage, merge, next, llama4, or attention.
+        size: tokens, tiles along a side of the grid, or patches along a side.
     """
 
     step: str
@@ -49,20 +52,28 @@ class Case:
         """What the table calls it."""
         if self.step == "next":
             return f"LLaVA-NeXT, {self.size} x {self.size} tiles"
+        if self.step == "llama4":
+            return f"Llama 4, {self.size} x {self.size} tiles"
+        if self.step == "attention":
+            return f"no flash attention, {self.size} x {self.size} patches, 4 heads"
         return f"{self.step}{', row by row' if self.step == 'dpp' and self.size > 4096 else ''}"
 
     @property
     def n_tokens(self) -> int:
         """Tokens of the picture."""
+        if self.step == "attention":
+            return (self.size // 2) ** 2
         side = SIDE // PATCH
         line = side * self.size
-        return side * side + line * line if self.step == "next" else self.size
+        return side * side + line * line if self.step in ("next", "llama4") else self.size
 
 
 CASES = [
     *(Case("dpp", n) for n in (1024, 2048, 4096, 4608, 6144, 8192)),
     *(Case(step, n) for step in ("divprune", "coverage", "merge") for n in (1024, 2048, 4096)),
     *(Case("next", n) for n in (2, 3, 4)),
+    *(Case("llama4", n) for n in (2, 3, 4)),
+    *(Case("attention", n) for n in (48, 64, 96)),
 ]
 
 
@@ -98,14 +109,14 @@ def _choose(case: Case, with_step: bool) -> int:
     return _peak()
 
 
-def _encode(mmproj: str, model: str, side: int) -> int:
+def _encode(mmproj: str, model: str, side: int, flash_attn: bool | None = None) -> int:
     """The peak of a process that encodes a picture and prunes it."""
     import numpy as np
 
     import qap_gguf as qap
 
     picture = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    with qap.VisionModel(mmproj, model, n_ctx=256, n_threads=1) as vlm:
+    with qap.VisionModel(mmproj, model, n_ctx=256, n_threads=1, flash_attn=flash_attn) as vlm:
         vlm.prune(vlm.encode(picture), qap.PruneConfig())
     return _peak()
 
@@ -146,6 +157,17 @@ def write_mmproj(path: Path, n_tiles: int) -> Path:
     return path
 
 
+def write_tiny(path: Path, projector: str, side: int, counts: dict[str, int]) -> Path:
+    """A tiny encoder of that projector for pictures of `side` pixels, with these numbers in its header."""
+    from gguf_mutations import Gguf, Key, write
+    from tiny_mmproj import tiny_mmproj
+
+    file = Gguf(tiny_mmproj(projector, side=side))
+    keys = [Key(f"clip.vision.{name}".encode(), 4, struct.pack("<I", count), 0) for name, count in counts.items()]
+    path.write_bytes(write([*file.keys, *keys], file.tensors))
+    return path
+
+
 def measure(case: Case, folder: Path) -> tuple[float, float]:
     """(estimated, measured) bytes."""
     import qap_gguf as qap
@@ -160,6 +182,20 @@ def measure(case: Case, folder: Path) -> tuple[float, float]:
         files = [write_mmproj(folder / f"{n}.gguf", n) for n in (case.size, 0)]
         estimates = [_core.mmproj_bytes(str(file)) for file in files]
         peaks = [_in_process(_encode, str(file), str(plain), SIDE * case.size) for file in files]
+        return estimates[0] - estimates[1], peaks[0] - peaks[1]
+    if case.step == "llama4":
+        files = [
+            write_tiny(folder / f"llama4-{n}.gguf", "llama4", SIDE, {"preproc_max_tiles": n}) for n in (case.size**2, 1)
+        ]
+        estimates = [_core.mmproj_bytes(str(file)) for file in files]
+        model = str(qap.packaged_model().model)
+        peaks = [_in_process(_encode, str(file), model, SIDE * case.size) for file in files]
+        return estimates[0] - estimates[1], peaks[0] - peaks[1]
+    if case.step == "attention":
+        file = write_tiny(folder / f"attention-{case.size}.gguf", "pixtral", TINY_PATCH * case.size, {})
+        estimates = [_core.mmproj_bytes(str(file), flash) for flash in (False, True)]
+        model = str(qap.packaged_model().model)
+        peaks = [_in_process(_encode, str(file), model, TINY_PATCH * case.size, flash) for flash in (False, True)]
         return estimates[0] - estimates[1], peaks[0] - peaks[1]
     merge = {"select": "topk", "merge": "average"} if case.step == "merge" else {"select": case.step}
     params = to_params(qap.PruneConfig(**merge))  # type: ignore[arg-type]

@@ -164,11 +164,12 @@ static py::tuple container_room(const std::string & groups, const std::string & 
 
 void register_gguf(py::module_ & m) {
     m.def("container_room", &container_room, py::arg("groups"), py::arg("mount"));
-    m.def("mmproj_bytes", [](const std::string & path) {
-        const double bytes = qap_mmproj_bytes(path.c_str());
+    const auto mmproj_bytes = [](const std::string & path, bool flash_attn) {
+        const double bytes = qap_mmproj_bytes(path.c_str(), flash_attn);
         check(bytes < 0.0 ? -1 : 0);
         return bytes;
-    });
+    };
+    m.def("mmproj_bytes", mmproj_bytes, py::arg("path"), py::arg("flash_attn") = true);
     m.def("check_mmproj", &check_mmproj, py::arg("path"), py::arg("memory"));
     m.def("check_language", &check_language, py::arg("path"), py::arg("memory"), py::arg("n_ctx"));
     m.def("gguf_info", &gguf_info, py::arg("path"));

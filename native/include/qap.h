@@ -132,8 +132,8 @@ QAP_API const char * qap_upstream_version(void); /* the llama-cpp-python version
  * the KV cache to come, 0: the model's own. n_embd: width of a token, 0 where the kind of model is not known here; may
  * be NULL. mtmd_init_from_file() asks the first by itself. */
 QAP_API int qap_check_mmproj(const char * path, bool memory, int64_t * n_embd);
-/* The memory that it asks for: encoder and one picture of the file's own size, pruned as by default. -1 for what it refuses. */
-QAP_API double qap_mmproj_bytes(const char * path);
+/* The memory that it asks for (with flash attention): encoder and a picture of its size, pruned as by default. -1: refused */
+QAP_API double qap_mmproj_bytes(const char * path, bool flash);
 QAP_API int    qap_check_language(const char * path, bool memory, int64_t n_ctx, int64_t * n_embd);
 /* Bytes that the control groups around this process allow, and that are left of it; infinite without a limit.
  * groups: /proc/self/cgroup; mount: /sys/fs/cgroup. */

@@ -135,8 +135,9 @@ void qap_hook_limits(clip_context_params & params);
 int32_t qap_hook_batch(
     const mtmd_context * ctx, const llama_context * lctx, const mtmd_input_chunk * chunk, int32_t n_batch);
 
-// mtmd.cpp, end of mtmd_context's constructor. The qap.* keys of the file or null; throws for invalid ones.
-std::unique_ptr<qap_file_params> qap_hook_load(const char * mmproj);
+// mtmd.cpp, in front of all in mtmd_context's constructor. The qap.* keys of the file or null; throws for invalid ones, and
+// where there is no room for the file. flash: false where flash attention is turned off
+std::unique_ptr<qap_file_params> qap_hook_load(const char * mmproj, bool flash);
 
 // mtmd.cpp, mtmd_tokenizer::tokenize(): the blank lines around Gemma 3's pictures, in the texts beside them.
 // 020-gemma3-breaks.patch

@@ -131,6 +131,53 @@ def test_gemma_3n_has_no_pairs_of_patches(tmp_path: Path) -> None:
     assert 768**2 * 4 * 96 < _core.mmproj_bytes(str(path)) < 0.5e9
 
 
+def test_tiles_that_are_encoded_one_by_one(tmp_path: Path) -> None:
+    """Their pixels and rows are there all at once; what is scored is one tile. Some files do not say how many."""
+    path = tmp_path / "tiles.gguf"
+    cases = {
+        "llama4": ("preproc_max_tiles", 16),
+        "internvl": ("preproc_max_tiles", 12),
+        "idefics3": ("preproc_image_size", 0),
+    }
+    for projector, (key, usual) in cases.items():
+        file = Gguf(tiny_mmproj(projector))
+
+        def needed(most: int | None, key: str = key, file: Gguf = file) -> float:
+            keys = {} if most is None else {V + key: value(U32, most)}
+            path.write_bytes(changed(file, keys, {}))
+            return _core.mmproj_bytes(str(path))
+
+        edge = 64 if projector == "idefics3" else 0  # pixels there, a count of tiles elsewhere
+        one, four = needed(edge or 1), needed(2 * edge or 4)
+        tokens, pixels = 4 * 4 * 256 * 4, 3 * 64 * 64
+        assert 5 * (2 * tokens + 5 * pixels) < four - one < 5 * (4 * tokens + 7 * pixels), projector
+        if usual:
+            assert needed(None) == needed(usual) > four
+
+
+def test_pairs_of_patches_without_flash_attention(tmp_path: Path) -> None:
+    """All heads' pairs in f32, where flash attention has a mask alone."""
+    path = tmp_path / "large.gguf"
+    path.write_bytes(changed(Gguf(tiny_mmproj("pixtral")), {V + "image_size": value(U32, 8 * 128)}, {}))
+    pairs, heads = 128**4, 4
+    more = _core.mmproj_bytes(str(path), False) - _core.mmproj_bytes(str(path))
+    assert more == pytest.approx((4 * heads - 2) * pairs, rel=0.01)
+
+
+def test_an_encoder_without_flash_attention_and_without_room_is_refused(tmp_path: Path) -> None:
+    free = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    free = min(free, _core.container_room("/proc/self/cgroup", "/sys/fs/cgroup")[1])
+    side = int((free / 32) ** 0.25) // 2 * 2  # in patches: pairs of 16 heads take twice what is free, a mask a part
+    if side > 255:
+        pytest.skip("needs a machine with less memory")
+    keys = {V + "image_size": value(U32, 8 * side), V + "attention.head_count": value(U32, 16)}
+    path = tmp_path / "large.gguf"
+    path.write_bytes(changed(Gguf(tiny_mmproj("pixtral")), keys, {}))
+    check_mmproj(path)
+    with pytest.raises(ModelFileError, match=r"expected to fit \d+\.\d GB of (free|all) memory, needs"):
+        qap.VisionModel(path, qap.packaged_model().model, n_ctx=256, n_threads=1, flash_attn=False)
+
+
 def test_a_grid_without_room_is_refused(tmp_path: Path, packaged: qap.PackagedModel) -> None:
     path = tmp_path / "tiles.gguf"
     keys = {V + "image_size": value(U32, 64 * 16), V + "image_grid_pinpoints": value(I32, [16 * 1024, 16 * 1024])}

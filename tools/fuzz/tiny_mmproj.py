@@ -181,10 +181,10 @@ def _own_keys(projector: str, side: int) -> list[Key]:
     return keys
 
 
-def tiny_mmproj(projector: str, seed: int = 0) -> bytes:
-    """A file of that projector; the same seed gives the same bytes."""
+def tiny_mmproj(projector: str, seed: int = 0, *, side: int | None = None) -> bytes:
+    """A file of that projector, for pictures of `side` pixels; the same seed gives the same bytes."""
     rng = random.Random(f"{projector}/{seed}")
-    side = PROJECTORS[projector]
+    side = PROJECTORS[projector] if side is None else side
     keys = _tower_keys(projector, side) + _own_keys(projector, side)
     return write(keys, _filled(rng, _tower(projector, side) + _projector(projector)))
 

@@ -60,6 +60,9 @@ const char * qap_why_not_prunable(const clip_model & model);
 // Whether the towers of this projector have layers that attend in windows.
 bool qap_tower_windows(int projector);
 
+// Tiles that Llama 4 cuts a picture into, at most, where the file does not say: max_patches of the published processor.
+inline constexpr int32_t QAP_LLAMA4_TILES = 16;
+
 // Whether models with this projector were trained on stretched pictures, not on letterboxed ones (resize.cpp).
 bool qap_projector_stretched(int projector);
 

@@ -111,8 +111,6 @@ static void limit_edge(clip_hparams & hparams, int64_t edge) {
     }
 }
 
-static const int32_t LLAMA4_TILES = 16; // max_patches of the published processor, where the file does not say
-
 void qap_hook_resize(int projector, clip_hparams & hparams) {
     const auto type = (projector_type) projector;
     if (type == PROJECTOR_TYPE_PIXTRAL && !qap_stock_encoder()) {
@@ -122,7 +120,7 @@ void qap_hook_resize(int projector, clip_hparams & hparams) {
         limit_edge(hparams, hparams.image_longest_edge);
     }
     if (type == PROJECTOR_TYPE_LLAMA4) {
-        hparams.preproc_max_tiles = hparams.preproc_max_tiles > 0 ? hparams.preproc_max_tiles : LLAMA4_TILES;
+        hparams.preproc_max_tiles = hparams.preproc_max_tiles > 0 ? hparams.preproc_max_tiles : QAP_LLAMA4_TILES;
     }
     qap_limit_tokens(projector, hparams);
     qap_force_family(projector, hparams);

@@ -231,21 +231,21 @@ static std::unique_ptr<tower> check_header(const file & f, int64_t & width) {
 
 } // namespace qap_gate
 
-int64_t qap_gate_mmproj(const std::string & path, bool memory) {
+int64_t qap_gate_mmproj(const std::string & path, bool memory, bool flash) {
     using namespace qap_gate;
     const file f(path);
     int64_t    width = 0;
     const auto t     = check_header(f, width);
     if (t && memory) {
-        check_memory(f, 0.0, needed_bytes(f, *t, width));
+        check_memory(f, 0.0, needed_bytes(f, *t, width, flash));
     }
     return width;
 }
 
-double qap_gate_mmproj_bytes(const std::string & path) {
+double qap_gate_mmproj_bytes(const std::string & path, bool flash) {
     using namespace qap_gate;
     const file f(path);
     int64_t    width = 0;
     const auto t     = check_header(f, width);
-    return t ? needed_bytes(f, *t, width) : 0.0;
+    return t ? needed_bytes(f, *t, width, flash) : 0.0;
 }

@@ -28,8 +28,8 @@ struct tower {
 int64_t check_projector(const file & f, tower & t);
 
 // Bytes that the encoder takes, with one picture of the file's size, pruned as by default (gate-room.cpp). width: of a
-// token, 0 if unknown
-double needed_bytes(const file & f, const tower & t, int64_t width);
+// token, 0 if unknown. flash: with flash attention, which takes no room for each pair of patches and head
+double needed_bytes(const file & f, const tower & t, int64_t width, bool flash);
 
 // --- what towers have in common (gate-tower.cpp) ---
 

@@ -21,13 +21,13 @@ template <typename check> static int guarded(const check & run, int64_t * n_embd
 }
 
 int qap_check_mmproj(const char * path, bool memory, int64_t * n_embd) {
-    return guarded([&] { return qap_gate_mmproj(path, memory); }, n_embd);
+    return guarded([&] { return qap_gate_mmproj(path, memory, /* flash */ true); }, n_embd);
 }
 
-double qap_mmproj_bytes(const char * path) {
+double qap_mmproj_bytes(const char * path, bool flash) {
     double     bytes  = -1.0;
     const auto needed = [&] {
-        bytes = qap_gate_mmproj_bytes(path);
+        bytes = qap_gate_mmproj_bytes(path, flash);
         return int64_t{ 0 };
     };
     return guarded(needed, nullptr) == 0 ? bytes : -1.0;

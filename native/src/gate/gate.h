@@ -6,11 +6,11 @@
 #include <string>
 
 // An mmproj file, before clip_init() (tools/mtmd/clip.cpp) reads it. Returns the width of its tokens, 0 if unknown.
-// memory: refuse what this machine has no room for.
-int64_t qap_gate_mmproj(const std::string & path, bool memory);
+// memory: refuse what this machine has no room for; flash: the encoder will use flash attention.
+int64_t qap_gate_mmproj(const std::string & path, bool memory, bool flash);
 
 // The bytes that are compared with the memory there.
-double qap_gate_mmproj_bytes(const std::string & path);
+double qap_gate_mmproj_bytes(const std::string & path, bool flash);
 
 // Whether there are rules for the tensors of this projector type (clip.projector_type); others get the general checks.
 bool qap_gate_has_rules(const std::string & projector);
