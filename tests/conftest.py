@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
+import pickle
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -194,20 +197,32 @@ Converted = Callable[[str], tuple[Any, Path, Any]]
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """converted(family) -> transformers' model of a random checkpoint, its folder, and the two files in f32.
 
-    The families are those of families.checkpoints; each is made once in a session.
+    The families are those of families.checkpoints, and "llava-next". Each is converted once for all processes of a
+    session, since that takes seconds: nobody may write into these folders.
     """
     import qap_gguf as qap
 
     made: dict[str, tuple[Any, Path, Any]] = {}
+    own = tmp_path_factory.getbasetemp()
+    root = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "converted"
+    root.mkdir(exist_ok=True)
 
     def make(name: str) -> tuple[Any, Path, Any]:
         if name not in made:
-            from families.checkpoints import FAMILIES
+            from families.checkpoints import FAMILIES, llavanext
 
-            folder = tmp_path_factory.mktemp(name)
+            write = llavanext if name == "llava-next" else FAMILIES[name].make
+            folder, done = root / name, root / f"{name}.pickle"
             source, options = folder / "ckpt", dict[str, Any](quantize="F32", mmproj_type="f32", keep_positions=False)
-            hf = FAMILIES[name].make(source)
-            made[name] = (hf, source, qap.convert(source, folder / "gguf", name="model", **options))
+            with open(root / f"{name}.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+                if done.is_file():  # by another process, from the same weights: their seed is fixed
+                    made[name] = (write(tmp_path_factory.mktemp(name)), source, pickle.loads(done.read_bytes()))
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                    hf, files = write(source), qap.convert(source, folder / "gguf", name="model", **options)
+                    done.write_bytes(pickle.dumps(files))
+                    made[name] = (hf, source, files)
         return made[name]
 
     return make

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import qap_gguf as qap
+from conftest import Converted
+from dropin.gguf_copy import rewrite
 from families.test_padding import FAMILY_NAMES, check_both_paths, hooked, letterboxed, picture
 from qap_gguf import _core
 
@@ -27,8 +29,8 @@ REFUSED = {
 @pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("name", REFUSED)
-def test_it_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
-    with letterboxed(name, tmp_path) as model:
+def test_it_is_refused_with_the_reason(name: str, converted: Converted) -> None:
+    with letterboxed(converted, name) as model:
         with pytest.raises(qap.UnsupportedError, match=f"encoder_keep: .*{REFUSED[name]}"):
             model.encode(picture((100, 60)), qap.PruneConfig(n_keep=4, encoder_keep=0.5))
         assert model.encode(picture((100, 60)), qap.PruneConfig(n_keep=4)).n_tokens > 4
@@ -37,9 +39,9 @@ def test_it_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("name", [name for name in FAMILY_NAMES if name not in REFUSED])
-def test_whole_tokens_go_and_padding_first(name: str, tmp_path: Path) -> None:
+def test_whole_tokens_go_and_padding_first(name: str, converted: Converted) -> None:
     dropped, padded = 0, 0
-    with letterboxed(name, tmp_path) as model:
+    with letterboxed(converted, name) as model:
         for size in ((400, 60), (60, 400)):
             pixels = picture(size)
             dense = model.encode(pixels)
@@ -60,12 +62,16 @@ def test_whole_tokens_go_and_padding_first(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["smolvlm", "internvl", "llama-4"])  # the last one's tiles have padding
-def test_flat_tiles_and_duplicates(name: str, tmp_path: Path) -> None:
+def test_flat_tiles_and_duplicates(name: str, converted: Converted, tmp_path: Path) -> None:
     pixels = picture((400, 100)).copy()
     pixels[:, 150:] = 255
     flat = qap.PruneConfig(keep_ratio=0.1, skip_flat_tiles=2)
-    four_tiles = {"size": {"longest_edge": 256}} if name == "smolvlm" else {}  # else a row of them in any case
-    with letterboxed(name, tmp_path, "auto", four_tiles) as model:
+
+    def four_tiles(mmproj: Path) -> Path:  # else a row of them in any case
+        return rewrite(mmproj, tmp_path / "mmproj.gguf", {"clip.vision.preproc_image_size": 256})
+
+    more = {"change": four_tiles} if name == "smolvlm" else {}
+    with letterboxed(converted, name, "auto", **more) as model:
         dense = model.encode(pixels)
         both = flat.replace(duplicates=2)
         for cfg in (

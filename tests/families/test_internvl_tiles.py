@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -13,13 +12,13 @@ import pytest
 from PIL import Image
 
 import qap_gguf as qap
+from conftest import Converted
 from qap_gguf import _core
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 
-from families.checkpoints import FAMILIES  # noqa: E402
 from families.test_parity import FEATURES, nmse  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
@@ -30,12 +29,8 @@ Loaded = tuple[Any, qap.VisionModel]
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
-    folder: Path = tmp_path_factory.mktemp("internvl")
-    hf = FAMILIES["internvl"].make(folder / "ckpt")
-    files = qap.convert(
-        folder / "ckpt", folder / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
-    )
+def loaded(converted: Converted) -> Iterator[Loaded]:
+    hf, _, files = converted("internvl")
     llama = llama_cpp.Llama(str(files.model), n_ctx=64, verbose=False, n_threads=1)
     with qap.VisionModel(files.mmproj, llama, flash_attn=False, n_threads=1) as vlm:
         yield hf, vlm

@@ -1,14 +1,13 @@
 """Padding is no token: what lies wholly in the padding of a letterboxed picture is neither scored nor kept.
 
-Which tokens those are is found here from the pixels of the canvas that overlay.py draws; the native library has it from
-the resize itself (native/src/families/letterbox.cpp).
+Which tokens those are is found here from the pixels of a canvas that Pillow makes; the native library has it from the
+resize itself (native/src/families/letterbox.cpp).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import qap_gguf as qap
 from conftest import Converted
@@ -25,7 +24,7 @@ from qap_gguf import _core, reference
 from qap_gguf.config import SELECTORS, PruneConfig
 from qap_gguf.eval.made_tokens import replacement
 from qap_gguf.vision.embedding import ImageEmbedding
-from qap_gguf.vision.overlay import PAD_COLOUR, letterbox
+from qap_gguf.vision.overlay import PAD_COLOUR
 
 SIZES = [(1024, 768), (1920, 1080), (300, 900)]
 SIDE, CELLS = 192, 12  # of what the packaged encoder sees: pixels, tokens
@@ -40,7 +39,7 @@ def picture(size: tuple[int, int]) -> Pixels:
 
 def padding_of(pixels: Pixels) -> npt.NDArray[np.bool_]:
     """Which tokens see nothing but the padding's colour."""
-    canvas = letterbox(pixels, (SIDE, SIDE)) == PAD_COLOUR
+    canvas = np.asarray(ImageOps.pad(Image.fromarray(pixels), (SIDE, SIDE), color=PAD_COLOUR)) == PAD_COLOUR
     cell = SIDE // CELLS
     found = canvas.all(axis=-1).reshape(CELLS, cell, CELLS, cell).all(axis=(1, 3))
     return np.asarray(found.ravel())
@@ -191,25 +190,18 @@ FAMILY_NAMES = ["gemma-3", "internvl", "llama-4", *WITHOUT_PADDING]
 
 @contextlib.contextmanager
 def letterboxed(
-    name: str, folder: Path, resize: str = "pad", processor: dict[str, Any] | None = None
+    converted: Converted, name: str, resize: str = "pad", change: Callable[[Path], Path] = lambda mmproj: mmproj
 ) -> Iterator[qap.VisionModel]:
     """A random model of a family, which pads its pictures unless asked otherwise.
 
-    `processor` changes settings of its image processor.
+    `change` makes another mmproj file of the family's.
     """
     for library in ("torch", "transformers", "sentencepiece"):
         pytest.importorskip(library)
-    from families.checkpoints import FAMILIES
-
-    FAMILIES[name].make(folder / "ckpt")
-    settings = folder / "ckpt" / "preprocessor_config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | (processor or {})))
-    made = qap.convert(
-        folder / "ckpt", folder / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
-    )
-    llama = llama_cpp.Llama(str(made.model), n_ctx=1024, verbose=False, n_threads=1)
+    files = converted(name)[2]
+    llama = llama_cpp.Llama(str(files.model), n_ctx=1024, verbose=False, n_threads=1)
     try:
-        with qap.VisionModel(made.mmproj, llama, flash_attn=False, resize=resize, n_threads=1) as model:
+        with qap.VisionModel(change(files.mmproj), llama, flash_attn=False, resize=resize, n_threads=1) as model:
             yield model
     finally:
         llama.close()
@@ -241,8 +233,8 @@ def test_janus_is_letterboxed_as_it_was_trained(size: tuple[int, int], n_padding
 @pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("name", FAMILY_NAMES)
-def test_other_families(name: str, tmp_path: Path) -> None:
-    with letterboxed(name, tmp_path) as model:
+def test_other_families(name: str, converted: Converted) -> None:
+    with letterboxed(converted, name) as model:
         padded = 0
         for size in ((400, 60), (60, 400)):
             pixels = picture(size)

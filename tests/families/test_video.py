@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 import qap_gguf as qap  # before mtmd_cpp, whose library it chooses
+from conftest import Converted
 
 import llama_cpp  # isort: skip
 import llama_cpp.mtmd_cpp as lib  # isort: skip
@@ -94,14 +95,10 @@ class Frames:
 
 
 @pytest.fixture(scope="module", params=["qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
-def video(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Frames, Any]]:
+def video(request: pytest.FixtureRequest, converted: Converted) -> Iterator[tuple[Frames, Any]]:
     """The encoder, two frames, and transformers' rows for them."""
     family = FAMILIES[request.param]
-    folder = tmp_path_factory.mktemp(request.param) / "ckpt"
-    hf = family.make(folder)
-    files = qap.convert(
-        folder, folder.parent / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
-    )
+    hf, _, files = converted(request.param)
     width, height = family.image
     frames = np.random.default_rng(6).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     encoder = Frames(files.mmproj, files.model)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import qap_gguf as qap
+from conftest import Converted
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 
 from families import truth  # noqa: E402
-from families.checkpoints import FAMILIES  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -39,12 +39,10 @@ def under_other_names(src: Path, dst: Path, old: str, new: str) -> None:
     writer.close()
 
 
-def test_llama_4_with_its_second_norm_under_gemma_4s_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    family = FAMILIES["llama-4"]
-    hf = family.make(tmp_path / "ckpt")
-    files = qap.convert(
-        tmp_path / "ckpt", tmp_path / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
-    )
+def test_llama_4_with_its_second_norm_under_gemma_4s_name(
+    converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf, _, files = converted("llama-4")
     wild = tmp_path / "wild.gguf"
     under_other_names(files.mmproj, wild, ".ln2.", ".attn_post_norm.")
     pixels = np.random.default_rng(5).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -61,11 +59,8 @@ def test_llama_4_with_its_second_norm_under_gemma_4s_name(tmp_path: Path, monkey
     assert error(wild) > 1e-2
 
 
-def test_no_nan_over_200_sizes(tmp_path: Path) -> None:
-    FAMILIES["pixtral"].make(tmp_path / "ckpt")
-    files = qap.convert(
-        tmp_path / "ckpt", tmp_path / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
-    )
+def test_no_nan_over_200_sizes(converted: Converted) -> None:
+    _, _, files = converted("pixtral")
     rng = np.random.default_rng(7)
     llama = llama_cpp.Llama(str(files.model), n_ctx=64, verbose=False, n_threads=1)
     with qap.VisionModel(files.mmproj, llama) as vlm:

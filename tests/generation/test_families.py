@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 import qap_gguf as qap
+from conftest import Converted
 from qap_gguf import _core
 from qap_gguf.convert import ConvertResult
 from qap_gguf.errors import ConfigError
@@ -27,7 +28,6 @@ pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 
 from dropin.gguf_copy import rewrite
-from families.checkpoints import FAMILIES, llavanext
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -35,22 +35,17 @@ Make = Callable[[str], ConvertResult]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """The files of a family, converted at the first call."""
-    known: dict[str, ConvertResult] = {}
+def made(tmp_path_factory: pytest.TempPathFactory, converted: Converted) -> Make:
+    """The files of a family."""
 
+    @functools.cache
     def make(name: str) -> ConvertResult:
-        if name not in known:
-            folder: Path = tmp_path_factory.mktemp(name)
-            (llavanext if name == "llava-next" else FAMILIES[name].make)(folder / "ckpt")
-            found = qap.convert(
-                folder / "ckpt", folder / "gguf", quantize="F32", keep_positions=False, mmproj_type="f32", name="model"
-            )
-            if name == "smolvlm":  # as many tiles as the published ones have
-                keys = {"clip.vision.preproc_image_size": 256}
-                found = dataclasses.replace(found, mmproj=rewrite(found.mmproj, folder / "mmproj.gguf", keys))
-            known[name] = found
-        return known[name]
+        found: ConvertResult = converted(name)[2]
+        if name == "smolvlm":  # as many tiles as the published ones have
+            keys = {"clip.vision.preproc_image_size": 256}
+            other = tmp_path_factory.mktemp(name) / "mmproj.gguf"
+            found = dataclasses.replace(found, mmproj=rewrite(found.mmproj, other, keys))
+        return found
 
     return make
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import qap_gguf as qap
+from conftest import Converted
 from positions.language_files import Array, nmse
 from qap_gguf import _core
+from qap_gguf.convert import ConvertResult
 from qap_gguf.convert.relabel import relabel
 
 torch = pytest.importorskip("torch")
@@ -91,26 +93,29 @@ class Case:
             return np.asarray(self.hf.lm_head(hidden)[0, -1].numpy())
 
 
-def checkpoint(name: str, make_llava: Callable[..., Path], folder: Path) -> tuple[Path, Any, tuple[int, int]]:
-    if name.startswith("llava"):
-        language = name.partition(", ")[2] or "Llama"
-        more = {"head_dim": 16} if language == "Qwen2" else {}
-        source = make_llava(text={**more, "rms_norm_eps": 1e-3}, language=language)
-        return source, transformers.LlavaForConditionalGeneration.from_pretrained(source).eval(), (28, 28)
-    from families.checkpoints import FAMILIES, llavanext
-
-    if name == "llava-next":
-        return folder, llavanext(folder), (200, 90)
-    return folder, FAMILIES[name].make(folder), FAMILIES[name].image
+def llava(name: str, make_llava: Callable[..., Path], folder: Path) -> tuple[Any, ConvertResult]:
+    language = name.partition(", ")[2] or "Llama"
+    more = {"head_dim": 16} if language == "Qwen2" else {}
+    source = make_llava(text={**more, "rms_norm_eps": 1e-3}, language=language)
+    files = qap.convert(source, folder, quantize="F32", keep_positions=False, mmproj_type="f32", name="model")
+    return transformers.LlavaForConditionalGeneration.from_pretrained(source).eval(), files
 
 
 @pytest.fixture(scope="module", params=["llava", "llava, Mistral", "llava, Qwen2", "llava-next", "smolvlm", "internvl"])
 def case(
-    request: pytest.FixtureRequest, make_llava: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    make_llava: Callable[..., Path],
+    converted: Converted,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Case]:
-    folder = tmp_path_factory.mktemp("places")
-    source, hf, (width, height) = checkpoint(request.param, make_llava, folder / "ckpt")
-    files = qap.convert(source, folder, quantize="F32", keep_positions=False, mmproj_type="f32", name="model")
+    from families.checkpoints import FAMILIES
+
+    name, folder = request.param, tmp_path_factory.mktemp("places")
+    if name.startswith("llava") and name != "llava-next":
+        (hf, files), (width, height) = llava(name, make_llava, folder), (28, 28)
+    else:
+        hf, _, files = converted(name)
+        width, height = (200, 90) if name == "llava-next" else FAMILIES[name].image
     new = relabel(files.model, folder / "new.gguf")
     pixels = np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
     settings: dict[str, Any] = {"n_ctx": 1024, "type_k": 0, "type_v": 0, "flash_attn": False, "verbose": False}
