@@ -16,6 +16,7 @@ from qap_gguf import _core
 from qap_gguf.bench.shapes import SHAPES
 from qap_gguf.convert import defects
 from qap_gguf.files.gguf import GgufInfo
+from tiny_mmproj import PROJECTORS
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUT, GATE, RESIZE = (set(_core.projectors(table)) for table in ("layout", "gate", "resize"))
@@ -39,6 +40,11 @@ def test_the_native_tables_are_there() -> None:
 def test_what_can_be_pruned_is_checked_and_what_is_stretched_can_be_pruned() -> None:
     assert GATE == LAYOUT
     assert RESIZE <= LAYOUT
+
+
+def test_tiny_files_exist_of_every_projector() -> None:
+    """They are what is damaged (tools/fuzz/mutate.py), measured and placed; the packaged file stands for LLaVA's."""
+    assert set(PROJECTORS) | {"mlp"} == LAYOUT
 
 
 def test_the_page_of_models_lists_the_layout_table() -> None:
