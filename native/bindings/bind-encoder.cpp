@@ -49,11 +49,15 @@ static py::object report_of(const chunk_ref & chunk) {
     const auto put = [&](const char * name, const float * data) {
         out[name] = data != nullptr ? py::object(copy_array(data, (size_t) r.n_total)) : py::object(py::none());
     };
-    out["n_total"]    = r.n_total;
-    out["n_keep"]     = r.n_keep;
-    out["special"]    = copy_array(r.special, (size_t) r.n_special);
-    out["padding"]    = copy_array(r.padding, (size_t) r.n_padding);
-    out["n_columns"]  = r.n_columns;
+    out["n_total"]   = r.n_total;
+    out["n_keep"]    = r.n_keep;
+    out["special"]   = copy_array(r.special, (size_t) r.n_special);
+    out["padding"]   = copy_array(r.padding, (size_t) r.n_padding);
+    out["n_columns"] = r.n_columns;
+    out["content"]   = py::none();
+    if (r.content[2] > 0.0f) {
+        out["content"] = py::make_tuple(r.content[0], r.content[1], r.content[2], r.content[3]);
+    }
     out["alpha"]      = r.alpha;
     out["indices"]    = copy_array(r.indices, (size_t) r.n_keep);
     out["bytes_read"] = r.bytes_read;

@@ -103,17 +103,18 @@ struct qap_report {
     const int32_t * special; /* [n_special]: their numbers among all rows, ascending */
     const int32_t * padding; /* [n_padding]: their numbers among the tokens, ascending */
     const int32_t * early;   /* [n_early]: likewise */
-    int32_t         signal;  /* enum qap_semantic: what the relevance was made of */
-    const float *   early_total; /* [n_total] or NULL: what an early drop chose by; 0 for padding */
-    const float *   error; /* [n_total] or NULL; so are all that follow. 0 for padding and for what was dropped early */
-    const float *   outlier;
-    const float *   sensitivity;
-    const float *   semantic;
-    const float *   attention; /* class-token attention, mean over heads, not normalised */
-    const float *   received;  /* attention received, mean over heads and queries, not normalised */
-    const float *   hidden;    /* [n_total, n_hidden]: input of the projector, only when it was asked for */
-    int32_t         n_hidden;
-    const float *   total;
+    float   content[4]; /* where the picture lies on the grid: left, top, width, height, in tokens; zeros: not known */
+    int32_t signal;     /* enum qap_semantic: what the relevance was made of */
+    const float * early_total; /* [n_total] or NULL: what an early drop chose by; 0 for padding */
+    const float * error; /* [n_total] or NULL; so are all that follow. 0 for padding and for what was dropped early */
+    const float * outlier;
+    const float * sensitivity;
+    const float * semantic;
+    const float * attention; /* class-token attention, mean over heads, not normalised */
+    const float * received;  /* attention received, mean over heads and queries, not normalised */
+    const float * hidden;    /* [n_total, n_hidden]: input of the projector, only when it was asked for */
+    int32_t       n_hidden;
+    const float * total;
 };
 
 /* --- general --- */
@@ -367,7 +368,6 @@ QAP_API const char * qap_projector_name(const char * table, int32_t index);
  * libmtmd would refuse to load the file. */
 QAP_API int qap_mmproj_inspect(
     const char * path, const struct llama_model * model, bool reserve, struct qap_mmproj_info * info);
-
 /* Do two image chunks of one context hold the same pixels, so that one encode serves both? */
 QAP_API bool qap_chunk_same_picture(const struct mtmd_input_chunk * a, const struct mtmd_input_chunk * b);
 /* The names of the weights that the encoder's graph uses for nothing but products with activations; their values may be

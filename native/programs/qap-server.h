@@ -7,9 +7,9 @@
 //
 // The answer to a chat with pictures has "prune": {"encode_ms": time of the encoder, 0 where the prompt was in the KV cache,
 // "n_cached": how many encodes the cache of pictures saved, "images": [a row for each picture, or each tile of one:
-// {"n_tokens", "n_kept", "grid": [columns, lines] where it is known, and where asked for and encoded "indices": [numbers of
-// the kept tokens, line by line], "padding": [of the tokens in a letterboxed picture's padding, if there are any],
-// "alpha" and "scores": {"error", "outlier", "semantic", "total": [a number for each token, 0 for padding]}}]}.
+// {"n_tokens", "n_kept", "grid": [columns, lines] where it is known and with it "content": [where the picture lies on it:
+// left, top, width, height, in tokens], and where asked for and encoded "indices": [numbers of the kept tokens, line by
+// line], "padding": [of the tokens in a letterboxed picture's padding, if there are any], "alpha" and "scores": {"error", "outlier", "semantic", "total": [a number for each token, 0 for padding]}}]}.
 #pragma once
 
 #include "ggml.h"
@@ -111,6 +111,9 @@ private:
         row["n_kept"]   = report.n_keep;
         if (report.n_columns > 0) {
             row["grid"] = common_json::array({ report.n_columns, report.n_total / report.n_columns });
+            if (report.content[2] > 0.0f) {
+                row["content"] = numbers(report.content, 4);
+            }
         }
         if (with_indices && report.done) {
             row["indices"] = numbers(report.indices, report.n_keep);

@@ -8,6 +8,7 @@
 #include "qap-params.h"
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
@@ -64,6 +65,9 @@ struct qap_plan {
 
     // Tokens that lie wholly in the padding of a letterboxed picture, ascending. Pruning drops them all.
     std::vector<int32_t> padding;
+
+    // Where the picture lies on the grid of tokens: left, top, width, height, in tokens; zeros where that is not known.
+    std::array<float, 4> content = {};
 
     int32_t n_rows() const { return n_total + (int32_t) special.size(); }
     int32_t n_real() const { return n_total - (int32_t) padding.size(); }

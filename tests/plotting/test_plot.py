@@ -20,8 +20,10 @@ from PIL import Image
 import qap_gguf as qap
 from qap_gguf.errors import ArrayError, ConfigError, ImageError, UnsupportedError
 from qap_gguf.plotting.plot import _headline, plot
+from qap_gguf.plotting.sheet import sheet
 from qap_gguf.vision.images import Pixels, load_image
 from qap_gguf.vision.overlay import PAD_COLOUR, Box, dim_dropped, edges, kept_map, letterbox, place
+from qap_gguf.vision.tiles import Content
 
 SIDE, GRID = 192, (12, 12)
 CFG = qap.PruneConfig(n_keep=36)
@@ -62,39 +64,28 @@ def synthetic(
 
 
 @pytest.mark.parametrize(
-    ("size", "box"),
+    ("content", "box"),
     [
-        ((640, 480), Box(0, 42, 336, 252)),
-        ((480, 640), Box(42, 0, 252, 336)),
-        ((336, 336), Box(0, 0, 336, 336)),
-        ((10, 10), Box(0, 0, 336, 336)),
-        ((1000, 3), Box(0, 167, 336, 2)),
-        ((3, 1000), Box(167, 0, 2, 336)),
+        ((0.0, 3.0, 24.0, 18.0), Box(0, 42, 336, 252)),
+        ((3.0, 0.0, 18.0, 24.0), Box(42, 0, 252, 336)),
+        ((0.0, 0.0, 10.5, 24.0), Box(0, 0, 147, 336)),
+        ((0.0, 11.95, 24.0, 0.01), Box(0, 167, 336, 1)),
+        ((0.0, 0.0, 24.5, 24.5), Box(0, 0, 343, 343)),
+        (None, Box(0, 0, 336, 336)),
     ],
 )
-def test_pictures_are_fitted_and_centred(size: tuple[int, int], box: Box) -> None:
-    assert place(size, (336, 336)) == box
-
-
-@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 40), st.integers(1, 40), st.integers(1, 60))
-def test_the_place_is_inside_and_as_large_as_fits(width: int, height: int, columns: int, rows: int, patch: int) -> None:
-    canvas = (columns * patch, rows * patch)
-    box = place((width, height), canvas)
-    for start, length, whole in ((box.left, box.width, canvas[0]), (box.top, box.height, canvas[1])):
-        assert start >= 0
-        assert length >= 1
-        assert 0 <= whole - 2 * start - length <= 1  # centred, and inside
-    assert box.width == canvas[0] or box.height == canvas[1]
-    scale = min(canvas[0] / width, canvas[1] / height)
-    assert abs(box.width - width * scale) <= 1
-    assert abs(box.height - height * scale) <= 1
+def test_the_place_on_a_drawing(content: Content | None, box: Box) -> None:
+    assert place(content, (24, 24), (336, 336)) == box
 
 
 @pytest.mark.parametrize("size", [(192, 110), (77, 192), (500, 333), (301, 640), (40, 30), (192, 192)])
 def test_a_letterboxed_picture_is_what_the_encoder_sees(vlm: qap.VisionModel, size: tuple[int, int]) -> None:
     pixels = picture(*size)
-    seen = letterbox(pixels, (SIDE, SIDE))
-    features = vlm.encode(pixels).features
+    image = vlm.encode(pixels)
+    features, box = image.features, place(image.content, GRID, (SIDE, SIDE))
+    seen = letterbox(pixels, (SIDE, SIDE), box)
+    assert SIDE in (box.width, box.height)
+    assert abs(2 * box.left + box.width - SIDE) <= 1
     assert seen.shape == (SIDE, SIDE, 3)
     # mostly the same to the bit; Pillow and upstream may round a byte differently
     assert nmse(features, vlm.encode(seen).features) <= 2e-5
@@ -102,7 +93,7 @@ def test_a_letterboxed_picture_is_what_the_encoder_sees(vlm: qap.VisionModel, si
 
 
 def test_padding_has_the_encoders_colour() -> None:
-    seen = letterbox(picture(60, 30), (120, 120))
+    seen = letterbox(picture(60, 30), (120, 120), Box(0, 30, 120, 60))
     assert (seen[:30] == PAD_COLOUR).all()
     assert (seen[90:] == PAD_COLOUR).all()
     assert (seen[30:90] == PAD_COLOUR).all(axis=-1).mean() < 0.01
@@ -122,7 +113,7 @@ def test_a_painted_patch_changes_its_own_token_most(vlm: qap.VisionModel, sample
 
 
 def test_kept_patches_are_unchanged_and_dropped_ones_grey_and_darker() -> None:
-    canvas = letterbox(picture(400, 300), (12 * 7, 12 * 7))
+    canvas = letterbox(picture(400, 300), (12 * 7, 12 * 7), Box(0, 10, 84, 63))
     kept = [0, 13, 50, 77, 143]
     seen = dim_dropped(canvas, GRID, kept)
     for token in range(144):
@@ -182,7 +173,8 @@ def test_the_page_shows_the_dimmed_picture_and_depends_on_what_was_kept(vlm: qap
 
     side = 55  # pixels of a patch on a page of 1600, and where the picture starts
     pixels = np.asarray(page)[142 : 142 + 12 * side, 64 : 64 + 12 * side]
-    expected = dim_dropped(letterbox(sample, (12 * side, 12 * side)), GRID, cut.indices)
+    whole = (12 * side, 12 * side)
+    expected = dim_dropped(letterbox(sample, whole, Box(0, 0, *whole)), GRID, cut.indices)
     inner = (np.arange(12 * side) % side > 4) & (np.arange(12 * side) % side < side - 4)  # the outlines apart
     np.testing.assert_array_equal(pixels[np.ix_(inner, inner)], expected[np.ix_(inner, inner)])
 
@@ -277,6 +269,13 @@ def test_what_cannot_be_drawn_is_said_in_one_line(change: dict[str, Any], error:
     with pytest.raises(error, match=words) as caught:
         plot(**words_of)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("drawable")
+def test_tiles_are_not_drawn_as_one_line() -> None:
+    pixels, image, _ = synthetic((1, 16), (40, 40))
+    with pytest.raises(UnsupportedError, match="got 1 x 16 for 16 tokens"):
+        sheet(pixels, image, [(None, "all")])
 
 
 def test_without_matplotlib_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

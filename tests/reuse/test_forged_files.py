@@ -35,7 +35,10 @@ def forged(change: Callable[[dict[str, Any], dict[str, Any]], None], **settings:
         "key": KEYS[0], "grid": list(image.grid), "size": list(image.size), "seconds": image.seconds,
         "attention": None, "received": None, "hidden": None, "bytes_read": 0, "n_planes": 1,
         "skip_flat_tiles": None, "duplicates": None,
-        "pieces": [[p.n_tokens, p.n_columns, list(p.special), list(p.padding), list(p.dropped)] for p in image.pieces],
+        "pieces": [
+            [p.n_tokens, p.n_columns, list(p.special), list(p.padding), list(p.dropped), p.content]
+            for p in image.pieces
+        ],
     }  # fmt: skip
     arrays: dict[str, Any] = {"features": image.features}
     change(plain, arrays)
@@ -98,6 +101,11 @@ def test_a_forged_file_is_one_that_is_read(store: EmbeddingStore) -> None:
     found = store.load(KEYS[0])
     assert found is not None
     np.testing.assert_array_equal(found.features, embedding().features)
+    place = (0.0, 0.5, 3.25, 2.0)
+    store.path(KEYS[0]).write_bytes(forged(setting("pieces", [[9, 3, [], [], [], place]])))
+    found = store.load(KEYS[0])
+    assert found is not None
+    assert found.content == place
 
 
 def test_fields_of_wrong_types_count_as_missing(store: EmbeddingStore) -> None:
@@ -108,6 +116,14 @@ def test_fields_of_wrong_types_count_as_missing(store: EmbeddingStore) -> None:
         and not (field in ("bytes_read", "n_planes") and value == 1) and not (field == "seconds" and value == 1.5)
     ]  # fmt: skip
     files += [forged(without(field)) for field in FIELDS if field != "attention"]
+    lies = (
+        [0, 0, 3, 3],
+        [0.0, 0.0, 1e6, 3.0],
+        [-1.0, 0.0, 3.0, 3.0],
+        [0.0, 0.0, 0.0, 3.0],
+        [0.0, float("nan"), 3.0, 3.0],
+    )
+    files += [forged(setting("pieces", [[9, 3, [], [], [], place]])) for place in ("x", [0.0] * 3, *lies)]
     for array in (
         np.zeros((n_rows, 4)), np.zeros((n_rows, 4, 1), "f4"), np.zeros((n_rows + 1, 4), "f4"),
         np.zeros((0, 4), "f4"), np.zeros((n_rows, 4), "c8"), np.array(["a"] * n_rows),

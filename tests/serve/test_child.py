@@ -251,7 +251,7 @@ def test_what_was_kept_is_told(server: Served) -> None:
 
     found = told(prune={"n_keep": 17, "indices": True}, cache_prompt=False)
     (row,) = found["images"]
-    assert (row["n_tokens"], row["n_kept"], row["grid"]) == (144, 17, [12, 12])
+    assert (row["n_tokens"], row["n_kept"], row["grid"], row["content"]) == (144, 17, [12, 12], [0, 0, 12, 12])
     with qap.VisionModel(n_threads=1, n_ctx=512) as vlm:
         image = vlm.encode(qap.packaged_model().sample)
         assert row["indices"] == list(vlm.prune(image, qap.PruneConfig(n_keep=17)).indices)

@@ -156,6 +156,11 @@ def test_a_letterboxed_picture_is_shown_as_the_model_saw_it(server: Served, tab:
     click(tab, "#go")
     tab.wait(DONE)
     assert tab.run(shape) == pytest.approx(1, rel=0.02)
+    place = """(([stage, picture]) => [
+      (picture.left - stage.left) / stage.width, (picture.top - stage.top) / stage.height,
+      picture.width / stage.width, picture.height / stage.height,
+    ])(["stage", "picture"].map((id) => document.getElementById(id).getBoundingClientRect()))"""
+    assert tab.run(place) == pytest.approx([0, 0.25, 1, 0.5], abs=0.01)
     assert marked(tab) == 72  # all that is no padding
     assert text(tab, "#k-told") == "72 of 72 tokens · 100\u00a0%"
 

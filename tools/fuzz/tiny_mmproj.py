@@ -213,7 +213,12 @@ def _tower_keys(projector: str, side: int) -> list[Key]:
 
 
 #: families that were not compared with their originals, and the side of their pictures, in pixels and in tokens
-UNCOMPARED = {"dots_ocr": (64, 4), "youtuvl": (64, 4), "cogvlm": (64, 8), "adapter": (64, 4), "gemma3nv": (256, 16)}
+UNCOMPARED = {
+    "dots_ocr": (64, 4), "youtuvl": (64, 4), "cogvlm": (64, 8), "adapter": (64, 4), "gemma3nv": (256, 16),
+    "glm5v": (64, 4),
+}  # fmt: skip
+#: whose towers theirs are like; the others: pixtral
+_TOWERS = {"cogvlm": "internvl", "glm5v": "glm4v"}
 
 
 def _uncompared(projector: str, n_patches: int) -> tuple[list[Key], list[tuple[str, list[int], int]]]:
@@ -239,6 +244,7 @@ def _uncompared(projector: str, n_patches: int) -> tuple[list[Key], list[tuple[s
                 ("mm.down.weight", [FF, WIDTH], F16),
             ],
         ),
+        "glm5v": ([_key(v + "swiglu_clamp", F32_KEY, 10.0), *bounds], _projector("glm4v")),
         "adapter": (
             [],
             [
@@ -271,7 +277,7 @@ def tiny_uncompared(projector: str, seed: int = 0, *, side: int | None = None) -
     if projector == "gemma3nv":
         return _tiny_convolutions(rng, side)
     keys, rows = _uncompared(projector, (side // PATCH) ** 2)
-    tower = [row for row in _tower("internvl" if projector == "cogvlm" else "pixtral", 64) if ".ls" not in row[0]]
+    tower = [row for row in _tower(_TOWERS.get(projector, "pixtral"), side) if ".ls" not in row[0]]
     linear = {"v.patch_embd.weight": [3 * PATCH**2, N]} if projector == "youtuvl" else {}
     own = {name for name, _, _ in rows}
     tower = [(name, linear.get(name, dims), kind) for name, dims, kind in tower if name not in own]

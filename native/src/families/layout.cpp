@@ -234,13 +234,29 @@ ggml_tensor * qap_build_pooled(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor
     return ggml_reshape_1d(ctx, means, layout.n_tokens);
 }
 
+// Pixels of a side of what becomes a token.
+static int64_t cell_of(const clip_model & model, const qap_layout & layout) {
+    return patch_of(model) * layout.n_merge;
+}
+
+std::array<float, 4> qap_find_content(const clip_model & model, const clip_image_f32 & image) {
+    const qap_layout layout = qap_layout_of(model, image);
+    if (layout.n_patches_x < layout.n_merge) {
+        return {};
+    }
+    const qap_area & found = image.qap_content;
+    const qap_area   area  = found.padded ? found : qap_area{ true, 0, 0, image.nx(), image.ny() };
+    const auto       cell  = (float) cell_of(model, layout);
+    return { (float) area.x / cell, (float) area.y / cell, (float) area.width / cell, (float) area.height / cell };
+}
+
 std::vector<int32_t> qap_find_padding(const clip_model & model, const clip_image_f32 & image) {
     const qap_layout layout = qap_layout_of(model, image);
     if (!layout.attention || layout.n_tokens < 1) {
         return {};
     }
     const auto columns = (int32_t) (layout.n_patches_x / layout.n_merge);
-    const auto cell    = (int32_t) (patch_of(model) * layout.n_merge);
+    const auto cell    = (int32_t) cell_of(model, layout);
     return qap_padding_tokens(image.qap_content, cell, columns, (int32_t) layout.n_tokens / columns);
 }
 

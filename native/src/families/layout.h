@@ -8,6 +8,7 @@
 
 #include "ggml.h"
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -85,6 +86,10 @@ qap_window qap_window_of(const qap_plan & plan, const qap_layout & layout);
 
 // The tokens in the window, line by line. x: [n, n_tokens] contiguous -> [n, width * lines] contiguous
 ggml_tensor * qap_build_window(ggml_context * ctx, ggml_tensor * x, const qap_window & window);
+
+// Where the picture lies on the grid of its tokens: left, top, width, height, in tokens; all of the grid, and what no
+// token sees beside it, where it fills its canvas. Zeros where tokens stand in no grid.
+std::array<float, 4> qap_find_content(const clip_model & model, const clip_image_f32 & image);
 
 // Tokens of this image that lie wholly in its padding, ascending; none where the order of tokens is not known.
 std::vector<int32_t> qap_find_padding(const clip_model & model, const clip_image_f32 & image);

@@ -131,6 +131,7 @@ def compare(
     import qap_gguf as qap
     from qap_gguf.plotting.plot import require_matplotlib
     from qap_gguf.plotting.sheet import sheet
+    from qap_gguf.vision.overlay import check_grid
 
     if png is not None:
         require_matplotlib()
@@ -145,6 +146,8 @@ def compare(
     with qap.VisionModel(mmproj, model, n_threads=threads, **settings, verbose=is_debug()) as vlm:
         (pixels,) = vlm.load_fitting([picture], None, max(questions, key=len))
         image = vlm.encode(pixels)
+        if png is not None:
+            check_grid(image)  # before anything slow happens
         vlm.generate([image, questions[0]], prune=None, max_tokens=1)  # the first pass of a model is slower
         found: list[list[dict[str, Any]]] = []
         with counter_bar("answers") as report:

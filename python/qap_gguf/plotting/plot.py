@@ -19,7 +19,7 @@ from qap_gguf.errors import ArrayError, ConfigError, ImageError, UnsupportedErro
 from qap_gguf.pruning.score import Scores
 from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.images import ImageSource, Pixels, load_image
-from qap_gguf.vision.overlay import Box, dim_dropped, edges, kept_map, letterbox, place
+from qap_gguf.vision.overlay import Box, check_grid, dim_dropped, edges, kept_map, letterbox, place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,12 +94,7 @@ def plot(
     require_matplotlib()
     if isinstance(width, bool) or not isinstance(width, int) or not MIN_WIDTH <= width <= MAX_WIDTH:
         raise ConfigError(f"width: expected {MIN_WIDTH}..{MAX_WIDTH} pixels, got {width!r}; choose one in that range")
-    rows, columns = image.grid
-    if rows * columns != image.n_tokens or (rows == 1 and columns > 3):
-        raise UnsupportedError(
-            f"plot: expected a grid of patches, got {rows} x {columns} for {image.n_tokens} tokens; "
-            "this encoder's tokens have no known place in the picture"
-        )
+    check_grid(image)
     chosen = _check_indices(indices, image.n_tokens)
     for name in ("error", "outlier", "semantic", "total"):
         shape = getattr(scores, name).shape
@@ -235,9 +230,9 @@ def _draw_picture(page: _Page, box: Box, pixels: Pixels, image: ImageEmbedding, 
     from matplotlib.collections import LineCollection
 
     grid = image.grid
-    canvas = letterbox(pixels, (box.width, box.height))
-    place_of = place((pixels.shape[1], pixels.shape[0]), (box.width, box.height))
-    padded = (place_of.width, place_of.height) != (box.width, box.height)
+    content = place(image.content, grid, (box.width, box.height))
+    canvas = letterbox(pixels, (box.width, box.height), content)
+    padded = content.width < box.width or content.height < box.height
     hatched = ", padding hatched" if image.padding.any() else " (picture padded)" if padded else ""
     early = " (darkest: inside the encoder)" if image.dropped.any() else ""
     words = f"Kept patches clear, dropped dimmed{early}{hatched}"

@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 from qap_gguf.arguments import IndexArray
-from qap_gguf.errors import ConfigError, UnsupportedError
+from qap_gguf.errors import ConfigError
 from qap_gguf.plotting.plot import require_matplotlib
 from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.images import Pixels
-from qap_gguf.vision.overlay import dim_dropped, letterbox
+from qap_gguf.vision.overlay import check_grid, dim_dropped, letterbox, place
 
 _SIDE, _ACROSS, _MARGIN, _WORDS, _TITLE = 300, 5, 16, 54, 52
 _FAINT = "#6b6b6b"
@@ -56,11 +56,7 @@ def sheet(
     require_matplotlib()
     if not rows:
         raise ConfigError("rows: expected at least one selection, got none; pass some")
-    if image.grid[0] * image.grid[1] != image.n_tokens:
-        raise UnsupportedError(
-            f"sheet: expected a grid of patches, got {image.grid[0]} x {image.grid[1]} for {image.n_tokens} tokens; "
-            "this encoder's tokens have no known place in the picture"
-        )
+    check_grid(image)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -76,7 +72,7 @@ def sheet(
     figure.text(
         _MARGIN / page[0], 1 - 34 / page[1], textwrap.shorten(title, 90), fontsize=20, weight="bold", parse_math=False
     )
-    shown = letterbox(pixels, (_SIDE, height))
+    shown = letterbox(pixels, (_SIDE, height), place(image.content, image.grid, (_SIDE, height)))
     for number, (kept, words) in enumerate(rows):
         left = _MARGIN + (number % across) * (_SIDE + _MARGIN)
         top = _TITLE + (number // across) * (height + _WORDS)

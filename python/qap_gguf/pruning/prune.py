@@ -17,7 +17,7 @@ from qap_gguf.errors import ArrayError, ConfigError, UnsupportedError
 from qap_gguf.pruning.relevance import Signals
 from qap_gguf.pruning.score import Scores
 from qap_gguf.vision.embedding import ImageEmbedding
-from qap_gguf.vision.tiles import Piece, share
+from qap_gguf.vision.tiles import Content, Piece, share
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,7 @@ class PrunedImage:
         pieces: the same, piece by piece.
         policy: what was asked for the positions, a name of ``PruneConfig.positions``.
         thumbnail: the picture as a small JPEG file, see :class:`~qap_gguf.ImageEmbedding`.
+        content: where it lies on the grid of tokens, see :attr:`~qap_gguf.ImageEmbedding.content`; None: on all of it.
     """
 
     features: FloatArray
@@ -56,18 +57,20 @@ class PrunedImage:
     pieces: tuple[PrunedPiece, ...]
     policy: str = "auto"
     thumbnail: npt.NDArray[np.uint8] | None = None
+    content: Content | None = None
 
     def __repr__(self) -> str:
         return f"PrunedImage({len(self.indices)} of {self.n_total} tokens kept, alpha {self.scores.alpha:.3g})"
 
     def _repr_png_(self) -> bytes | None:
         """For notebooks: the picture, dropped patches dimmed; nothing where it or their place is not known."""
-        from qap_gguf.vision.notebook import is_grid, picture_png
+        from qap_gguf.vision.notebook import picture_png
+        from qap_gguf.vision.overlay import is_grid
 
         grid = self.scores.grid
         if self.thumbnail is None or grid is None or not is_grid(grid):
             return None
-        return picture_png(self.thumbnail, grid, self.indices, self.scores.dropped)
+        return picture_png(self.thumbnail, grid, self.content, self.indices, self.scores.dropped)
 
     def _repr_html_(self) -> str | None:
         from qap_gguf.vision.notebook import as_html
@@ -236,6 +239,7 @@ def prune_image(
         pieces=pieces,
         policy=cfg.positions,
         thumbnail=image.thumbnail,
+        content=image.content,
     )
 
 

@@ -51,7 +51,8 @@ class Scores:
 
     def _repr_png_(self) -> bytes | None:
         """For notebooks: a map of the total score; nothing where the place of the tokens is not known."""
-        from qap_gguf.vision.notebook import is_grid, scores_png
+        from qap_gguf.vision.notebook import scores_png
+        from qap_gguf.vision.overlay import is_grid
 
         if self.grid is None or not is_grid(self.grid) or self.grid[0] * self.grid[1] != len(self.total):
             return None

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from qap_gguf import _core
 from qap_gguf.arguments import FloatArray, IndexArray, check_array
 from qap_gguf.errors import ArrayError, ImageError
-from qap_gguf.vision.tiles import Piece, piece_of
+from qap_gguf.vision.tiles import Content, Piece, piece_of
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -72,7 +72,7 @@ class ImageEmbedding:
         """For notebooks: the picture; nothing where it is not known."""
         from qap_gguf.vision.notebook import picture_png
 
-        return None if self.thumbnail is None else picture_png(self.thumbnail, self.grid, None)
+        return None if self.thumbnail is None else picture_png(self.thumbnail, self.grid, self.content, None)
 
     def _repr_html_(self) -> str | None:
         from qap_gguf.vision.notebook import as_html
@@ -111,6 +111,15 @@ class ImageEmbedding:
         Pruning drops them all, whatever K is; without pruning the language model reads them, as it did in training.
         """
         return self._mask([piece.padding for piece in self.pieces])
+
+    @property
+    def content(self) -> Content:
+        """Where the picture lies on the grid: (left, top, width, height) in tokens, from its top left corner.
+
+        The encoder's own resize says it. All of the grid, where the picture was stretched to it, or nothing is known.
+        """
+        found = self.pieces[0].content if len(self.pieces) == 1 else None
+        return (0.0, 0.0, float(self.grid[1]), float(self.grid[0])) if found is None else found
 
     def _mask(self, numbers: Sequence[tuple[int, ...]]) -> BoolArray:
         """True for tokens of these numbers in each piece."""

@@ -15,33 +15,32 @@ from PIL import Image
 
 from qap_gguf.arguments import FloatArray, IndexArray
 from qap_gguf.vision.images import Pixels
-from qap_gguf.vision.overlay import dim_dropped, letterbox
+from qap_gguf.vision.overlay import dim_dropped, is_grid, letterbox, place
 from qap_gguf.vision.thumbnail import read_thumbnail
+from qap_gguf.vision.tiles import Content
 
 _SIDE = 360  # pixels, about, of the longer side
 #: Dark to bright, as viridis: even in lightness.
 _COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float32)
 
 
-def is_grid(grid: tuple[int, int]) -> bool:
-    """Whether tokens in rows and columns have a known place; those of tiles stand in one line."""
-    return grid[0] > 1 or 0 < grid[1] <= 3
-
-
 def picture_png(
     thumbnail: npt.NDArray[np.uint8],
     grid: tuple[int, int],
+    content: Content | None,
     indices: IndexArray | None,
     early: npt.NDArray[np.bool_] | None = None,
 ) -> bytes:
     """The picture as the encoder sees it, with dropped patches dimmed where `indices` says which are kept.
 
-    `early` says which of them were dropped inside the encoder: these are darker still.
+    `content` says where it lies on the grid, in tokens (None: on all of it), `early` which patches were dropped inside
+    the encoder: these are darker still.
     """
     pixels = read_thumbnail(thumbnail)
     if is_grid(grid):
         patch = max(1, _SIDE // max(grid))
-        pixels = letterbox(pixels, (patch * grid[1], patch * grid[0]))
+        canvas = (patch * grid[1], patch * grid[0])
+        pixels = letterbox(pixels, canvas, place(content, grid, canvas))
         if indices is not None:
             pixels = dim_dropped(pixels, grid, indices, early=early)
     return _png(pixels)

@@ -1,19 +1,24 @@
 """Where the patches of an encoder lie in a picture, and the picture with its dropped patches dimmed.
 
-The place follows upstream's ``img_tool::resize`` with ``PAD_CEIL`` (tools/mtmd/mtmd-image.cpp) and the colour and
-filter that clip.cpp sets for LLaVA's projectors: scaled to fit, centred, padded with CLIP's mean colour, bicubic.
+The place is what the native library noted while it brought the picture to its size, whatever the family does
+(native/src/families/letterbox.cpp). The padding's colour and the filter are those that clip.cpp sets for LLaVA's
+projectors: CLIP's mean colour, bicubic.
 """
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from qap_gguf.errors import UnsupportedError
 from qap_gguf.vision.images import Pixels
+from qap_gguf.vision.tiles import Content
+
+if TYPE_CHECKING:
+    from qap_gguf.vision.embedding import ImageEmbedding
 
 PAD_COLOUR = (122, 116, 104)  # clip.cpp, image_pad_color: CLIP's mean colour
 
@@ -27,38 +32,59 @@ class Box(NamedTuple):
     height: int
 
 
-def place(size: tuple[int, int], canvas: tuple[int, int]) -> Box:
-    """Where the encoder puts a picture on its canvas: as large as fits, centred; the rest is padding.
+def is_grid(grid: tuple[int, int]) -> bool:
+    """Whether tokens in rows and columns have a known place; those of tiles stand in one line."""
+    return grid[0] > 1 or 0 < grid[1] <= 3
+
+
+def check_grid(image: ImageEmbedding) -> None:
+    """The tokens of `image` have a known place in the picture.
+
+    Raises:
+        UnsupportedError: they do not: the picture was cut into tiles, or the encoder's tokens have none.
+    """
+    rows, columns = image.grid
+    if rows * columns != image.n_tokens or not is_grid(image.grid):
+        raise UnsupportedError(
+            f"plot: expected a grid of patches, got {rows} x {columns} for {image.n_tokens} tokens; "
+            "this encoder's tokens have no known place in the picture"
+        )
+
+
+def place(content: Content | None, grid: tuple[int, int], canvas: tuple[int, int]) -> Box:
+    """Where the encoder puts a picture on its canvas, in pixels of a drawing of that canvas; the rest is padding.
 
     Args:
-        size: (width, height) of the picture.
-        canvas: (width, height) of what the encoder sees, a square for LLaVA.
+        content: where it lies on the grid of tokens, see :attr:`qap_gguf.ImageEmbedding.content`; None: on all of it.
+        grid: (rows, columns) of the tokens.
+        canvas: (width, height) of the drawing.
 
     Example:
-        >>> place((640, 480), (336, 336))
+        >>> place((0.0, 3.0, 24.0, 18.0), (24, 24), (336, 336))
         Box(left=0, top=42, width=336, height=252)
     """
-    # upstream computes in float32 and rounds up: the same rounding here, or an edge may be off by a pixel
-    scale = min(np.float32(canvas[0]) / np.float32(size[0]), np.float32(canvas[1]) / np.float32(size[1]))
-    width = min(math.ceil(np.float32(size[0]) * scale), canvas[0])
-    height = min(math.ceil(np.float32(size[1]) * scale), canvas[1])
-    return Box((canvas[0] - width) // 2, (canvas[1] - height) // 2, width, height)
+    if content is None:
+        return Box(0, 0, *canvas)
+    across, down = canvas[0] / grid[1], canvas[1] / grid[0]
+    left, top = round(content[0] * across), round(content[1] * down)
+    right, bottom = round((content[0] + content[2]) * across), round((content[1] + content[3]) * down)
+    return Box(left, top, max(1, right - left), max(1, bottom - top))
 
 
-def letterbox(pixels: Pixels, canvas: tuple[int, int]) -> Pixels:
+def letterbox(pixels: Pixels, canvas: tuple[int, int], box: Box) -> Pixels:
     """The picture as the encoder sees it, uint8 (height, width, 3) of `canvas` = (width, height): scaled and padded.
 
     Args:
         pixels: uint8 (h, w, 3).
         canvas: (width, height) of the result.
+        box: where the picture lies on it, see :func:`place`.
 
     Example:
-        >>> letterbox(np.zeros((10, 20, 3), np.uint8), (40, 40))[[0, 20], 0].tolist()
+        >>> letterbox(np.zeros((10, 20, 3), np.uint8), (40, 40), Box(0, 10, 40, 20))[[0, 20], 0].tolist()
         [[122, 116, 104], [0, 0, 0]]
     """
-    if (pixels.shape[1], pixels.shape[0]) == canvas:
+    if box == (0, 0, pixels.shape[1], pixels.shape[0]) and box[2:] == canvas:
         return pixels
-    box = place((pixels.shape[1], pixels.shape[0]), canvas)
     page = Image.new("RGB", canvas, PAD_COLOUR)
     page.paste(Image.fromarray(pixels).resize((box.width, box.height), Image.Resampling.BICUBIC), (box.left, box.top))
     return np.asarray(page, dtype=np.uint8)

@@ -21,7 +21,7 @@ import re
 import threading
 import warnings
 import zipfile
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,9 @@ from qap_gguf.files.atomic import replacing
 from qap_gguf.files.regular import open_regular
 from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.thumbnail import MAX_BYTES as THUMBNAIL_BYTES
-from qap_gguf.vision.tiles import Piece
+from qap_gguf.vision.tiles import Content, Piece
 
-_MAGIC = b"qap_gguf embedding 6\n"
+_MAGIC = b"qap_gguf embedding 7\n"
 _SUFFIX = ".qapemb"
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -142,13 +142,27 @@ def _embedding(arrays: dict[str, np.ndarray[Any, Any]], plain: dict[str, Any]) -
 
 
 def _piece(row: Any) -> Piece:
-    n_tokens, n_columns, *lists = _list(row, 5)
+    n_tokens, n_columns, *lists, content = _list(row, 6)
     special, padding, dropped = (tuple(_count(n) for n in _list(numbers)) for numbers in lists)
     piece = Piece(_count(n_tokens), _count(n_columns), special, padding, dropped)
     for numbers, end in ((special, piece.n_rows), (padding, piece.n_tokens), (dropped, piece.n_tokens)):
         if list(numbers) != sorted(set(numbers)) or any(n >= end for n in numbers):
             raise ValueError("special rows, padding or dropped tokens")
-    return piece
+    return piece if content is None else replace(piece, content=_content(content, piece))
+
+
+def _content(value: Any, piece: Piece) -> Content:
+    """A place that is on the piece's grid, but for the pixels beside it that make no token."""
+    left, top, width, height = _list(value, 4)
+    for start, length, whole in (
+        (left, width, piece.n_columns),
+        (top, height, piece.n_tokens / max(1, piece.n_columns)),
+    ):
+        if not (isinstance(start, float) and isinstance(length, float) and start >= 0 and length > 0):
+            raise ValueError("no such place")
+        if not start + length < whole + 1:
+            raise ValueError("a place outside of the grid")
+    return left, top, width, height
 
 
 def _list(value: Any, length: int | None = None) -> list[Any]:

@@ -18,6 +18,8 @@ from qap_gguf import _core
 from qap_gguf.arguments import IndexArray
 from qap_gguf.errors import ConfigError
 
+Content = tuple[float, float, float, float]
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -30,6 +32,8 @@ class Piece:
         padding: numbers of the tokens that are padding, ascending.
         dropped: numbers of the tokens that the encoder dropped early or left out from the start, ascending; padding
             goes first. All of a flat tile's.
+        content: where the picture lies on the grid of tokens: left, top, width and height, in tokens from its top left
+            corner; what is beside it is padding. None where that is not known.
 
     Example:
         >>> piece = Piece(n_tokens=6, n_columns=3, special=(3,))
@@ -42,6 +46,7 @@ class Piece:
     special: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
+    content: Content | None = None
 
     @property
     def n_real(self) -> int:
@@ -93,6 +98,7 @@ def piece_of(n_rows: int, report: dict[str, Any] | None) -> Piece:
         tuple(report["special"].tolist()),
         tuple(report["padding"].tolist()),
         () if early is None else tuple(np.delete(np.arange(n_tokens), early).tolist()),
+        report["content"],
     )
 
 

@@ -140,13 +140,15 @@ async function usePicture(file) {
   }
 }
 
-// The stage has the picture's shape; where the model saw it letterboxed, the shape of what the model saw.
+// The stage has the shape of what the model saw, and the picture lies on it where the model saw it.
 function fitStage() {
-  const rows = state.rows;
-  const boxed = rows.length === 1 && rows[0].grid && rows[0].padding?.length;
-  const aspect = boxed ? rows[0].grid[0] / rows[0].grid[1] : state.picture.width / state.picture.height;
+  const told = state.rows.length === 1 && state.rows[0].content;
+  const [columns, lines] = told ? state.rows[0].grid : [1, 1];
+  const [left, top, width, height] = told || [0, 0, 1, 1];
+  const aspect = (state.picture.width / state.picture.height) * (height / lines / (width / columns));
   part("stage").style.setProperty("--aspect", aspect);
-  part("stage").classList.toggle("boxed", Boolean(boxed));
+  const sides = { left: left / columns, top: top / lines, width: width / columns, height: height / lines };
+  for (const [side, share] of Object.entries(sides)) part("picture").style[side] = `${100 * share}%`;
   redraw();
 }
 
