@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The memory that choosing tokens and LLaVA-NeXT's tiles take, as estimated and as measured.
 
-    python benchmarks/memory_estimates.py              # the table; exit 1 where an estimate is off by over 20 %
+    python benchmarks/memory_estimates.py              # the table; exit 1 where an estimate is off by over 25 %
     python benchmarks/memory_estimates.py --case dpp
 
 Measured is the peak of the resident memory of a process that does the step, less that of one that does the same
@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools" / "fuzz"))
 WIDTH = 1024  # channels of made-up features
 SIDE, PATCH = 384, 16  # of a tile and of a token, in pixels
 TINY_PATCH = 8  # of a tiny encoder
-MOST_OFF = 0.2
+MOST_OFF = 0.25
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Where a picture lies on what the encoder sees, for every projector that is pruned: the encoder is the judge.
 
-A canvas that is drawn by the place that the library tells (overlay.py), the padding black as these families have it,
-must give the tokens that the picture itself gave; drawn at another place it must not.
+A canvas that is drawn by the place that the library tells (overlay.py) must give the tokens that the picture itself
+gave; drawn at another place it must not.
 """
 
 from __future__ import annotations
@@ -36,11 +36,14 @@ def smooth(width: int, height: int) -> Pixels:
     return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def drawn(pixels: Pixels, canvas: tuple[int, int], box: Box) -> Pixels:
-    """What the encoder sees: the picture in the box, black around it."""
-    page = np.zeros((canvas[1], canvas[0], 3), np.uint8)
+def drawn(name: str, pixels: Pixels, canvas: tuple[int, int], box: Box) -> Pixels:
+    """What the encoder sees: the picture in the box, black around it but for CogVLM."""
+    seen = letterbox(pixels, canvas, box)
+    if name == "cogvlm":
+        return seen
+    page = np.zeros_like(seen)
     inside = np.s_[box.top : box.top + box.height, box.left : box.left + box.width]
-    page[inside] = letterbox(pixels, canvas, box)[inside]
+    page[inside] = seen[inside]
     return page
 
 
@@ -69,7 +72,7 @@ def test_the_canvas_that_is_drawn_is_the_one_that_was_encoded(model: Named) -> N
     assert vlm.prune(image, qap.PruneConfig(n_keep=2)).content == image.content
 
     def nmse(where: Box) -> float:
-        again = vlm.encode(drawn(pixels, canvas, where))
+        again = vlm.encode(drawn(name, pixels, canvas, where))
         assert again.grid == image.grid
         return float(((again.tokens - image.tokens) ** 2).sum() / (image.tokens**2).sum())
 

@@ -150,7 +150,7 @@ def test_tiles_that_are_encoded_one_by_one(tmp_path: Path) -> None:
         edge = 64 if projector == "idefics3" else 0  # pixels there, a count of tiles elsewhere
         one, four = needed(edge or 1), needed(2 * edge or 4)
         tokens, pixels = 4 * 4 * 256 * 4, 3 * 64 * 64
-        assert 5 * (2 * tokens + 5 * pixels) < four - one < 5 * (4 * tokens + 7 * pixels), projector
+        assert 5 * (tokens + 3 * pixels) < four - one < 5 * (3 * tokens + 5 * pixels), projector
         if usual:
             assert needed(None) == needed(usual) > four
 
@@ -165,8 +165,8 @@ def test_pairs_of_patches_without_flash_attention(tmp_path: Path) -> None:
 
 
 def test_an_encoder_without_flash_attention_and_without_room_is_refused(tmp_path: Path) -> None:
-    free = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
-    free = min(free, _core.container_room("/proc/self/cgroup", "/sys/fs/cgroup")[1])
+    here = float(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    free = min(here, _core.container_room("/proc/self/cgroup", "/sys/fs/cgroup")[1])
     side = int((free / 32) ** 0.25) // 2 * 2  # in patches: pairs of 16 heads take twice what is free, a mask a part
     if side > 255:
         pytest.skip("needs a machine with less memory")

@@ -14,7 +14,7 @@ class PartName(NamedTuple):
 
     stem: str
     number: int
-    count: int
+    n_parts: int
 
 
 def part_of(name: str) -> PartName | None:
@@ -22,7 +22,7 @@ def part_of(name: str) -> PartName | None:
 
     Example:
         >>> part_of("big/a-00002-of-00003.gguf")
-        PartName(stem='big/a', number=2, count=3)
+        PartName(stem='big/a', number=2, n_parts=3)
     """
     found = _PART.search(name)
     return None if found is None else PartName(name[: found.start()], int(found[1]), int(found[2]))
@@ -36,7 +36,7 @@ def part_names(name: str) -> list[str]:
         (['a-00001-of-00002.gguf', 'a-00002-of-00002.gguf'], ['a-00002-of-00002.gguf'])
     """
     part = part_of(name)
-    if part is None or part.number != 1 or not 1 < part.count <= _MOST_PARTS:
+    if part is None or part.number != 1 or not 1 < part.n_parts <= _MOST_PARTS:
         return [name]
     suffix = name[-len(".gguf") :]
-    return [f"{part.stem}-{i:05}-of-{part.count:05}{suffix}" for i in range(1, part.count + 1)]
+    return [f"{part.stem}-{i:05}-of-{part.n_parts:05}{suffix}" for i in range(1, part.n_parts + 1)]
