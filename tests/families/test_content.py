@@ -37,11 +37,11 @@ def smooth(width: int, height: int) -> Pixels:
 
 
 def drawn(name: str, pixels: Pixels, canvas: tuple[int, int], box: Box) -> Pixels:
-    """What the encoder sees: the picture in the box, black around it but for CogVLM."""
+    """What the encoder sees: the picture in the box, black around it but for CogVLM and Janus."""
     seen = letterbox(pixels, canvas, box)
     if name == "cogvlm":
         return seen
-    page = np.zeros_like(seen)
+    page = np.full_like(seen, 127 if name == "janus_pro" else 0)
     inside = np.s_[box.top : box.top + box.height, box.left : box.left + box.width]
     page[inside] = seen[inside]
     return page
