@@ -217,7 +217,8 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
             with open(root / f"{name}.lock", "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
                 if done.is_file():  # by another process, from the same weights: their seed is fixed
-                    made[name] = (write(tmp_path_factory.mktemp(name)), source, pickle.loads(done.read_bytes()))
+                    again = tmp_path_factory.mktemp(name) / "ckpt"
+                    made[name] = (write(again), source, pickle.loads(done.read_bytes()))
                 else:
                     shutil.rmtree(folder, ignore_errors=True)  # of one that failed
                     hf, files = write(source), qap.convert(source, folder / "gguf", name="model", **options)
