@@ -305,4 +305,4 @@ def test_models_leave_nothing_behind() -> None:
         return resident()
 
     before = max(use() for _ in range(8))  # the allocator grows for some uses, then no more in fifty
-    assert max(use() for _ in range(8)) - before < FILES.mmproj.stat().st_size / 2
+    assert max(use() for _ in range(8)) - before < 2 * FILES.mmproj.stat().st_size  # eight leaked would be eight
