@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -261,7 +262,10 @@ def test_an_interrupt_stops_an_answer(
 
 
 def resident() -> int:
-    """Bytes of memory that the process holds."""
+    """Bytes of memory that the process holds, without free pages that glibc keeps: those come in steps of megabytes."""
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if give_back is not None:
+        give_back(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -305,4 +309,4 @@ def test_models_leave_nothing_behind() -> None:
         return resident()
 
     before = max(use() for _ in range(8))  # the allocator grows for some uses, then no more in fifty
-    assert max(use() for _ in range(8)) - before < 2 * FILES.mmproj.stat().st_size  # eight leaked would be eight
+    assert max(use() for _ in range(8)) - before < FILES.mmproj.stat().st_size / 2
