@@ -9,7 +9,8 @@
 // "n_cached": how many encodes the cache of pictures saved, "images": [a row for each picture, or each tile of one:
 // {"n_tokens", "n_kept", "grid": [columns, lines] where it is known and with it "content": [where the picture lies on it:
 // left, top, width, height, in tokens], and where asked for and encoded "indices": [numbers of the kept tokens, line by
-// line], "padding": [of the tokens in a letterboxed picture's padding, if there are any], "alpha" and "scores": {"error", "outlier", "semantic", "total": [a number for each token, 0 for padding]}}]}.
+// line], "padding": [of the tokens in a letterboxed picture's padding, if there are any], "alpha" and "scores": {"error",
+// "outlier", "semantic", "total": [a number for each token, 0 for padding]}}]}.
 #pragma once
 
 #include "ggml.h"

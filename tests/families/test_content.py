@@ -17,7 +17,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 
 import qap_gguf as qap
 from mutate import with_axes
-from qap_gguf.vision.overlay import Box, letterbox, place
+from qap_gguf.vision.overlay import PAD_COLOUR, Box, letterbox, place
 from tiny_mmproj import PROJECTORS, UNCOMPARED, tiny_mmproj, tiny_uncompared
 
 SIZE = (60, 52)  # of a picture that none of them cuts into tiles
@@ -26,6 +26,7 @@ CELLS = {"minicpmv4_6": 32, "janus_pro": 8} | {name: side // lines for name, (si
 #: always several views, which have no place on one grid
 VIEWS = {"idefics3", "granite4_vision"}
 FIRST = {"kimivl", "kimik25", "llama4", "glm5v"}  # at the top left, as trained
+PADDING = {"cogvlm": PAD_COLOUR, "janus_pro": (127, 127, 127)}
 Pixels = npt.NDArray[np.uint8]
 Named = tuple[str, qap.VisionModel]
 
@@ -37,11 +38,9 @@ def smooth(width: int, height: int) -> Pixels:
 
 
 def drawn(name: str, pixels: Pixels, canvas: tuple[int, int], box: Box) -> Pixels:
-    """What the encoder sees: the picture in the box, black around it but for CogVLM and Janus."""
+    """What the encoder sees: the picture in the box, and the padding's colour around it."""
     seen = letterbox(pixels, canvas, box)
-    if name == "cogvlm":
-        return seen
-    page = np.full_like(seen, 127 if name == "janus_pro" else 0)
+    page = np.full(seen.shape, PADDING.get(name, (0, 0, 0)), np.uint8)
     inside = np.s_[box.top : box.top + box.height, box.left : box.left + box.width]
     page[inside] = seen[inside]
     return page

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -47,13 +46,6 @@ def weighted(imatrix: Path) -> Path:
     return qap.annotate(PACKAGED.mmproj, imatrix.with_name("mmproj.gguf"), qap.PruneConfig(n_keep=36), imatrix=imatrix)
 
 
-@pytest.fixture
-def no_cache() -> Iterator[None]:
-    qap.set_image_cache(0)
-    yield
-    qap.set_image_cache(None)
-
-
 def test_they_go_into_the_file_and_stay_there(imatrix: Path, weighted: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(channel_weights(imatrix), WEIGHTS, rtol=1e-6)
     again = qap.annotate(weighted, tmp_path / "a.gguf", qap.PruneConfig(error="model"))
@@ -76,7 +68,6 @@ def test_a_vision_model_scores_by_them(weighted: Path) -> None:
     assert kept.tolist() != plain.tolist()  # these weights change the choice
 
 
-@pytest.mark.usefixtures("no_cache")
 def test_stock_users_get_the_same_rows_encoded_or_recalled(weighted: Path) -> None:
     with qap.VisionModel(weighted, PACKAGED.model, n_threads=1) as vlm:
         want = vlm.prune(vlm.encode(PACKAGED.sample), MODEL)
@@ -84,7 +75,6 @@ def test_stock_users_get_the_same_rows_encoded_or_recalled(weighted: Path) -> No
     try:
         with qap.use(MODEL):
             rows, nodes = encoder.encode(PACKAGED.sample)
-        qap.set_image_cache(None)
         with qap.use(MODEL.replace(error="int4")):
             encoder.encode(PACKAGED.sample, recall=True)
         with qap.use(MODEL):

@@ -113,11 +113,8 @@ static void limit_edge(clip_hparams & hparams, int64_t edge) {
 
 void qap_hook_resize(int projector, clip_hparams & hparams) {
     const auto type = (projector_type) projector;
-    if (type == PROJECTOR_TYPE_PIXTRAL && !qap_stock_encoder()) {
-        limit_edge(hparams, hparams.image_size);
-    }
-    if (type == PROJECTOR_TYPE_LIGHTONOCR && !qap_stock_encoder()) {
-        limit_edge(hparams, hparams.image_longest_edge);
+    if ((type == PROJECTOR_TYPE_PIXTRAL || type == PROJECTOR_TYPE_LIGHTONOCR) && !qap_stock_encoder()) {
+        limit_edge(hparams, type == PROJECTOR_TYPE_PIXTRAL ? hparams.image_size : hparams.image_longest_edge);
     }
     if (type == PROJECTOR_TYPE_LLAMA4) {
         hparams.preproc_max_tiles = hparams.preproc_max_tiles > 0 ? hparams.preproc_max_tiles : QAP_LLAMA4_TILES;

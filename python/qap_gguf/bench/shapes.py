@@ -84,7 +84,7 @@ class Shape:
 
 
 _CLIP_L: Final = Vision("mlp", 1024, 23, 4096, 16, 336, 14)  # LLaVA takes the output of the last layer but one
-#: LLaVA's system text, a third of a typical prompt.
+#: The words of LLaVA's system text.
 _VICUNA: Final = tuple(sorted({word for word in re.findall(r" ?\w+", f"{VICUNA.system} USER") if len(word) > 1}))
 _TILES: Final = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
 
