@@ -97,7 +97,9 @@ def test_training_goes_on_with_the_features_that_it_has(
     monkeypatch.setattr(tdv.Learner, "features", watched)
     words = ["--init", str(built), "--out", str(tmp_path / "out"), "--scenes", "3", "--batch", "2", "--questions", "4"]
     for steps in ("1", "2"):
-        args = tdv.parser().parse_args([*words, "--steps", steps, "--export", str(tmp_path / "part.safetensors")])
+        args = tdv.parser().parse_args(
+            [*words, "--steps", steps, "--seed", steps, "--export", str(tmp_path / "part.safetensors")]
+        )
         assert demo_run.main("t", tdv.train, args) == 0
     assert seen == [3]  # the tower ran once
     said = capsys.readouterr()

@@ -89,17 +89,18 @@ def test_each_question_is_as_if_it_were_asked_alone(
 
 def test_image_tokens_are_those_of_transformers(learner: Any) -> None:
     scenes, _ = scenes_and_questions()
+    mean, deviation = (torch.tensor(x)[:, None, None] for x in (tdm.MEAN, tdm.DEVIATION))
     pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         mine = learner.see(scenes)
-        theirs = learner.model.model.get_image_features((pixels - learner._mean) / learner._deviation)
+        theirs = learner.model.model.get_image_features((pixels - mean) / deviation)
     theirs = getattr(theirs, "pooler_output", theirs)
     theirs = torch.stack(list(theirs)) if isinstance(theirs, (list, tuple)) else theirs
     np.testing.assert_allclose(mine.numpy(), theirs.reshape(mine.shape).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_labels_are_the_answer_and_its_end_in_the_last_columns(checkpoint: Path) -> None:
-    tokenize = tdm.tokenizer_of(checkpoint)
+    tokenize = demo_lessons.tokenizer_of(checkpoint)
     one = dq.Asked(es.Question("Where is the dog?", "row 1, column 2", "where"), "\nWhere is the dog", (1,))
     packed = dq.pack(tokenize, [[one, dq.Asked(es.Question("What?", "dog", "at"))]])
     for q, answer in enumerate(("row 1, column 2<|im_end|>", "dog<|im_end|>")):

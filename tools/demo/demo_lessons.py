@@ -20,7 +20,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -31,7 +33,35 @@ import demo_forward
 from demo_questions import IGNORED, Asked, Packed, Tokenize, pack, texts_in_use
 from emoji_scenes import COLORS, EMOJI, GRID, Scene
 
+#: How much each lesson weighs; answers weigh 1.
+WEIGHTS: Final = {"search": 0.4, "carry": 0.2, "found": 0.3, "places": 0.3, "inside": 0.3}
 _OTHERS = 1024  # words that are wrong always, drawn anew for each step
+
+
+def tokenizer_of(checkpoint: Path) -> Tokenize:
+    """text -> tokens by the checkpoint's tokenizer; texts repeat, so they are remembered."""
+    import transformers
+
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(checkpoint)
+
+    @cache
+    def tokens(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+
+    return lambda text: list(tokens(text))
+
+
+def cells_of(side: int) -> Any:
+    """The cell of each patch of a picture of `side` x `side` patches, int64 (side * side,)."""
+    at = torch.arange(side * side)
+    return (at // side * GRID // side) * GRID + at % side * GRID // side
+
+
+def pixel_values(scenes: Sequence[Scene], mean: Sequence[float], deviation: Sequence[float]) -> Any:
+    """What a tower reads: float32 (b, 3, h, w), each channel less its mean and over its deviation."""
+    pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).permute(0, 3, 1, 2).float() / 255
+    means, deviations = (torch.tensor(some)[:, None, None] for some in (mean, deviation))
+    return (pixels - means) / deviations
 
 
 class Words:
@@ -85,6 +115,12 @@ class Tally:
     losses: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     right: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
 
+    def take(self, asked: Sequence[Sequence[Asked]], right: Any) -> None:
+        """Count answers: right or not of each question, (b, q)."""
+        for scene, line in zip(asked, right.tolist(), strict=True):
+            for one, good in zip(scene, line, strict=True):
+                self.right[one.question.kind].append(good)
+
     def line(self) -> str:
         """One line of both, and forget them."""
         said = [f"{name} {np.mean(some):.3f}" for name, some in self.losses.items()]
@@ -122,7 +158,14 @@ class Lessons:
     tokenize: Tokenize
     before: Any
     after: Any
-    weights: dict[str, float]
+
+    @classmethod
+    def of(cls, model: Any, checkpoint: Path, before: Sequence[str], after: Sequence[str]) -> Lessons:
+        """Lessons of transformers' model of a checkpoint; `before`, `after`: texts, each tokenized by itself."""
+        tokenize, config = tokenizer_of(checkpoint), model.config.text_config
+        words = Words(model.get_input_embeddings().weight, tokenize, [*before, *after])
+        ends = [torch.tensor([t for text in end for t in tokenize(text)], dtype=torch.long) for end in (before, after)]
+        return cls(model.model.language_model, config, words, Readers(config), tokenize, *ends)
 
     def answers(self, picture: Picture, packed: Packed) -> tuple[Any, Any, demo_forward.Seen]:
         """(loss of each label, right or not of each question (b, q), what was seen inside)."""
@@ -164,10 +207,8 @@ class Lessons:
             parts["inside"] = self.places(self.readers.inside, inside, picture.cell, scenes)
         for name, part in parts.items():
             tally.losses[name].append(part.item())
-        for scene, line in zip(asked, right.tolist(), strict=True):
-            for one, good in zip(scene, line, strict=True):
-                tally.right[one.question.kind].append(good)
-        return sum(self.weights.get(name, 1.0) * part for name, part in parts.items())
+        tally.take(asked, right)
+        return sum(WEIGHTS.get(name, 1.0) * part for name, part in parts.items())
 
     def _search(
         self, picture: Picture, asked: Sequence[Sequence[Asked]], packed: Packed, seen: demo_forward.Seen
@@ -220,7 +261,7 @@ class Lessons:
     def places(self, reader: Any, tokens: Any, cell: Any, scenes: Sequence[Scene]) -> Any:
         """Loss of reading each patch's row and column from whole pictures' tokens, (b, n, d)."""
         read = reader(F.rms_norm(tokens, tokens.shape[-1:])).flatten(0, 1)
-        full = [torch.tensor([placed.row * GRID + placed.column for placed in scene.objects]) for scene in scenes]
+        full = [torch.tensor([placed.cell for placed in scene.objects]) for scene in scenes]
         weight = 1 + 3 * torch.stack([torch.isin(cell, one) for one in full]).flatten().float()
         cells = cell.repeat(len(tokens))
         row = F.cross_entropy(read[:, :GRID], cells // GRID, reduction="none")
@@ -246,11 +287,9 @@ def rate_at(done: float, step: int, peak: float, decay: float = 0.35) -> float:
 
 def judge(answer: Callable[[int], Any], asked: Sequence[Sequence[Asked]], batch: int = 8) -> dict[str, float]:
     """Per cent of right answers by kind, "all" first; `answer`: first scene of a batch -> right or not, (b, q)."""
-    found: dict[str, list[bool]] = defaultdict(list)
+    tally = Tally()
     with torch.no_grad():
         for start in range(0, len(asked), batch):
-            for scene, line in zip(asked[start : start + batch], answer(start).tolist(), strict=True):
-                for one, good in zip(scene, line, strict=True):
-                    found[one.question.kind].append(good)
-                    found["all"].append(good)
-    return {kind: 100 * float(np.mean(found[kind])) for kind in ["all", *sorted(set(found) - {"all"})]}
+            tally.take(asked[start : start + batch], answer(start))
+    found = {"all": [good for some in tally.right.values() for good in some]} | dict(sorted(tally.right.items()))
+    return {kind: 100 * float(np.mean(some)) for kind, some in found.items()}

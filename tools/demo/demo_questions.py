@@ -77,7 +77,7 @@ def ask_one(rng: random.Random, scene: Scene, kind: str) -> Asked:
         >>> asked.question.text, asked.question.answer, asked.cells
         ('Where is the dog?', 'row 2, column 3', (6,))
     """
-    at = {placed.row * GRID + placed.column: placed.emoji for placed in scene.objects}
+    at = {placed.cell: placed.emoji for placed in scene.objects}
     present = sorted(set(at.values()), key=EMOJI.index)
     cells = {emoji: tuple(cell for cell, other in at.items() if other == emoji) for emoji in present}
     once = [emoji for emoji in present if len(cells[emoji]) == 1]

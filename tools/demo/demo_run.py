@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import shutil
@@ -10,7 +11,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,25 @@ _SAY_EVERY: Final = 60
 
 class TrainError(Exception):
     """Training is not possible here; the message is one line with the cure."""
+
+
+@contextlib.contextmanager
+def replacing_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `out` at the end of the block, or is removed if the block raises."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        yield made
+        made.chmod(0o755)  # mkdtemp's is for its owner alone
+        if out.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
+            os.replace(out, old / out.name)
+            os.replace(made, out)
+            shutil.rmtree(old)
+        else:
+            os.replace(made, out)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 class Run:
@@ -63,9 +83,7 @@ class Run:
     def save(self) -> None:
         """Write checkpoint and state beside `out`, then put them in its place."""
         self.lessons.words.put_back()
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-", dir=self.out.parent))
-        try:
+        with replacing_folder(self.out) as made:
             weights = {name: weight.clone() for name, weight in self.model.state_dict().items()}
             state = {"step": self.step, "right": self.right, "weights": weights}
             state |= {"readers": self.lessons.readers.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -74,15 +92,6 @@ class Run:
             self.model.to(torch.float32).load_state_dict(weights)
             for name in _COPIED:
                 shutil.copyfile(self.init / name, made / name)
-            if self.out.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-old-", dir=self.out.parent))
-                os.replace(self.out, old / self.out.name)
-                os.replace(made, self.out)
-                shutil.rmtree(old)
-            else:
-                os.replace(made, self.out)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
 
     def _learn(self, loss: Any, rate: float) -> None:
         for group in self.optimizer.param_groups:

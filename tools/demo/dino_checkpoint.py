@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from demo_run import replacing_folder
 from dino_tower import WIDTH, TowerError, tower_tensors
 
 TRAINED: Final = Path(__file__).with_name("dino-vl.safetensors")
@@ -135,17 +133,11 @@ def build(wheel: Path, out: Path, trained: Path = TRAINED) -> None:
     table[parts.pop("words")] = parts.pop("rows")
     tensors = {name: array.astype(np.float32) for name, array in parts.items()}
     tensors |= tower_tensors(wheel, SIDE) | {_TABLE: table}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with replacing_folder(out) as made:
         save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
         for name, content in (("config.json", config()), ("preprocessor_config.json", preprocessor())):
             (made / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
         packaged.write_tokenizer(made)
-        made.chmod(0o755)
-        os.replace(made, out)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def main(argv: list[str] | None = None) -> int:

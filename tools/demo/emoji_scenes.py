@@ -70,6 +70,11 @@ class Placed(NamedTuple):
     row: int
     column: int
 
+    @property
+    def cell(self) -> int:
+        """Its number among the cells of a plain scene, line by line."""
+        return self.row * GRID + self.column
+
 
 @dataclass(frozen=True)
 class Scene:

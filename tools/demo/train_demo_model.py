@@ -17,7 +17,6 @@ import argparse
 import math
 import random
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from demo_lessons import Lessons, Picture, Readers, Tally, Words, judge
-from demo_questions import Asked, Tokenize, ask_one, ask_some
+from demo_lessons import Lessons, Picture, Tally, cells_of, judge, pixel_values
+from demo_questions import Asked, ask_one, ask_some
 from demo_run import Run, arguments, main
 from emoji_scenes import (
     COLORS,
@@ -41,35 +40,16 @@ from emoji_scenes import (
     font_sprites,
     make_question,
     make_scene,
-)  # fmt: skip
+)
 
 PATCH: Final = 16
 SIDE: Final = SIZE // PATCH  #: patches of a side
 N: Final = SIDE * SIDE
 BEFORE: Final = "<|im_start|>user\n"
-#: How much each lesson weighs; answers weigh 1.
-WEIGHTS: Final = {"search": 0.4, "carry": 0.2, "found": 0.3, "places": 0.3, "inside": 0.3}
+MEAN: Final = (0.48145466, 0.4578275, 0.40821073)  #: of the pixels in training, red, green and blue
+DEVIATION: Final = (0.26862954, 0.26130258, 0.27577711)
 _LAYERS: Final = 5  # of the tower: vision_feature_layer is -2 of 6
 _CAPTIONS: Final = 0.06  # share of the steps that ask for everything in the picture
-
-
-def tokenizer_of(checkpoint: Path) -> Tokenize:
-    """text -> tokens by the checkpoint's tokenizer; texts repeat, so they are remembered."""
-    import transformers
-
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(checkpoint)
-
-    @cache
-    def tokens(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False).input_ids)
-
-    return lambda text: list(tokens(text))
-
-
-def cells_of(side: int) -> Any:
-    """The cell of each patch of a picture of `side` x `side` patches, int64 (side * side,)."""
-    at = torch.arange(side * side)
-    return (at // side * GRID // side) * GRID + at % side * GRID // side
 
 
 def patch_labels(scene: Scene) -> NDArray[np.int64]:
@@ -78,7 +58,7 @@ def patch_labels(scene: Scene) -> NDArray[np.int64]:
     share = far.reshape(SIDE, PATCH, SIDE, PATCH).mean((1, 3)).reshape(-1)
     in_cell = np.zeros(GRID * GRID, np.int64)
     for placed in scene.objects:
-        in_cell[placed.row * GRID + placed.column] = EMOJI.index(placed.emoji) + 1
+        in_cell[placed.cell] = EMOJI.index(placed.emoji) + 1
     return np.where(share > 0.12, in_cell[cells_of(SIDE).numpy()], 0)
 
 
@@ -117,21 +97,12 @@ class Learner:
             self.model.model.language_model.norm,
         ):  # fmt: skip
             part.requires_grad_(True)
-        tokenize = tokenizer_of(checkpoint)
-        words = Words(self.model.get_input_embeddings().weight, tokenize, [BEFORE])
-        self.lessons = Lessons(
-            self.model.model.language_model, self.model.config.text_config, words,
-            Readers(self.model.config.text_config), tokenize, torch.tensor(tokenize(BEFORE)),
-            torch.zeros(0, dtype=torch.long), WEIGHTS,
-        )  # fmt: skip
+        self.lessons = Lessons.of(self.model, checkpoint, [BEFORE], [])
         self.cells = cells_of(SIDE)
-        mean, deviation = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-        self._mean, self._deviation = (torch.tensor(x)[:, None, None] for x in (mean, deviation))
 
     def see(self, scenes: list[Scene]) -> Any:
         """Projected image tokens of whole pictures, (b, 144, d)."""
-        pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).permute(0, 3, 1, 2).float() / 255
-        out = self.tower.pre_layrnorm(self.tower.embeddings((pixels - self._mean) / self._deviation))
+        out = self.tower.pre_layrnorm(self.tower.embeddings(pixel_values(scenes, MEAN, DEVIATION)))
         for layer in self.tower.encoder.layers[:_LAYERS]:
             done = layer(out, None)
             out = done[0] if isinstance(done, tuple) else done

@@ -4,10 +4,11 @@
     python tools/demo/train_dino_vl.py --init dino-vl --out better --minutes 80      # resumes where it stopped
 
 The frozen tower is most of the work on a CPU (a third of a second for a picture on one core), so its features are
-kept in `out`.features, and more scenes than it saw are put together from them: a mixed scene takes each of its cells,
-4 x 4 patches, from a scene of the same background in which that cell, at that place, was empty or not. Of all steps'
-scenes 0.4 are as they were drawn. No picture is ever pruned. What is trained goes on as dino-vl.safetensors
-(`--export FILE`), from which dino_checkpoint.py builds. Needs torch, transformers, safetensors and the emoji font.
+kept in `out`.features.npy, and more scenes than it saw are put together from them: a mixed scene takes each of its
+cells, 4 x 4 patches, from a scene of the same background in which that cell, at that place, was empty or not. Of all
+steps' scenes 0.4 are as they were drawn. No picture is ever pruned. What is trained goes on as dino-vl.safetensors
+(`--export FILE`), from which dino_checkpoint.py builds. Needs torch, transformers, safetensors, this package and the
+emoji font.
 """
 
 from __future__ import annotations
@@ -23,23 +24,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from demo_lessons import Lessons, Picture, Readers, Words, judge
+from demo_lessons import Lessons, Picture, cells_of, judge, pixel_values
 from demo_questions import Asked, ask_some
 from demo_run import Run, TrainError, arguments, main
 from emoji_scenes import COLORS, GRID, HELD_OUT_SEED, Placed, Scene, Sprite, find_font, font_sprites, make_question
 from emoji_scenes_large import make_large
-from train_demo_model import cells_of, tokenizer_of
+from qap_gguf.files.atomic import replacing
 
 SIDE: Final = 16  #: patches of a side
 N: Final = SIDE * SIDE
 BEFORE, AFTER = ("<|im_start|>user\n", "<img>"), ("</img>",)  # each tokenized by itself
-WEIGHTS: Final = {
-    "search": 0.4,
-    "carry": 0.2,
-    "found": 0.3,
-    "places": 0.3,
-    "inside": 0.3,
-}  #: how much each lesson weighs; answers weigh 1
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pixels the tower was trained on
 _DRAWN: Final = 0.4  # share of scenes that are as they were drawn
 _NO_PIXELS: Final = np.zeros((0, 0, 3), np.uint8)
 
@@ -61,7 +56,7 @@ class Pool:
         number = len(self.scenes)
         self.scenes.append(Scene(_NO_PIXELS, scene.objects, scene.background))
         self.features.append(features)
-        there = {placed.row * GRID + placed.column: placed.emoji for placed in scene.objects}
+        there = {placed.cell: placed.emoji for placed in scene.objects}
         for cell in range(GRID * GRID):
             key = (scene.background, cell, cell in there)
             self._cells.setdefault(key, []).append((number, there.get(cell, "")))
@@ -99,22 +94,13 @@ class Learner:
         inner = self.model.model
         for part in (inner.multi_modal_projector, inner.language_model.layers, inner.language_model.norm):
             part.requires_grad_(True)
-        tokenize = tokenizer_of(checkpoint)
-        words = Words(self.model.get_input_embeddings().weight, tokenize, [*BEFORE, *AFTER])
-        before, after = (torch.tensor([t for text in texts for t in tokenize(text)]) for texts in (BEFORE, AFTER))
-        self.lessons = Lessons(
-            inner.language_model, self.model.config.text_config, words,
-            Readers(self.model.config.text_config), tokenize, before, after, WEIGHTS,
-        )  # fmt: skip
+        self.lessons = Lessons.of(self.model, checkpoint, BEFORE, AFTER)
         self.cells = cells_of(SIDE)
-        mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-        self._mean, self._deviation = (torch.tensor(x)[:, None, None] for x in (mean, deviation))
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def features(self, scenes: list[Scene]) -> Features:
         """What the tower makes of pictures: float16 (b, 256, 384)."""
-        pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).permute(0, 3, 1, 2).float() / 255
-        out = self.model.model.vision_tower((pixels - self._mean) / self._deviation).last_hidden_state[:, 1:]
+        out = self.model.model.vision_tower(pixel_values(scenes, MEAN, DEVIATION)).last_hidden_state[:, 1:]
         made: Features = out.half().numpy()
         return made
 
@@ -126,27 +112,23 @@ class Learner:
         """All tokens of each picture."""
         return Picture(tokens, torch.arange(N).expand(len(tokens), -1), N, self.cells)
 
-    def fill(self, pool: Pool, n: int, seed: int, sprite: Sprite, kept: Path) -> None:
-        """Put `n` scenes into the pool; the tower's features of them are kept in a file for the next run."""
-        rng, said = random.Random(f"pool {seed}"), time.monotonic()
+    def fill(self, pool: Pool, n: int, sprite: Sprite, kept: Path) -> None:
+        """Put the first `n` scenes of the pool into it, the same in every run: their features are kept in a file."""
+        rng, said = random.Random("pool"), time.monotonic()
         done = np.load(kept) if kept.is_file() else np.empty((0, N, 384), np.float16)
-        new: list[Features] = []
         for start in range(0, n, 8):
             scenes = [make_large(rng, sprite) for _ in range(min(8, n - start))]
             ready = start + len(scenes) <= len(done)
             made = done[start : start + len(scenes)] if ready else self.features(scenes)
-            if not ready:
-                new += list(made)
             for scene, one in zip(scenes, made, strict=True):
                 pool.add(scene, one)
             if time.monotonic() - said > 30:
                 print(f"tower: {len(pool.scenes)} of {n} scenes", file=sys.stderr, flush=True)
                 said = time.monotonic()
-        if new:
+        if n > len(done):
             kept.parent.mkdir(parents=True, exist_ok=True)
-            with kept.with_suffix(".new").open("wb") as file:
+            with replacing(kept) as part, part.open("wb") as file:
                 np.save(file, np.stack(pool.features))
-            kept.with_suffix(".new").replace(kept)
 
     def held_out(self, sprite: Sprite, n: int = 64) -> str:
         """Right answers about held-out scenes, all tokens."""
@@ -181,7 +163,7 @@ def train(args: argparse.Namespace) -> None:
     learner, sprite, pool = Learner(args.init), font_sprites(find_font(args.font)), Pool()
     run = Run(learner.model, learner.lessons, args.init, args.out, args.rate)
     kept = args.out.with_name(f"{args.out.name}.features.npy")
-    learner.fill(pool, args.scenes, args.seed, sprite, kept)
+    learner.fill(pool, args.scenes, sprite, kept)
     rng = random.Random(f"training {args.seed} {run.step}")  # another stream after a resume
 
     def lesson() -> Any:
