@@ -1,4 +1,4 @@
-"""Checkpoints for the conversion tests: tiny random LLaVAs made with transformers, and the trained tiny-llava.
+"""Checkpoints for the conversion tests: tiny random LLaVAs made with transformers, and the packaged tiny-llava.
 
 `plain_model` is the packaged language model before it was relabelled.
 """
@@ -56,12 +56,16 @@ def texts() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def tiny_llava() -> Path:
-    """The trained checkpoint (environment variable QAP_TINY_LLAVA, or beside the repository)."""
-    path = Path(os.environ.get("QAP_TINY_LLAVA", ROOT.parent / "shared" / "models" / "tiny-llava"))
-    if not (path / "config.json").is_file():
-        pytest.skip(f"no tiny-llava checkpoint in {path}; set QAP_TINY_LLAVA")
-    return path
+def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged model's checkpoint."""
+    pytest.importorskip("safetensors")
+    import tiny_checkpoint
+
+    if not tiny_checkpoint.TRAINED.is_file():
+        pytest.skip(f"no {tiny_checkpoint.TRAINED}; it is in the repository, not in the sdist")
+    folder = tmp_path_factory.mktemp("trained") / "tiny-llava"
+    tiny_checkpoint.build(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

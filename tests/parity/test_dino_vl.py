@@ -74,7 +74,10 @@ def test_it_converts(built: Path, tmp_path: Path) -> None:
 def test_what_is_exported_builds_the_same_again(built: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
-    tdv.export(tdv.Learner(built), tmp_path / "again.safetensors")
+    learner = tdv.Learner(built)
+    demo_run.Run(learner.model, learner.lessons, built, tmp_path / "out", 1e-3).export(
+        tmp_path / "again.safetensors", tdv.TAKEN
+    )
     first, again = load_file(dino_checkpoint.TRAINED), load_file(tmp_path / "again.safetensors")
     assert set(again) == set(first)
     for name, array in first.items():

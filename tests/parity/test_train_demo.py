@@ -7,16 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from PIL import Image
 
 import demo_questions as dq
 import emoji_scenes as es
+import emoji_scenes_hard as hard
+from qap_gguf import reference
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 demo_lessons: Any = pytest.importorskip("demo_lessons")
+demo_pictures: Any = pytest.importorskip("demo_pictures")
+straight_through: Any = pytest.importorskip("straight_through")
 demo_run: Any = pytest.importorskip("demo_run")
 tdm: Any = pytest.importorskip("train_demo_model")
 
@@ -49,6 +54,12 @@ def scenes_and_questions(n: int = 2, q: int = 5) -> tuple[list[es.Scene], list[l
     rng = random.Random(5)
     scenes = [es.make_scene(rng, block) for _ in range(n)]
     return scenes, [dq.ask_some(rng, scene, q, {}) for scene in scenes]
+
+
+def whole_lesson(learner: Any, scenes: list[es.Scene], asked: list[list[dq.Asked]], tally: Any) -> Any:
+    """All lessons about whole pictures."""
+    sight = learner.see(scenes)
+    return learner.loss(scenes, asked, learner.picture(sight, tdm.N, True), sight, tally)
 
 
 def alone(learner: Any, tokens: Any, at: Any, question: es.Question) -> tuple[list[float], bool]:
@@ -92,11 +103,88 @@ def test_image_tokens_are_those_of_transformers(learner: Any) -> None:
     mean, deviation = (torch.tensor(x)[:, None, None] for x in (tdm.MEAN, tdm.DEVIATION))
     pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        mine = learner.see(scenes)
+        mine = learner.see(scenes).tokens
         theirs = learner.model.model.get_image_features((pixels - mean) / deviation)
     theirs = getattr(theirs, "pooler_output", theirs)
     theirs = torch.stack(list(theirs)) if isinstance(theirs, (list, tuple)) else theirs
     np.testing.assert_allclose(mine.numpy(), theirs.reshape(mine.shape).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_class_token_looks_at_is_what_transformers_says(learner: Any) -> None:
+    scenes, _ = scenes_and_questions()
+    learner.model.set_attn_implementation("eager")
+    pixels = demo_lessons.pixel_values(scenes, tdm.MEAN, tdm.DEVIATION)
+    with torch.no_grad():
+        mine = learner.see(scenes).attention
+        theirs = learner.tower(pixels, output_attentions=True).attentions[tdm._LAYERS - 1].mean(1)[:, 0, 1:]
+    np.testing.assert_allclose(mine.numpy(), theirs.numpy(), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("d", "k"), [(256, 18), (256, 1), (200, 40), (64, 72)])
+def test_tokens_that_cover_are_those_that_the_package_keeps(d: int, k: int) -> None:
+    rng = np.random.default_rng(d + k)
+    tokens = rng.standard_normal((2, 72, d)).astype(np.float32) * rng.uniform(0.1, 3, (2, 72, 1)).astype(np.float32)
+    attention = rng.random((2, 72)).astype(np.float32)
+    sight = demo_pictures.Sight(torch.from_numpy(tokens), torch.from_numpy(attention))
+    scores, kept = demo_pictures.total_score(sight).numpy(), demo_pictures.covering(sight, k).numpy()
+    for i in range(2):
+        want = reference.score(tokens[i], semantic=attention[i]).total
+        np.testing.assert_allclose(scores[i], want, atol=1e-5)
+        np.testing.assert_array_equal(kept[i], reference.select(want, k, "coverage", features=tokens[i]))
+
+
+def test_scores_are_spread_by_chance_only_where_it_is_said() -> None:
+    torch.manual_seed(1)
+    sight = demo_pictures.Sight(torch.randn(1, 144, 256), torch.rand(1, 144))
+    same = {tuple(demo_pictures.covering(sight, 18)[0].tolist()) for _ in range(4)}
+    spread = {tuple(demo_pictures.covering(sight, 18, spread=True)[0].tolist()) for _ in range(4)}
+    assert len(same) == 1
+    assert len(spread) > 1
+
+
+def test_patches_of_one_thing_are_alike_or_apart() -> None:
+    labels = torch.zeros(1, tdm.N, dtype=torch.long)
+    labels[0, [0, 1, 2, 12, 9, 10]] = torch.tensor([5, 5, 5, 5, 8, 8])  # in the first and in the last cell of a row
+    tokens = torch.zeros(1, tdm.N, 4)
+    tokens[0, :, 0] = 1
+    tokens[0, [0, 1, 2, 12, 9, 10]] = torch.tensor([0.0, 3.0, 0.0, 0.0])
+    assert [float(x) for x in demo_pictures.apart(tokens, labels, demo_lessons.cells_of(tdm.SIDE))] == pytest.approx(
+        [0, 0], abs=1e-6
+    )
+    tokens[0, [0, 1]] = torch.tensor([0.0, 0.0, 2.0, 0.0])  # half of the first object looks in another direction
+    assert float(demo_pictures.apart(tokens, labels, demo_lessons.cells_of(tdm.SIDE))[1]) == pytest.approx(
+        0.25
+    )  # mean of 1 - (1/4 + 1/4) and 0
+
+
+def test_padding_is_not_looked_at_as_a_token(learner: Any) -> None:
+    scene = hard.make_wide(random.Random(3), block)
+    shown = tdm.shown_of([scene])
+    whole = demo_pictures.padded(scene)
+    assert whole.pixels.shape == (es.SIZE, es.SIZE, 3)
+    np.testing.assert_array_equal(whole.pixels[48:144], scene.pixels)
+    assert not demo_pictures.patch_labels(scene)[np.setdiff1d(np.arange(tdm.N), shown.numpy())].any()
+    sight = learner.see([scene])
+    assert learner.picture(sight, tdm.N, True, shown).at.tolist() == [shown.tolist()]
+    assert set(learner.picture(sight, 9, True, shown).at[0].tolist()) < set(shown.tolist())
+    asked = [dq.ask_some(random.Random(1), scene, 4, {})]
+    assert torch.isfinite(
+        learner.loss([scene], asked, learner.picture(sight, 9, True, shown), sight, demo_lessons.Tally())
+    )
+
+
+def test_rounded_weights_are_ggmls_and_still_learn() -> None:
+    weight = torch.randn(6, 64) * torch.tensor([1.0, 1e-3, 30.0, 0.0, 1.0, 1.0])[:, None]
+    packed = gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType.Q4_0)
+    want = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q4_0)
+    np.testing.assert_array_equal(straight_through.q4_0(weight).numpy(), want)
+    linear = torch.nn.Linear(64, 6, bias=False)
+    linear.weight.data = weight.clone()
+    straight_through.round_as_it_learns(linear)
+    x = torch.randn(3, 64)
+    np.testing.assert_allclose(linear(x).detach().numpy(), x.numpy() @ want.T, rtol=1e-5, atol=1e-5)
+    linear(x).sum().backward()
+    np.testing.assert_allclose(linear.weight.grad.numpy(), np.tile(x.sum(0).numpy(), (6, 1)), rtol=1e-5)
 
 
 def test_labels_are_the_answer_and_its_end_in_the_last_columns(checkpoint: Path) -> None:
@@ -148,7 +236,7 @@ def test_lessons_of_a_search_that_was_right_cost_nothing(learner: Any) -> None:
 @pytest.mark.parametrize("cover", [True, False])
 def test_kept_patches_are_in_order_and_once_each(learner: Any, k: int, cover: bool) -> None:
     tokens = torch.randn(3, tdm.N, 8)
-    picture = learner.picture(tokens, k, cover)
+    picture = learner.picture(demo_pictures.Sight(tokens, torch.rand(3, tdm.N)), k, cover)
     for i, row in enumerate(picture.at.tolist()):
         assert row == sorted(set(row))
         assert len(row) == k
@@ -157,8 +245,8 @@ def test_kept_patches_are_in_order_and_once_each(learner: Any, k: int, cover: bo
 
 def test_patches_are_labelled_by_what_they_show() -> None:
     scene = scenes_and_questions(1)[0][0]
-    labels = tdm.patch_labels(scene)
-    cells = tdm.cells_of(tdm.SIDE).numpy()
+    labels = demo_pictures.patch_labels(scene)
+    cells = demo_lessons.cells_of(tdm.SIDE).numpy()
     for placed in scene.objects:
         inside = labels[cells == placed.row * es.GRID + placed.column]
         assert set(inside) <= {0, es.EMOJI.index(placed.emoji) + 1}
@@ -173,7 +261,8 @@ def test_training_learns_stops_and_goes_on(
     monkeypatch.setattr(tdm, "find_font", lambda given: given)
     monkeypatch.setattr(tdm, "font_sprites", lambda font: block)
     out = tmp_path / "out"
-    words = ["--init", str(checkpoint), "--out", str(out), "--batch", "2", "--questions", "6", "--pruned", "0.5"]
+    words = ["--init", str(checkpoint), "--out", str(out), "--batch", "2", "--questions", "6", "--rounded"]
+    words += ["--bf16", "--export", str(tmp_path / "part.safetensors")]
     parser = tdm.parser()
     assert demo_run.main("t", tdm.train, parser.parse_args([*words, "--steps", "2"])) == 0
     assert "step 2: held out, K = 144: all " in capsys.readouterr().out
@@ -183,7 +272,7 @@ def test_training_learns_stops_and_goes_on(
     second = torch.load(out / demo_run.STATE)
     assert second["step"] == 3
     assert any(not torch.equal(first[name], second["weights"][name]) for name in first)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "part.safetensors"}
     import qap_gguf as qap
 
     assert qap.convert(out, tmp_path / "gguf", quantize="F16").model.is_file()
@@ -198,7 +287,7 @@ def test_a_signal_stops_and_saves(checkpoint: Path, tmp_path: Path, learner: Any
 
     def lesson() -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return learner.loss(scenes, asked, tdm.N, True, run.tally)
+        return whole_lesson(learner, scenes, asked, run.tally)
 
     before = signal.getsignal(signal.SIGTERM)
     run.go(lesson, lambda: "", 1000, 60)
@@ -214,13 +303,14 @@ def test_lessons_are_learnt(learner: Any, checkpoint: Path, tmp_path: Path) -> N
     losses: list[dict[str, float]] = []
 
     def lesson() -> Any:
-        loss = learner.loss(scenes, asked, tdm.N, True, run.tally)
+        loss = whole_lesson(learner, scenes, asked, run.tally)
         losses.append({name: some[-1] for name, some in run.tally.losses.items()})
         return loss
 
     run.go(lesson, lambda: "", 30, 60)
-    assert set(losses[0]) == {"answers", "search", "carry", "found", "places", "inside", "what"}
-    assert all(losses[-1][name] < losses[0][name] for name in losses[0]), (losses[0], losses[-1])
+    taught = {"answers", "search", "carry", "found", "inside", "what", "looks", "alike"}
+    assert set(losses[0]) == taught | {"places"}  # which weighs nothing here
+    assert all(losses[-1][name] < losses[0][name] for name in taught), (losses[0], losses[-1])
 
 
 def test_what_cannot_be_trained_is_one_line(

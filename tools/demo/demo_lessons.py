@@ -18,7 +18,7 @@ The readers are thrown away after training.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -33,7 +33,7 @@ import demo_forward
 from demo_questions import IGNORED, Asked, Packed, Tokenize, pack, texts_in_use
 from emoji_scenes import COLORS, EMOJI, GRID, Scene
 
-#: How much each lesson weighs; answers weigh 1.
+#: How much each lesson weighs where a model says nothing else; answers weigh 1.
 WEIGHTS: Final = {"search": 0.4, "carry": 0.2, "found": 0.3, "places": 0.3, "inside": 0.3}
 _OTHERS = 1024  # words that are wrong always, drawn anew for each step
 
@@ -158,14 +158,24 @@ class Lessons:
     tokenize: Tokenize
     before: Any
     after: Any
+    weights: Mapping[str, float]
 
     @classmethod
-    def of(cls, model: Any, checkpoint: Path, before: Sequence[str], after: Sequence[str]) -> Lessons:
-        """Lessons of transformers' model of a checkpoint; `before`, `after`: texts, each tokenized by itself."""
+    def of(cls, model: Any, checkpoint: Path, before: Sequence[str], after: Sequence[str], **weights: float) -> Lessons:
+        """Lessons of transformers' model of a checkpoint.
+
+        Args:
+            model: of the checkpoint.
+            checkpoint: folder; its tokenizer is used.
+            before, after: texts on both sides of the image tokens, each tokenized by itself.
+            weights: in place of ``WEIGHTS``.
+        """
         tokenize, config = tokenizer_of(checkpoint), model.config.text_config
         words = Words(model.get_input_embeddings().weight, tokenize, [*before, *after])
         ends = [torch.tensor([t for text in end for t in tokenize(text)], dtype=torch.long) for end in (before, after)]
-        return cls(model.model.language_model, config, words, Readers(config), tokenize, *ends)
+        return cls(
+            model.model.language_model, config, words, Readers(config), tokenize, ends[0], ends[1], WEIGHTS | weights
+        )
 
     def answers(self, picture: Picture, packed: Packed) -> tuple[Any, Any, demo_forward.Seen]:
         """(loss of each label, right or not of each question (b, q), what was seen inside)."""
@@ -208,7 +218,7 @@ class Lessons:
         for name, part in parts.items():
             tally.losses[name].append(part.item())
         tally.take(asked, right)
-        return sum(WEIGHTS.get(name, 1.0) * part for name, part in parts.items())
+        return sum(self.weights.get(name, 1.0) * part for name, part in parts.items())
 
     def _search(
         self, picture: Picture, asked: Sequence[Sequence[Asked]], packed: Packed, seen: demo_forward.Seen

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-import os
 import shutil
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +17,8 @@ from torch import nn
 
 from demo_lessons import Lessons, Tally, rate_at
 from emoji_scenes import SceneError
+from folders import replacing_folder
+from qap_gguf.files.atomic import replacing
 
 STATE: Final = "train_state.pt"
 _COPIED: Final = (
@@ -34,25 +33,6 @@ class TrainError(Exception):
     """Training is not possible here; the message is one line with the cure."""
 
 
-@contextlib.contextmanager
-def replacing_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `out` at the end of the block, or is removed if the block raises."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield made
-        made.chmod(0o755)  # mkdtemp's is for its owner alone
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-            os.replace(out, old / out.name)
-            os.replace(made, out)
-            shutil.rmtree(old)
-        else:
-            os.replace(made, out)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
 class Run:
     """One run: a transformers model, its lessons, and what it is asked.
 
@@ -62,10 +42,11 @@ class Run:
         init: the checkpoint that it came from.
         out: folder to save to.
         rate: highest learning rate of AdamW.
+        bf16: multiply matrices in bfloat16 as it learns.
     """
 
-    def __init__(self, model: Any, lessons: Lessons, init: Path, out: Path, rate: float) -> None:
-        self.model, self.lessons, self.init, self.out, self.rate = model, lessons, init, out, rate
+    def __init__(self, model: Any, lessons: Lessons, init: Path, out: Path, rate: float, bf16: bool = False) -> None:
+        self.model, self.lessons, self.init, self.out, self.rate, self.bf16 = model, lessons, init, out, rate, bf16
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         self.trained = [*trained, lessons.words.rows, *lessons.readers.parameters()]
         self.optimizer = torch.optim.AdamW(self.trained, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -92,6 +73,19 @@ class Run:
             self.model.to(torch.float32).load_state_dict(weights)
             for name in _COPIED:
                 shutil.copyfile(self.init / name, made / name)
+
+    def export(self, file: Path, taken: Sequence[str]) -> None:
+        """Write weights but those with `taken` in their names, and the embeddings in use, as float16."""
+        from safetensors.torch import save_file
+
+        words = self.lessons.words
+        words.put_back()
+        skip = (*taken, "embed_tokens", "lm_head")
+        state = self.model.state_dict()
+        trained = {name: x.half().contiguous() for name, x in state.items() if not any(part in name for part in skip)}
+        trained |= {"words": words.used.to(torch.int32), "rows": words.table[words.used].half()}
+        with replacing(file) as part:
+            save_file(trained, part)
 
     def _learn(self, loss: Any, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -124,7 +118,9 @@ class Run:
             while not stopped and self.step < steps and time.monotonic() - started < 60 * minutes:
                 by_steps = (self.step - first) / max(1, steps - first)
                 by_time = 0.0 if math.isinf(minutes) else (time.monotonic() - started) / (60 * minutes)
-                self._learn(lesson(), rate_at(max(by_steps, by_time), self.step - first, self.rate))
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                    loss = lesson()
+                self._learn(loss, rate_at(max(by_steps, by_time), self.step - first, self.rate))
                 now = time.monotonic()
                 if now - said > _SAY_EVERY:
                     print(f"step {self.step}: {self.tally.line()}", file=sys.stderr, flush=True)
@@ -151,6 +147,10 @@ def arguments(about: str, rate: float, batch: int) -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=float, default=rate, help=f"highest learning rate (default: {rate:g})")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes and training (default: 0)")
+    parser.add_argument("--export", type=Path, help="file for the part that the tool which builds the checkpoint reads")
+    parser.add_argument(
+        "--bf16", action="store_true", help="multiply in bfloat16: faster where the CPU has instructions for it"
+    )
     parser.add_argument("--font", type=Path, help="Noto Color Emoji, where it is not found by itself")
     return parser
 

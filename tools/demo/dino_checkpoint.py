@@ -21,16 +21,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from demo_run import replacing_folder
 from dino_tower import WIDTH, TowerError, tower_tensors
+from folders import replacing_folder
+from packaged_parts import END, IMAGE, START, Packaged
 
 TRAINED: Final = Path(__file__).with_name("dino-vl.safetensors")
 D: Final = 256  #: width of the language model
 LAYERS: Final = 4
 SIDE: Final = 16  #: patches of a side
-_IMAGE, _START, _END = 5, 1, 2  # tokens
 _TABLE: Final = "model.language_model.embed_tokens.weight"
 
 
@@ -40,8 +39,8 @@ def config() -> dict[str, Any]:
         "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": D, "intermediate_size": 3 * D,
         "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 4, "hidden_act": "silu",
         "vocab_size": 49152, "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048,
-        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}, "bos_token_id": _START,
-        "eos_token_id": _END, "pad_token_id": _END,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}, "bos_token_id": START,
+        "eos_token_id": END, "pad_token_id": END,
     }  # fmt: skip
     vision = {
         "model_type": "internvl_vision", "architectures": ["InternVisionModel"], "hidden_size": WIDTH,
@@ -52,7 +51,7 @@ def config() -> dict[str, Any]:
     }  # fmt: skip
     return {
         "model_type": "internvl", "architectures": ["InternVLForConditionalGeneration"], "text_config": text,
-        "vision_config": vision, "image_token_id": _IMAGE, "image_seq_length": SIDE * SIDE, "downsample_ratio": 1.0,
+        "vision_config": vision, "image_token_id": IMAGE, "image_seq_length": SIDE * SIDE, "downsample_ratio": 1.0,
         "vision_feature_layer": -1, "vision_feature_select_strategy": "default", "projector_hidden_act": "gelu",
         "tie_word_embeddings": True, "dtype": "float32",
     }  # fmt: skip
@@ -66,53 +65,6 @@ def preprocessor() -> dict[str, Any]:
         "image_processor_type": "GotOcr2ImageProcessor", "do_resize": True, "size": size, "crop_size": size,
         "image_mean": mean, "image_std": deviation,
     }  # fmt: skip
-
-
-class Packaged:
-    """Tokenizer and embedding table of the packaged language model."""
-
-    def __init__(self) -> None:
-        import gguf
-
-        import qap_gguf
-
-        self._reader: Any = gguf.GGUFReader(qap_gguf.packaged_model().model)
-        self._dequantize: Any = gguf.quants.dequantize
-
-    def _field(self, name: str) -> Any:
-        return self._reader.fields[f"tokenizer.{name}"].contents()
-
-    def embeddings(self) -> NDArray[np.float32]:
-        """Float32, (words, 256)."""
-        table = next(tensor for tensor in self._reader.tensors if tensor.name == "token_embd.weight")
-        return np.array(self._dequantize(table.data, table.tensor_type), np.float32)
-
-    def write_tokenizer(self, folder: Path) -> None:
-        """Write tokenizer.json and the files beside it, for transformers and `qap-gguf convert`."""
-        words, kinds = self._field("ggml.tokens"), self._field("ggml.token_type")
-        special = [(i, word) for i, (word, kind) in enumerate(zip(words, kinds, strict=True)) if kind == 3]
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        tokenizer = {
-            "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
-            "added_tokens": [{"id": i, "content": word, **flags} for i, word in special],
-            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-            "post_processor": None,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-            "model": {
-                "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
-                "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                "vocab": {word: i for i, word in enumerate(words)},
-                "merges": [merge.split(" ", 1) for merge in self._field("ggml.merges")],
-            },
-        }  # fmt: skip
-        names = {"bos_token": words[_START], "eos_token": words[_END], "pad_token": words[_END]}
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2048, **names}
-        ends = {"bos_token_id": _START, "eos_token_id": _END, "pad_token_id": _END}
-        for name, content in (
-            ("tokenizer.json", tokenizer), ("tokenizer_config.json", settings), ("generation_config.json", ends),
-        ):  # fmt: skip
-            (folder / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        (folder / "chat_template.jinja").write_text(self._field("chat_template"), encoding="utf-8")
 
 
 def build(wheel: Path, out: Path, trained: Path = TRAINED) -> None:

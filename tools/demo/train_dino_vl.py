@@ -35,6 +35,7 @@ SIDE: Final = 16  #: patches of a side
 N: Final = SIDE * SIDE
 BEFORE, AFTER = ("<|im_start|>user\n", "<img>"), ("</img>",)  # each tokenized by itself
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pixels the tower was trained on
+TAKEN: Final = ("vision_tower",)  #: what dino_checkpoint.py takes from elsewhere
 _DRAWN: Final = 0.4  # share of scenes that are as they were drawn
 _NO_PIXELS: Final = np.zeros((0, 0, 3), np.uint8)
 
@@ -143,25 +144,12 @@ class Learner:
         return ", ".join(f"{kind} {some:.1f}" for kind, some in judge(right, asked).items())
 
 
-def export(learner: Learner, file: Path) -> None:
-    """Write what was trained, in float16: what dino_checkpoint.py does not find elsewhere."""
-    from safetensors.torch import save_file
-
-    words = learner.lessons.words
-    words.put_back()
-    state = learner.model.state_dict()
-    skip = ("vision_tower", "embed_tokens", "lm_head")
-    trained = {name: x.half().contiguous() for name, x in state.items() if not any(part in name for part in skip)}
-    trained |= {"words": words.used.to(torch.int32), "rows": words.table[words.used].half()}
-    save_file(trained, file)
-
-
 def train(args: argparse.Namespace) -> None:
     """Train until the steps or the minutes are over."""
     if args.scenes < 1:
         raise TrainError(f"expected at least one scene, got --scenes {args.scenes}")
     learner, sprite, pool = Learner(args.init), font_sprites(find_font(args.font)), Pool()
-    run = Run(learner.model, learner.lessons, args.init, args.out, args.rate)
+    run = Run(learner.model, learner.lessons, args.init, args.out, args.rate, args.bf16)
     kept = args.out.with_name(f"{args.out.name}.features.npy")
     learner.fill(pool, args.scenes, sprite, kept)
     rng = random.Random(f"training {args.seed} {run.step}")  # another stream after a resume
@@ -175,14 +163,13 @@ def train(args: argparse.Namespace) -> None:
 
     run.go(lesson, lambda: learner.held_out(sprite), args.steps, args.minutes)
     if args.export is not None:
-        export(learner, args.export)
+        run.export(args.export, TAKEN)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = arguments(str(__doc__).splitlines()[0], rate=4e-4, batch=8)
     options.add_argument("--scenes", type=int, default=4800, help="that the tower sees (default: 4800)")
-    options.add_argument("--export", type=Path, help="file for the trained part, for dino_checkpoint.py")
     return options
 
 
