@@ -16,6 +16,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 import qap_gguf as qap
 from qap_gguf import _core
@@ -87,6 +88,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     hf = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     size = hf.config.vision_config.image_size
     pixels = np.random.default_rng(5).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    if request.param == "tiny-llava":  # a picture that it knows: it was trained on pictures, not on noise
+        pixels = np.array(Image.open(qap.packaged_model().sample).convert("RGB"))
     # f32 in the KV cache as well, so that nothing but the order of sums differs
     llama = llama_cpp.Llama(
         str(files.model), n_ctx=512, type_k=0, type_v=0, flash_attn=False, verbose=False, n_threads=2

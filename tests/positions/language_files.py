@@ -7,6 +7,7 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import llama_cpp
 import numpy as np
@@ -106,12 +107,15 @@ def language_file(path: Path, name: str = "llama", more: list[Key] | None = None
     return build(path, [*language_keys(arch, shape), *(more or []), *aligned], language_tensors(shape), alignment)
 
 
-def logits(model: Path, ids: list[int]) -> Array:
-    """Logits at every position, float32 (n, n_vocab), with an F32 KV cache."""
-    llama = llama_cpp.Llama(
-        str(model), n_ctx=256, n_threads=1, n_threads_batch=1, logits_all=True, type_k=0, type_v=0, flash_attn=False,
-        verbose=False,
-    )  # fmt: skip
+def logits(model: Path, ids: list[int], *, repack: bool = True) -> Array:
+    """Logits at every position, float32 (n, n_vocab), with an F32 KV cache; `repack`: ggml may reorder weights."""
+    params = llama_cpp.llama_model_default_params()
+    params.use_extra_bufts = repack
+    with mock.patch.object(llama_cpp.llama_cpp, "llama_model_default_params", lambda: params):
+        llama = llama_cpp.Llama(
+            str(model), n_ctx=256, n_threads=1, n_threads_batch=1, logits_all=True, type_k=0, type_v=0,
+            flash_attn=False, verbose=False,
+        )  # fmt: skip
     try:
         llama.eval(ids)
         return np.array(llama.scores[: len(ids)])
