@@ -111,7 +111,7 @@ def logits(model: Path, ids: list[int], *, repack: bool = True) -> Array:
     """Logits at every position, float32 (n, n_vocab), with an F32 KV cache; `repack`: ggml may reorder weights."""
     params = llama_cpp.llama_model_default_params()
     params.use_extra_bufts = repack
-    with mock.patch.object(llama_cpp.llama_cpp, "llama_model_default_params", lambda: params):
+    with mock.patch.object(llama_cpp.llama_cpp, "llama_model_default_params", return_value=params):
         llama = llama_cpp.Llama(
             str(model), n_ctx=256, n_threads=1, n_threads_batch=1, logits_all=True, type_k=0, type_v=0,
             flash_attn=False, verbose=False,

@@ -30,7 +30,7 @@ F32_LIMIT = 1e-10
 QUANTIZED_LIMIT = 1e-9
 #: their kernels take rows in blocks, and a row that moved to another block is summed in another order
 ROUNDED_LIMIT = dict.fromkeys(("F16", "BF16"), 1e-5)
-#: the same where ggml reorders their weights for the CPU (Q4_0: with AVX-512); as they lie in the file there is no block
+#: the same where ggml reorders their weights for the CPU (Q4_0: with AVX-512)
 REPACKED_LIMIT = dict.fromkeys(("Q4_0", "IQ4_NL"), 1e-5)
 
 
