@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import dino_checkpoint
 import tiny_checkpoint
 
 torch: Any = pytest.importorskip("torch")
@@ -60,3 +62,14 @@ def test_what_cannot_be_built_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert "choose another folder" in said[0]
     assert "--trained" in said[1]
     assert not (tmp_path / "o").exists()
+
+
+def test_a_library_that_is_missing_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    for main in (tiny_checkpoint.main, lambda words: dino_checkpoint.main(["none.whl", *words])):
+        assert main([str(tmp_path / "o")]) == 1
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert "pip install safetensors" in said[0]

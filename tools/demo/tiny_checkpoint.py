@@ -104,6 +104,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         build(args.out, args.trained)
+    except ImportError as err:
+        print(f"tiny_checkpoint: error: {err}; pip install safetensors", file=sys.stderr)
+        return 1
     except (CheckpointError, OSError) as err:
         print(f"tiny_checkpoint: error: {err}", file=sys.stderr)
         return 1
