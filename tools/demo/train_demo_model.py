@@ -47,7 +47,7 @@ from straight_through import round_as_it_learns
 BEFORE: Final = "<|im_start|>user\n"
 MEAN: Final = (0.48145466, 0.4578275, 0.40821073)  #: of the pixels in training, red, green and blue
 DEVIATION: Final = (0.26862954, 0.26130258, 0.27577711)
-_LAYERS: Final = 5  # of the tower: vision_feature_layer is -2 of 6
+_LAYERS: Final = 5  # of the tower
 TAKEN: Final = ("vision_tower", "multi_modal_projector")  #: what tiny_checkpoint.py takes from the packaged mmproj
 _KEPT: Final = (12, 48)  # tokens of a pruned picture, from and to
 _FOR_CAPTIONS: Final = 36  # at least: they tell everything
