@@ -14,6 +14,7 @@ from PIL import Image
 import dino_checkpoint
 import dino_tower
 import emoji_scenes as es
+from parity.built import check_export, check_tokens, check_whole
 
 torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
@@ -43,24 +44,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_checkpoint_is_whole(built: Path) -> None:
-    load = transformers.InternVLForConditionalGeneration.from_pretrained
-    model, said = load(built, dtype=torch.float32, output_loading_info=True)
-    assert not said["missing_keys"]
-    assert not said["unexpected_keys"]
-    assert not said["mismatched_keys"]
-    assert model.config.image_seq_length == tdv.N
+    check_whole(transformers.InternVLForConditionalGeneration, built, tdv.N)
 
 
 def test_its_tokens_are_those_of_the_packaged_model(built: Path, texts: list[str]) -> None:
-    import llama_cpp
-
-    import qap_gguf as qap
-
-    theirs = llama_cpp.Llama(str(qap.packaged_model().model), vocab_only=True, verbose=False)
-    ours = transformers.AutoTokenizer.from_pretrained(built)
-    for text in [text for text in texts if text] + ["<|im_start|>user\n<img>x</img><|im_end|>"]:
-        want = theirs.tokenize(text.encode(), add_bos=False, special=True)
-        assert ours(text, add_special_tokens=False).input_ids == want, text
+    check_tokens(built, [text for text in texts if text] + ["<|im_start|>user\n<img>x</img><|im_end|>"])
 
 
 def test_it_converts(built: Path, tmp_path: Path) -> None:
@@ -72,16 +60,7 @@ def test_it_converts(built: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_exported_builds_the_same_again(built: Path, tmp_path: Path) -> None:
-    from safetensors.numpy import load_file
-
-    learner = tdv.Learner(built)
-    demo_run.Run(learner.model, learner.lessons, built, tmp_path / "out", 1e-3).export(
-        tmp_path / "again.safetensors", tdv.TAKEN
-    )
-    first, again = load_file(dino_checkpoint.TRAINED), load_file(tmp_path / "again.safetensors")
-    assert set(again) == set(first)
-    for name, array in first.items():
-        np.testing.assert_array_equal(again[name], array, err_msg=name)
+    check_export(tdv, built, dino_checkpoint.TRAINED, tmp_path)
 
 
 def test_training_goes_on_with_the_features_that_it_has(

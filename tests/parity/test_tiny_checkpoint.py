@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import dino_checkpoint
 import tiny_checkpoint
+from parity.built import check_export, check_tokens, check_whole
 
 torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
@@ -21,36 +21,15 @@ pytestmark = pytest.mark.parity
 
 
 def test_the_checkpoint_is_whole(tiny_llava: Path) -> None:
-    load = transformers.LlavaForConditionalGeneration.from_pretrained
-    model, said = load(tiny_llava, dtype=torch.float32, output_loading_info=True)
-    assert not said["missing_keys"]
-    assert not said["unexpected_keys"]
-    assert not said["mismatched_keys"]
-    assert model.config.image_seq_length == tdm.N
+    check_whole(transformers.LlavaForConditionalGeneration, tiny_llava, tdm.N)
 
 
 def test_its_tokens_are_those_of_the_packaged_model(tiny_llava: Path, texts: list[str]) -> None:
-    import llama_cpp
-
-    import qap_gguf as qap
-
-    theirs = llama_cpp.Llama(str(qap.packaged_model().model), vocab_only=True, verbose=False)
-    ours = transformers.AutoTokenizer.from_pretrained(tiny_llava)
-    for text in [text for text in texts if text] + ["<|im_start|>user\n<image>\nx<|im_end|>"]:
-        want = theirs.tokenize(text.encode(), add_bos=False, special=True)
-        assert ours(text, add_special_tokens=False).input_ids == want, text
+    check_tokens(tiny_llava, [text for text in texts if text] + ["<|im_start|>user\n<image>\nx<|im_end|>"])
 
 
 def test_what_is_exported_builds_the_same_again(tiny_llava: Path, tmp_path: Path) -> None:
-    from safetensors.numpy import load_file
-
-    learner = tdm.Learner(tiny_llava)
-    run = demo_run.Run(learner.model, learner.lessons, tiny_llava, tmp_path / "out", 1e-3)
-    run.export(tmp_path / "again.safetensors", tdm.TAKEN)
-    first, again = load_file(tiny_checkpoint.TRAINED), load_file(tmp_path / "again.safetensors")
-    assert set(again) == set(first)
-    for name, array in first.items():
-        np.testing.assert_array_equal(again[name], array, err_msg=name)
+    check_export(tdm, tiny_llava, tiny_checkpoint.TRAINED, tmp_path)
 
 
 def test_what_cannot_be_built_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,7 +116,7 @@ def test_what_the_class_token_looks_at_is_what_transformers_says(learner: Any) -
     pixels = demo_lessons.pixel_values(scenes, tdm.MEAN, tdm.DEVIATION)
     with torch.no_grad():
         mine = learner.see(scenes).attention
-        theirs = learner.tower(pixels, output_attentions=True).attentions[tdm._LAYERS - 1].mean(1)[:, 0, 1:]
+        theirs = learner.tower(pixels, output_attentions=True).attentions[tdm.LAYERS - 1].mean(1)[:, 0, 1:]
     np.testing.assert_allclose(mine.numpy(), theirs.numpy(), rtol=1e-4, atol=1e-7)
 
 

@@ -15,6 +15,7 @@ import pytest
 from llama_cpp import llama_chat_format
 
 import qap_gguf as qap
+from demo_questions import texts_in_use
 from positions.language_files import nmse
 from qap_gguf.cli.main import main
 from qap_gguf.convert.relabel.cache import relabelled_copy
@@ -68,6 +69,21 @@ def test_logits_along_a_hundred_prompts_are_those_of_the_original(plain_model: P
             llama.reset()
     for llama in both:
         llama.close()
+
+
+def test_greedy_continuations_of_a_hundred_prompts_are_equal(plain_model: Path) -> None:
+    """Of questions that the model knows, so that its words are no chance."""
+    both = (FILES.model, plain_model)
+    first, second = (llama_cpp.Llama(str(path), n_ctx=128, n_threads=1, verbose=False) for path in both)
+    for text in [text for text in texts_in_use() if text.startswith("\n")][:100]:
+        prompt = first.tokenize(f"<|im_start|>user{text}".encode(), add_bos=False, special=True)
+        said = []
+        for llama in (first, second):
+            tokens = llama.generate(prompt, temp=0.0)
+            said.append([token for _, token in zip(range(6), tokens, strict=False)])
+        assert said[0] == said[1]
+    first.close()
+    second.close()
 
 
 def test_auto_is_keep(vlm: qap.VisionModel, image: qap.ImageEmbedding) -> None:

@@ -10,16 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
+import qap_gguf as qap
 from demo_lessons import cells_of
 from emoji_scenes import COLORS, EMOJI, GRID, SIZE, Scene
+from tiny_checkpoint import PATCH, SIDE
 
-PATCH: Final = 16  #: pixels of a side
-SIDE: Final = SIZE // PATCH  #: patches of a side
 N: Final = SIDE * SIDE
 ALL: Final = torch.arange(N)
 MIDDLE: Final = torch.arange(N // 4, N - N // 4)  #: the patches of a wide picture that are not padding
 _PADDING: Final = (122, 116, 104)  # llama.cpp's colour of padding
-_GROUP: Final = 128  # channels that share a scale, as in PruneConfig's defaults
 _JITTER: Final = 0.2
 
 
@@ -74,44 +73,27 @@ def apart(tokens: Any, labels: Any, cells: Any) -> tuple[Any, Any]:
     return found[:, 0].mean(), found[:, 1:][n_patches[:, 1:] > 1].mean()
 
 
-def _min_max(values: Any) -> Any:
-    low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
-    return (values - low) / (high - low).clamp(min=1e-12)
-
-
 def total_score(sight: Sight) -> Any:
-    """The package's score by its defaults, (b, n): alpha 0.7, error int4, outlier range.
-
-    tests/parity/test_train_demo.py compares it with `qap_gguf.reference`.
-    """
-    tokens = sight.tokens.float()
-    groups = torch.nn.functional.pad(tokens, (0, -tokens.shape[-1] % _GROUP)).unflatten(-1, (-1, _GROUP))
-    scale = groups.abs().amax(-1, keepdim=True) / 7
-    error = (groups - scale * (groups / (scale + 1e-8)).round()).square().sum((-1, -2)).sqrt()
-    outlier = tokens.amax(-1) - tokens.amin(-1)
-    return 0.7 * _min_max(sight.attention.float()) + 0.15 * _min_max(error) + 0.15 * _min_max(outlier)
+    """The package's score of each token by its defaults, float32 (b, n)."""
+    return torch.from_numpy(np.stack([qap.score(x, semantic=a).total for x, a in zip(*_arrays(sight), strict=True)]))
 
 
 def covering(sight: Sight, k: int, spread: bool = False) -> Any:
-    """Numbers of the `k` tokens that `select="coverage"` keeps, sorted, (b, k).
+    """Numbers of the `k` tokens that `select="coverage"` keeps, sorted, int64 (b, k).
 
     Args:
         sight: of b pictures.
         k: at least 1, at most n.
         spread: add a random number to each score, so that no choice becomes a habit.
     """
-    with torch.no_grad():
-        scores = total_score(sight)
-        if spread:
-            scores = scores + _JITTER * torch.rand(scores.shape)
-        weight = scores.argsort(-1).argsort(-1).float()[:, :, None] + 1
-        near = F.normalize(sight.tokens.float(), dim=-1)
-        near = near @ near.transpose(1, 2)
-        rows = torch.arange(len(near))
-        best, taken, kept = torch.zeros(scores.shape), torch.zeros(scores.shape, dtype=torch.bool), []
-        for _ in range(k):
-            gain = ((near - best[:, :, None]).clamp(min=0) * weight).sum(1).masked_fill(taken, -1)
-            kept.append(gain.argmax(1))
-            taken[rows, kept[-1]] = True
-            best = torch.maximum(best, near[rows, :, kept[-1]])
-    return torch.stack(kept, 1).sort(1).values
+    scores = total_score(sight)
+    if spread:
+        scores = scores + _JITTER * torch.rand(scores.shape)
+    tokens, _ = _arrays(sight)
+    kept = [qap.select(s, k, x, "coverage") for s, x in zip(scores.numpy(), tokens, strict=True)]
+    return torch.from_numpy(np.stack(kept).astype(np.int64))
+
+
+def _arrays(sight: Sight) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    tokens, attention = (np.ascontiguousarray(x.detach().float().numpy()) for x in sight)
+    return tokens, attention

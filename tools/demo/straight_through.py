@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import gguf
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-_BLOCK: Final = 32  # weights that share a scale
+_TYPE: Final = gguf.GGMLQuantizationType.Q4_0
 
 
 def q4_0(weight: Any) -> Any:
-    """What ggml's Q4_0 makes of a weight, float32 of the same shape; the last dimension a multiple of 32.
-
-    In each block the value of the largest size is -8 steps, and a step is rounded to float16.
-    """
-    blocks = weight.reshape(-1, _BLOCK)
-    step = blocks.gather(1, blocks.abs().argmax(1, keepdim=True)) / -8
-    inverse = torch.where(step == 0, 0, 1 / step)
-    whole = (blocks * inverse + 8.5).floor().clamp(0, 15) - 8
-    return (whole * step.half().float()).reshape(weight.shape)
+    """What ggml's Q4_0 makes of a weight, float32 of the same shape; the last dimension a multiple of 32."""
+    return torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), _TYPE), _TYPE))
 
 
 def round_as_it_learns(part: Any) -> None:

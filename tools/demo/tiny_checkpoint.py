@@ -11,30 +11,26 @@ no question uses are the packaged model's. Needs safetensors and this package.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+import packaged_parts
 from emoji_scenes import SIZE
-from folders import replacing_folder
-from packaged_parts import END, IMAGE, START, Packaged
+from packaged_parts import END, IMAGE, START
 
 TRAINED: Final = Path(__file__).with_name("tiny-llava.safetensors")
 LAYERS: Final = 5  #: of the tower
-_PATCH: Final = 16  # pixels
-_TABLE: Final = "model.language_model.embed_tokens.weight"
+PATCH: Final = 16  #: pixels of a side
+SIDE: Final = SIZE // PATCH  #: patches of a side
+MEAN: Final = (0.48145466, 0.4578275, 0.40821073)  #: of the pixels in training, red, green and blue
+DEVIATION: Final = (0.26862954, 0.26130258, 0.27577711)
 #: LLaVA reads the tower before this norm, and no mmproj holds it; transformers wants to find one.
 _UNUSED: Final = {
     f"model.vision_tower.post_layernorm.{name}": fill(192) for name, fill in (("weight", np.ones), ("bias", np.zeros))
 }
-
-
-class CheckpointError(Exception):
-    """The checkpoint cannot be built; the message is one line with the cure."""
 
 
 def config() -> dict[str, Any]:
@@ -48,12 +44,12 @@ def config() -> dict[str, Any]:
     }  # fmt: skip
     vision = {
         "model_type": "clip_vision_model", "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": LAYERS,
-        "num_attention_heads": 3, "hidden_act": "quick_gelu", "image_size": SIZE, "patch_size": _PATCH,
+        "num_attention_heads": 3, "hidden_act": "quick_gelu", "image_size": SIZE, "patch_size": PATCH,
         "num_channels": 3, "projection_dim": 192, "layer_norm_eps": 1e-5,
     }  # fmt: skip
     return {
         "model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "text_config": text,
-        "vision_config": vision, "image_token_index": IMAGE, "image_seq_length": (SIZE // _PATCH) ** 2,
+        "vision_config": vision, "image_token_index": IMAGE, "image_seq_length": SIDE**2,
         "vision_feature_layer": -1, "vision_feature_select_strategy": "default", "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True, "tie_word_embeddings": True, "dtype": "float16",
     }  # fmt: skip
@@ -61,56 +57,23 @@ def config() -> dict[str, Any]:
 
 def preprocessor() -> dict[str, Any]:
     """preprocessor_config.json: CLIP's own."""
-    mean, deviation = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
     return {
         "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": SIZE},
-        "crop_size": {"height": SIZE, "width": SIZE}, "image_mean": mean, "image_std": deviation,
+        "crop_size": {"height": SIZE, "width": SIZE}, "image_mean": MEAN, "image_std": DEVIATION,
     }  # fmt: skip
 
 
 def build(out: Path, trained: Path = TRAINED) -> None:
-    """Write the checkpoint `out`, whole or not at all.
-
-    Raises:
-        CheckpointError: there is no trained part, or `out` is there.
-    """
-    from safetensors.numpy import load_file, save_file
-
-    if out.exists():
-        raise CheckpointError(f"expected {out} to be free; choose another folder")
-    if not trained.is_file():
-        raise CheckpointError(f"expected the trained part, found no {trained}; give it with --trained")
-    parts = load_file(trained)
-    packaged = Packaged()
-    table = packaged.embeddings()
-    table[parts.pop("words")] = parts.pop("rows")
-    tensors = parts | packaged.image_side() | {_TABLE: table} | _UNUSED
-    with replacing_folder(out) as made:
-        save_file(
-            {name: array.astype(np.float16) for name, array in tensors.items()},
-            made / "model.safetensors",
-            metadata={"format": "pt"},
-        )
-        for name, content in (("config.json", config()), ("preprocessor_config.json", preprocessor())):
-            (made / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
-        packaged.write_tokenizer(made)
+    """Write the checkpoint `out`; see packaged_parts.build."""
+    packaged_parts.build(
+        out, trained, lambda packaged: {**packaged.image_side(), **_UNUSED}, np.float16, config(), preprocessor()
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; return its exit status: 0 done, 1 not possible here, 2 wrong usage."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--trained", type=Path, default=TRAINED, help="language model (default: ours)")
-    args = parser.parse_args(argv)
-    try:
-        build(args.out, args.trained)
-    except ImportError as err:
-        print(f"tiny_checkpoint: error: {err}; pip install safetensors", file=sys.stderr)
-        return 1
-    except (CheckpointError, OSError) as err:
-        print(f"tiny_checkpoint: error: {err}", file=sys.stderr)
-        return 1
-    return 0
+    args = packaged_parts.arguments(__doc__.splitlines()[0], TRAINED).parse_args(argv)
+    return packaged_parts.status("tiny_checkpoint", lambda: build(args.out, args.trained))
 
 
 if __name__ == "__main__":

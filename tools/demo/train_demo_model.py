@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from demo_lessons import Lessons, Picture, Tally, cells_of, judge, pixel_values
-from demo_pictures import ALL, MIDDLE, SIDE, N, Sight, apart, covering, padded, patch_labels
+from demo_pictures import ALL, MIDDLE, N, Sight, apart, covering, padded, patch_labels
 from demo_questions import Asked, ask_one, ask_some
 from demo_run import Run, arguments, main
 from emoji_scenes import (
@@ -43,11 +43,9 @@ from emoji_scenes import (
 )
 from emoji_scenes_hard import make_small, make_wide
 from straight_through import round_as_it_learns
+from tiny_checkpoint import DEVIATION, LAYERS, MEAN, SIDE
 
 BEFORE: Final = "<|im_start|>user\n"
-MEAN: Final = (0.48145466, 0.4578275, 0.40821073)  #: of the pixels in training, red, green and blue
-DEVIATION: Final = (0.26862954, 0.26130258, 0.27577711)
-_LAYERS: Final = 5  # of the tower
 TAKEN: Final = ("vision_tower", "multi_modal_projector")  #: what tiny_checkpoint.py takes from the packaged mmproj
 _KEPT: Final = (12, 48)  # tokens of a pruned picture, from and to
 _FOR_CAPTIONS: Final = 36  # at least: they tell everything
@@ -82,7 +80,7 @@ class Learner:
         tower = self.model.model.vision_tower
         self.tower: Any = getattr(tower, "vision_model", tower)
         for part in (
-            self.tower.embeddings, self.tower.pre_layrnorm, self.tower.encoder.layers[:_LAYERS],
+            self.tower.embeddings, self.tower.pre_layrnorm, self.tower.encoder.layers[:LAYERS],
             self.model.model.multi_modal_projector, self.model.model.language_model.layers,
             self.model.model.language_model.norm,
         ):  # fmt: skip
@@ -94,8 +92,8 @@ class Learner:
         """What the tower makes of whole pictures: 144 tokens each."""
         whole = [padded(scene) for scene in scenes]
         out = self.tower.pre_layrnorm(self.tower.embeddings(pixel_values(whole, MEAN, DEVIATION)))
-        for number, layer in enumerate(self.tower.encoder.layers[:_LAYERS]):
-            if number == _LAYERS - 1:
+        for number, layer in enumerate(self.tower.encoder.layers[:LAYERS]):
+            if number == LAYERS - 1:
                 attention = class_attention(layer, out)
             done = layer(out, None)
             out = done[0] if isinstance(done, tuple) else done

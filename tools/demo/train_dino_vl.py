@@ -27,14 +27,13 @@ from numpy.typing import NDArray
 from demo_lessons import Lessons, Picture, cells_of, judge, pixel_values
 from demo_questions import Asked, ask_some
 from demo_run import Run, TrainError, arguments, main
+from dino_checkpoint import DEVIATION, MEAN, SIDE
 from emoji_scenes import COLORS, GRID, HELD_OUT_SEED, Placed, Scene, Sprite, find_font, font_sprites, make_question
 from emoji_scenes_large import make_large
 from qap_gguf.files.atomic import replacing
 
-SIDE: Final = 16  #: patches of a side
 N: Final = SIDE * SIDE
 BEFORE, AFTER = ("<|im_start|>user\n", "<img>"), ("</img>",)  # each tokenized by itself
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pixels the tower was trained on
 TAKEN: Final = ("vision_tower",)  #: what dino_checkpoint.py takes from elsewhere
 _DRAWN: Final = 0.4  # share of scenes that are as they were drawn
 _NO_PIXELS: Final = np.zeros((0, 0, 3), np.uint8)
