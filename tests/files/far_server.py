@@ -28,7 +28,8 @@ class FarServer:
     Attributes:
         url: its address.
         folder: of its files.
-        sent: bytes of the bodies of files.
+        blocks: sizes of the parts of files' bodies, each noted before it is written: whoever has read a whole body
+            finds all of it here, and of one that was hung up on at most one block too many.
         asked: path and headers of each request.
         leads_to: the address of another server for ``/to``, and for the files of its hub.
         token: what its hub wants to know, None: nothing.
@@ -37,11 +38,16 @@ class FarServer:
 
     folder: Path
     url: str = ""
-    sent: int = 0
+    blocks: list[int] = field(default_factory=list)
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     leads_to: str = ""
     token: str | None = None
     gated: bool = False
+
+    @property
+    def sent(self) -> int:
+        """Bytes of the bodies of files."""
+        return sum(self.blocks)
 
     def paths(self) -> list[str]:
         """Paths of requests, in order."""
@@ -211,8 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
         with path.open("rb") as file:
             file.seek(begin)
             while begin < end and (block := file.read(min(_BLOCK, end - begin))):
+                self.far.blocks.append(len(block))
                 self.wfile.write(block)
-                self.far.sent += len(block)
                 begin += len(block)
         self.close_connection = True
 

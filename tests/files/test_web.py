@@ -22,21 +22,21 @@ LARGE = 256 * MIB  # far above what sockets hold
 
 
 @pytest.fixture(scope="module")
-def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarServer]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("far")
     (folder / "a.gguf").write_bytes(CONTENT)
     with (folder / "large.gguf").open("wb") as file:
         file.write(CONTENT)
         file.truncate(LARGE)
     (folder / "empty.gguf").touch()
+    return folder
+
+
+@pytest.fixture
+def far(folder: Path) -> Iterator[FarServer]:
+    """A server of each test's own: one that still writes to a test that hung up counts for no other test."""
     with serving_files(folder) as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def fresh(far: FarServer) -> None:
-    far.sent = 0
-    far.asked.clear()
 
 
 def test_ranges_grow_as_they_are_needed(far: FarServer) -> None:
