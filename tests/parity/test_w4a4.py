@@ -10,6 +10,7 @@ import pytest
 
 import qap_gguf as qap
 import qap_gguf.eval as qe
+from parity.built import dino_with_a_random_tower
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -40,12 +41,14 @@ def test_layers_are_rounded_and_nothing_else() -> None:
     assert max(len(group.unique()) for group in groups.flatten(0, 1)) <= 15
 
 
-def test_unrounded_answers_are_those_of_llama_cpp(tiny_llava: Path, tmp_path: Path) -> None:
-    files = qap.convert(tiny_llava, tmp_path, quantize="F32", keep_positions=False)
+@pytest.mark.parametrize("name", ["tiny-llava", "dino-vl"])
+def test_unrounded_answers_are_those_of_llama_cpp(name: str, tiny_llava: Path, tmp_path: Path) -> None:
+    checkpoint = tiny_llava if name == "tiny-llava" else dino_with_a_random_tower(tmp_path / "dino-vl")
+    files = qap.convert(checkpoint, tmp_path / "gguf", quantize="F32", keep_positions=True)
     sample = qap.packaged_model().sample
-    compared = qe.variants(["dense", "qap", "random"], [qe.Budget(n_keep=36)])
-    model = w4a4.TorchModel(tiny_llava, "W32A32")
-    with qap.VisionModel(files.mmproj, files.model, n_threads=1) as vlm:
+    compared = qe.variants(["dense", "qap", "random", "pool"], [qe.Budget(n_keep=36)])
+    model = w4a4.TorchModel(checkpoint, "W32A32")
+    with qap.VisionModel(files.mmproj, files.model, positions="keep", n_threads=1) as vlm:
         image = vlm.encode(sample)
         rows: dict[Any, Any] = {variant: w4a4.rows_for(vlm, image, variant) for variant in compared}
         for text in QUESTIONS:
@@ -53,4 +56,4 @@ def test_unrounded_answers_are_those_of_llama_cpp(tiny_llava: Path, tmp_path: Pa
             ours = qe.evaluate(vlm, [question], compared)
             theirs = w4a4.ask(model, question, rows, qe.Setup())
             assert [o.said for o in theirs] == [o.said for o in ours]
-            assert [o.n_kept for o in theirs] == [144, 36, 36]
+            assert [o.n_kept for o in theirs] == [image.n_tokens, 36, 36, 36]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -83,12 +83,32 @@ class Scene:
     Attributes:
         pixels: uint8, shape (192, 192, 3), RGB; (96, 192, 3) in wide scenes.
         objects: in the order they were drawn; in plain scenes 2 to 6, each in a cell of its own.
-        background: a key of ``COLORS``.
+        background: a key of ``COLORS``; of a patchwork that of its upper left quarter.
     """
 
     pixels: NDArray[np.uint8]
     objects: tuple[Placed, ...]
     background: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the objects of a picture lie.
+
+    Attributes:
+        counts: the smallest and the largest number of objects.
+        sizes: the smallest and the largest length of an object's longer side, in pixels.
+        lines: objects fill cells from the beginning of a line on, as letters do; else any cells.
+        patchwork: each quarter of the background has a colour of its own.
+    """
+
+    counts: tuple[int, int]
+    sizes: tuple[int, int]
+    lines: bool = False
+    patchwork: bool = False
+
+
+PLAIN: Final = Layout((2, 6), (32, 46))
 
 
 class Question(NamedTuple):
@@ -155,26 +175,48 @@ def add_noise(rng: random.Random, image: Image.Image) -> NDArray[np.uint8]:
     return pixels
 
 
-def make_scene(rng: random.Random, sprite: Sprite) -> Scene:
-    """Draw the next scene of `rng`. The order of the calls of `rng` is what makes a seed mean the same everywhere."""
-    n_objects = rng.randint(2, 6)
+def draw_object(rng: random.Random, image: Image.Image, sprite: Sprite, placed: Placed, sizes: tuple[int, int]) -> None:
+    """Draw an object somewhere in its cell, its longer side of `sizes[0]` to `sizes[1]` pixels."""
+    picture, cell = sprite(placed.emoji, rng.randint(*sizes)), image.width // GRID
+    x = placed.column * cell + rng.randint(0, max(0, cell - picture.width))
+    y = placed.row * cell + rng.randint(0, max(0, cell - picture.height))
+    image.paste(picture, (x, y), picture)
+
+
+def draw_layout(
+    rng: random.Random, sprite: Sprite, side: int, layout: Layout
+) -> tuple[Image.Image, tuple[Placed, ...], str]:
+    """Draw a picture of `side` x `side` pixels; return it, its objects and the background's colour.
+
+    The order of the calls of `rng` is what makes a seed mean the same everywhere.
+    """
+    n_objects = rng.randint(*layout.counts)
     background = rng.choice(list(COLORS))
-    image = Image.new("RGB", (SIZE, SIZE), COLORS[background])
-    objects = []
+    image = Image.new("RGB", (side, side), COLORS[background])
+    if layout.patchwork:
+        others, half = rng.sample([color for color in COLORS if color != background], 3), side // 2
+        for color, corner in zip(others, ((half, 0), (0, half), (half, half)), strict=True):
+            image.paste(COLORS[color], (*corner, corner[0] + half, corner[1] + half))
     cells = [(row, column) for row in range(GRID) for column in range(GRID)]
-    for row, column in rng.sample(cells, n_objects):
-        emoji = rng.choice(EMOJI)
-        picture = sprite(emoji, rng.randint(32, 46))
-        x = column * CELL + rng.randint(0, max(0, CELL - picture.width))
-        y = row * CELL + rng.randint(0, max(0, CELL - picture.height))
-        image.paste(picture, (x, y), picture)
-        objects.append(Placed(emoji, row, column))
-    return Scene(add_noise(rng, image), tuple(objects), background)
+    if layout.lines:
+        first = GRID * rng.randrange(GRID - (n_objects - 1) // GRID)
+        cells = cells[first : first + n_objects]
+    objects = []
+    for cell in rng.sample(cells, n_objects):
+        objects.append(Placed(rng.choice(EMOJI), *cell))
+        draw_object(rng, image, sprite, objects[-1], layout.sizes)
+    return image, tuple(objects), background
 
 
-def make_question(rng: random.Random, scene: Scene) -> Question:
-    """Ask the next question of `rng` about a scene, with its right answer."""
-    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+def make_scene(rng: random.Random, sprite: Sprite, layout: Layout = PLAIN) -> Scene:
+    """Draw the next scene of `rng`."""
+    image, objects, background = draw_layout(rng, sprite, SIZE, layout)
+    return Scene(add_noise(rng, image), objects, background)
+
+
+def make_question(rng: random.Random, scene: Scene, kinds: Mapping[str, int] = KINDS) -> Question:
+    """Ask the next question of `rng` about a scene, with its right answer; `kinds` as ``KINDS``."""
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
     emoji, row, column = rng.choice(scene.objects)
     name, present = NAMES[emoji], {placed.emoji for placed in scene.objects}
     if kind == "where" and sum(placed.emoji == emoji for placed in scene.objects) > 1:

@@ -21,12 +21,14 @@ from emoji_scenes import (
     GRID,
     NAMES,
     NUMBERS,
+    PLAIN,
     SIZE,
     Placed,
     Question,
     Scene,
     Sprite,
     add_noise,
+    draw_object,
     make_question,
     make_scene,
 )
@@ -51,16 +53,6 @@ def _cells(rng: random.Random, n: int) -> list[tuple[int, int]]:
     return rng.sample([(row, column) for row in range(GRID) for column in range(GRID)], n)
 
 
-def _place(
-    rng: random.Random, image: Image.Image, sprite: Sprite, placed: Placed, sizes: tuple[int, int] = (32, 46)
-) -> None:
-    """Draw an object somewhere in its cell."""
-    picture = sprite(placed.emoji, rng.randint(*sizes))
-    x = placed.column * CELL + rng.randint(0, max(0, CELL - picture.width))
-    y = placed.row * CELL + rng.randint(0, max(0, CELL - picture.height))
-    image.paste(picture, (x, y), picture)
-
-
 def make_distractors(rng: random.Random, sprite: Sprite) -> Scene:
     """One sort of object up to six times, among two to six others of which some look alike."""
     background, image = _canvas(rng)
@@ -70,7 +62,7 @@ def make_distractors(rng: random.Random, sprite: Sprite) -> Scene:
     sorts = [EMOJI[at]] * rng.randint(1, 6) + others
     objects = [Placed(emoji, *cell) for emoji, cell in zip(sorts, _cells(rng, len(sorts)), strict=True)]
     for placed in objects:
-        _place(rng, image, sprite, placed)
+        draw_object(rng, image, sprite, placed, PLAIN.sizes)
     return Scene(add_noise(rng, image), tuple(objects), background)
 
 
@@ -89,7 +81,7 @@ def make_relations(rng: random.Random, sprite: Sprite) -> Scene:
     n_objects = rng.randint(4, 9)
     objects = [Placed(e, *cell) for e, cell in zip(rng.sample(EMOJI, n_objects), _cells(rng, n_objects), strict=True)]
     for placed in objects:
-        _place(rng, image, sprite, placed)
+        draw_object(rng, image, sprite, placed, PLAIN.sizes)
     return Scene(add_noise(rng, image), tuple(objects), background)
 
 
@@ -111,7 +103,7 @@ def make_small(rng: random.Random, sprite: Sprite) -> Scene:
     n_objects = rng.randint(2, 6)
     objects = [Placed(rng.choice(EMOJI), *cell) for cell in _cells(rng, n_objects)]
     for placed in objects:
-        _place(rng, image, sprite, placed, _SMALL)
+        draw_object(rng, image, sprite, placed, _SMALL)
     return Scene(add_noise(rng, image), tuple(objects), background)
 
 
@@ -158,7 +150,7 @@ def make_wide(rng: random.Random, sprite: Sprite) -> Scene:
     cells = [(row, column) for row in range(1, GRID - 1) for column in range(GRID)]
     objects = [Placed(rng.choice(EMOJI), *cell) for cell in rng.sample(cells, rng.randint(2, 6))]
     for placed in objects:
-        _place(rng, image, sprite, placed)
+        draw_object(rng, image, sprite, placed, PLAIN.sizes)
     return Scene(add_noise(rng, image)[CELL : SIZE - CELL], tuple(objects), background)
 
 

@@ -11,34 +11,23 @@ import random
 from typing import Final
 
 import numpy as np
-from PIL import Image
 
-from emoji_scenes import COLORS, EMOJI, GRID, Placed, Scene, Sprite
+from emoji_scenes import GRID, Layout, Scene, Sprite, draw_layout
 
 SIDE: Final = 224  #: pixels of a side
 CELL: Final = SIDE // GRID
+LARGE: Final = Layout((1, 6), (34, CELL))
 _NOISE: Final = 8  # brightness levels up or down
 _LIGHT: Final = 18  # levels from the middle to the edge
 
 
-def make_large(rng: random.Random, sprite: Sprite) -> Scene:
+def make_large(rng: random.Random, sprite: Sprite, layout: Layout = LARGE) -> Scene:
     """Draw the next large scene of `rng`; its questions are those of plain scenes."""
-    n_objects = rng.randint(1, 6)
-    background = rng.choice(list(COLORS))
-    image = Image.new("RGB", (SIDE, SIDE), COLORS[background])
-    objects = []
-    cells = [(row, column) for row in range(GRID) for column in range(GRID)]
-    for row, column in rng.sample(cells, n_objects):
-        emoji = rng.choice(EMOJI)
-        picture = sprite(emoji, rng.randint(34, CELL))
-        x = column * CELL + rng.randint(0, max(0, CELL - picture.width))
-        y = row * CELL + rng.randint(0, max(0, CELL - picture.height))
-        image.paste(picture, (x, y), picture)
-        objects.append(Placed(emoji, row, column))
+    image, objects, background = draw_layout(rng, sprite, SIDE, layout)
     noise = np.random.RandomState(rng.randint(0, 2**31)).randint(-_NOISE, _NOISE + 1, (SIDE, SIDE, 3))
     pixels = np.asarray(image).astype(np.int16) + noise
     if rng.random() < 0.5:
         light = np.linspace(-_LIGHT, _LIGHT, SIDE)
         across = light[None, :, None] if rng.random() < 0.5 else light[:, None, None]
         pixels = pixels + (across * rng.choice((-1, 1))).astype(np.int16)
-    return Scene(np.clip(pixels, 0, 255).astype(np.uint8), tuple(objects), background)
+    return Scene(np.clip(pixels, 0, 255).astype(np.uint8), objects, background)

@@ -5,8 +5,8 @@
     python tools/demo/make_scenes.py --n 50 --kinds small,rows --choices 4 --out hard
 
 Plain scenes are described in emoji_scenes.py, the harder kinds in emoji_scenes_hard.py, scenes of 224 x 224 pixels
-("large", what dino-vl was trained on) in emoji_scenes_large.py. Everything follows from the
-seed, the Pillow version and the font.
+("large", what dino-vl was trained on) in emoji_scenes_large.py, other layouts of both in emoji_scenes_layouts.py.
+Everything follows from the seed, the Pillow version and the font.
 
 Held-out scenes: which seeds training used is not recorded. The default seed is a large number that nobody picks by
 habit, and there are more than 10**9 scenes of two objects alone: a scene of training hardly comes again.
@@ -30,8 +30,9 @@ from PIL import Image
 from emoji_scenes import HELD_OUT_SEED, SceneError, Sprite, find_font, font_sprites, make_question
 from emoji_scenes_hard import SCENE_KINDS, add_choices
 from emoji_scenes_large import make_large
+from emoji_scenes_layouts import LAYOUT_KINDS
 
-KINDS = SCENE_KINDS | {"large": (make_large, make_question)}
+KINDS = SCENE_KINDS | {"large": (make_large, make_question)} | LAYOUT_KINDS
 
 
 def write_scenes(
