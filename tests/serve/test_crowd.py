@@ -10,7 +10,6 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from serve.conftest import QUESTION, URI, Served, ask, serving
@@ -87,28 +86,38 @@ def crowd(server: Served, right: list[str], n_requests: int) -> list[Client]:
     return clients
 
 
-def calm(server: Served, resident: float) -> bool:
-    """No request is left, and the memory is at most 5 % above `resident`."""
-    return server.get("/health")[1]["requests"] == 0 and server.resident() <= 1.05 * resident
+def calm(server: Served, level: float, within_s: float) -> bool:
+    """No request is left, and the memory is soon at most 5 % above `level`."""
+    until = time.monotonic() + within_s
+    while not (ready := server.get("/health")[1]["requests"] == 0 and server.resident() <= 1.05 * level):
+        if time.monotonic() >= until:
+            break
+        time.sleep(0.2)
+    return ready
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
 def test_a_crowd() -> None:
-    # each thread's arena of glibc keeps some of what was freed in it, and the level wanders by some percent
+    # Each thread's arena of glibc keeps some of what was freed in it. With one arena the level after a crowd still
+    # wanders, from 202 to 220 MB in 28 crowds. So the highest level of three crowds counts, and what is above it may be
+    # gone after the next one. A leak grows with each.
     one_arena = {"MALLOC_ARENA_MAX": "1"}
     with serving("--ctx", "512", "--max-image-mb", "1", "--max-body-mb", "2", env=one_arena) as server:
         right = [
             server.post(ask(URI, question=question, prune=prune))[1]["choices"][0]["message"]["content"]
             for question, prune in GOOD
         ]
-        crowd(server, right, N_REQUESTS)  # warms up: allocators, thread pools, one of each hostile request
-        before = np.median([server.resident() for _ in range(3)])
+        level = 0.0
+        for _ in range(3):  # warms up: allocators, thread pools, one of each hostile request
+            crowd(server, right, N_REQUESTS)
+            level = max(level, server.resident())
         clients = crowd(server, right, N_REQUESTS)
         assert [client.wrong for client in clients] == [[]] * N_THREADS
         assert sum(client.n_right for client in clients) > 100
         assert sum(client.n_refused for client in clients) > 100
-        until = time.monotonic() + 10
-        while not calm(server, before) and time.monotonic() < until:
-            time.sleep(0.2)
-        assert calm(server, before), (server.resident(), before, server.get("/health"))
-        print(f"{before / 2**20:.1f} MiB after warm-up, {server.resident() / 2**20:.1f} MiB after the crowd")
+        found = []
+        while not calm(server, level, 3):
+            found.append(server.resident())
+            assert len(found) < 4, (level, found, server.get("/health"))
+            crowd(server, right, N_REQUESTS)
+        print(f"{level / 2**20:.1f} MiB after warm-up, {server.resident() / 2**20:.1f} MiB after the crowd")
