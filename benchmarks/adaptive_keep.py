@@ -49,8 +49,8 @@ def greedy(table: Array, weights: Array) -> tuple[list[int], Array]:
     """The tokens in the order in which `coverage` takes them, and what each adds, in parts of what all have together.
 
     Args:
-        table: cosines, shape (m, n): of what is to be stood for with the tokens.
-        weights: of what is to be stood for, at least 0, shape (m,).
+        table: cosines, shape (n, n).
+        weights: of each token, at least 0, shape (n,).
 
     Example:
         >>> order, gains = greedy(np.array([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]]), np.ones(3))
@@ -59,7 +59,7 @@ def greedy(table: Array, weights: Array) -> tuple[list[int], Array]:
     """
     similar = np.maximum(table, 0.0)
     covered, order, gains = np.zeros(len(table)), [], []
-    free = np.ones(table.shape[1], bool)
+    free = np.ones(len(table), bool)
     while free.any():
         found = np.where(free, weights @ np.maximum(similar - covered[:, None], 0.0), -1.0)
         order.append(int(found.argmax()))

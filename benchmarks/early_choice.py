@@ -11,9 +11,9 @@ A row is CHOICE:LAYER:FINAL. CHOICE says which patches layers after LAYER see:
   or minus their mean;
 - oracle: those that would be kept in the end if nothing were dropped, then the best. No encoder can know these.
 
-FINAL says how K of what is left are chosen: left, by `coverage` among what is left, as the package does it; all, by
-`coverage` that counts what was dropped as well (its hidden states, minus their mean, against those of what is left);
-oracle, those that would be kept if nothing were dropped.
+FINAL says how K of what is left are chosen: left, by `coverage` among what is left; all, by `coverage` that counts what
+was dropped as well, as the package does it (docs/method.md, section 9); oracle, those that would be kept if nothing
+were dropped.
 
 The tower runs in float32 in torch, the language model as in w4a4.py without rounding; scores are the package's. In
 brackets the kinds of questions at, color, count, is and where.
@@ -35,19 +35,15 @@ import torch
 from PIL import Image
 
 import qap_gguf as qap
-from adaptive_keep import greedy
 from qap_gguf.eval import Question, load_questions, markdown
-from qap_gguf.pruning.score import cosines
-from qap_gguf.reference.selection import ranks
 from w4a4 import Shown, TorchModel
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
 KINDS: Final = ("at", "color", "count", "is", "where")
 ROWS: Final = (
-    "none", "best:3:left", "oracle:3:oracle", "oracle:3:left", "block2:3:left", "block4:3:left", "grid:3:left",
-    "covering:3:left", "covering-centred:3:left", "best:6:left", "covering:6:left", "best:9:left", "best:3:all",
-    "covering:3:all", "covering-centred:3:all", "best:6:all", "covering:6:all", "best:9:all",
+    "none", "oracle:3:oracle", "best:3:left", "best:3:all", "block2:3:all", "block4:3:all", "grid:3:all",
+    "covering:3:all", "covering-centred:3:all", "best:6:left", "best:6:all", "best:9:left", "best:9:all",
 )  # fmt: skip
 CONFIG: Final = qap.PruneConfig(select="coverage")
 
@@ -141,12 +137,12 @@ def counting_the_dropped(left: Left, n: int) -> Indices:
     """`coverage`, where what was dropped has to be stood for too."""
     known = left.known
     dropped = np.setdiff1d(np.arange(len(known.total)), left.kept)
-    of_dropped = ranks(known.total[dropped]) if len(dropped) else np.empty(0)
-    weights = np.concatenate([len(dropped) + ranks(left.total), of_dropped])  # what was dropped had the lower scores
+    if len(dropped) == 0:
+        return FINALS["left"](left, n)
     hidden = known.hidden - known.hidden.mean(axis=0)
     hidden /= np.linalg.norm(hidden, axis=1, keepdims=True)
-    table = np.concatenate([cosines(left.tokens, n_threads=1), hidden[dropped] @ hidden[left.kept].T])
-    return np.sort(greedy(table.astype(np.float64), weights)[0][:n]).astype(np.int32)
+    others = known.total[dropped], hidden[left.kept] @ hidden[dropped].T
+    return qap.reference.select(left.total, n, "coverage", features=left.tokens, dropped=others)
 
 
 #: Each gives the places of the n that are kept among what is left, ascending.

@@ -1,5 +1,6 @@
 // bind-clip-text.cpp: CLIP's text tower of an mmproj file. The GIL is released while it loads and computes.
 #include "bindings.h"
+#include "qap-clip-text.h"
 #include "quiet.h"
 
 #include <memory>

@@ -66,6 +66,12 @@ static py::object report_of(const chunk_ref & chunk) {
         out["early"] = copy_array(r.early, (size_t) r.n_early);
     }
     put("early_total", r.early_total);
+    out["early_near"] = py::none();
+    if (r.early_near != nullptr) {
+        py::array_t<float> near({ (py::ssize_t) r.n_early, (py::ssize_t) r.n_dropped });
+        std::copy_n(r.early_near, (size_t) r.n_early * (size_t) r.n_dropped, near.mutable_data());
+        out["early_near"] = near;
+    }
     put("error", r.error);
     put("outlier", r.outlier);
     put("sensitivity", r.sensitivity);

@@ -49,7 +49,8 @@ static py::dict prune(
     const float_array & rows, int32_t n_planes, const std::vector<int32_t> & special,
     const std::vector<int32_t> & padding, const optional_floats & attention, const optional_floats & received,
     const optional_floats & prompt, const std::string & prompt_semantic, const qap_params & params, int32_t n_keep,
-    const std::optional<std::string> & device, int32_t n_threads, const optional_floats & channel_weights) {
+    const std::optional<std::string> & device, int32_t n_threads, const optional_floats & channel_weights,
+    const optional_floats & dropped_total, const optional_floats & dropped_near) {
     const auto n_special = (py::ssize_t) special.size(), n_padding = (py::ssize_t) padding.size();
     if (rows.ndim() != 2 || rows.shape(0) > INT32_MAX || rows.shape(1) > INT32_MAX || rows.shape(0) < n_special) {
         throw py::value_error("rows: expected shape (n_rows, n_embd)");
@@ -74,6 +75,16 @@ static py::dict prune(
     piece.prompt          = signal_data("prompt", prompt, n_tokens);
     piece.prompt_semantic = signal_id(prompt_semantic);
     piece.channel_weights = weights_data(channel_weights, rows.shape(1) / std::max(n_planes, 1));
+    if (dropped_total) {
+        const py::ssize_t n = dropped_total->size(), n_left = n_tokens - n_padding;
+        if (dropped_total->ndim() != 1 || !dropped_near || dropped_near->ndim() != 2 || dropped_near->shape(1) != n ||
+            dropped_near->shape(0) != n_left) {
+            throw py::value_error(
+                "dropped_total and dropped_near: expected shapes (n_dropped,) and (" + std::to_string(n_left) +
+                ", n_dropped)");
+        }
+        piece.dropped = { (int32_t) n, dropped_total->data(), dropped_near->data() };
+    }
 
     const py::ssize_t n_kept = n_keep + n_special;
     index_array       indices(n_keep), kept(n_kept);
@@ -127,5 +138,7 @@ void register_prune(py::module_ & m) {
         py::arg("padding"), py::arg("attention").noconvert().none(true), py::arg("received").noconvert().none(true),
         py::arg("prompt").noconvert().none(true), py::arg("prompt_semantic"), py::arg("params"), py::arg("n_keep"),
         py::arg("device").none(true), py::arg("n_threads"),
-        py::arg("channel_weights").noconvert().none(true) = py::none());
+        py::arg("channel_weights").noconvert().none(true) = py::none(),
+        py::arg("dropped_total").noconvert().none(true)   = py::none(),
+        py::arg("dropped_near").noconvert().none(true)    = py::none());
 }

@@ -106,6 +106,8 @@ struct qap_report {
     float   content[4]; /* where the picture lies on the grid: left, top, width, height, in tokens; zeros: not known */
     int32_t signal;     /* enum qap_semantic: what the relevance was made of */
     const float * early_total; /* [n_total] or NULL: what an early drop chose by; 0 for padding */
+    int32_t       n_dropped;   /* tokens that an early drop took, padding not counted; 0 where early_near is NULL */
+    const float * early_near;  /* [n_early, n_dropped]: see qap_dropped; NULL for more than 4096 tokens */
     const float * error; /* [n_total] or NULL; so are all that follow. 0 for padding and for what was dropped early */
     const float * outlier;
     const float * sensitivity;
@@ -228,23 +230,31 @@ QAP_API int qap_merge_average(
 
 /* --- pruning of one piece of a picture (the whole of it, or a tile): signal, scores, selection, rows --- */
 
+/* Tokens that an early drop took. They cannot be kept, and coverage keeps what stands for them. */
+struct qap_dropped {
+    int32_t       count;
+    const float * total; /* [count]: the scores that they were dropped by */
+    const float * near;  /* [tokens that are left, count]: cosines with them of what the layer gave, minus its mean */
+};
+
 /* What an encode left, in host memory. Rows are tokens in their order, and special rows among them, which are no tokens and
  * are always kept. Tokens that are padding are neither scored nor kept: statistics are over the others. What an early drop took
  * is padding here. */
 struct qap_piece {
-    const float *   rows; /* [n_rows, n_width] */
-    int32_t         n_rows;
-    int32_t         n_width;
-    int32_t         n_planes; /* scores and cosines look at the first n_width / n_planes numbers of a row */
-    const int32_t * special;  /* [n_special]: numbers among the rows, ascending */
-    int32_t         n_special;
-    const int32_t * padding; /* [n_padding]: numbers among the tokens, ascending */
-    int32_t         n_padding;
-    const float *   attention;       /* class-token attention, [n_tokens] or NULL */
-    const float *   received;        /* attention received, likewise */
-    const float *   prompt;          /* relevance to a prompt, likewise */
-    int32_t         prompt_semantic; /* which one: QAP_SEMANTIC_TEXT or QAP_SEMANTIC_CLIP_TEXT */
-    const float *   channel_weights; /* as for qap_score(), [n_width / n_planes] or NULL */
+    const float *      rows; /* [n_rows, n_width] */
+    int32_t            n_rows;
+    int32_t            n_width;
+    int32_t            n_planes; /* scores and cosines look at the first n_width / n_planes numbers of a row */
+    const int32_t *    special;  /* [n_special]: numbers among the rows, ascending */
+    int32_t            n_special;
+    const int32_t *    padding; /* [n_padding]: numbers among the tokens, ascending */
+    int32_t            n_padding;
+    const float *      attention;       /* class-token attention, [n_tokens] or NULL */
+    const float *      received;        /* attention received, likewise */
+    const float *      prompt;          /* relevance to a prompt, likewise */
+    int32_t            prompt_semantic; /* which one: QAP_SEMANTIC_TEXT or QAP_SEMANTIC_CLIP_TEXT */
+    const float *      channel_weights; /* as for qap_score(), [n_width / n_planes] or NULL */
+    struct qap_dropped dropped;         /* for coverage; its rows are the tokens that can be kept */
 };
 
 /* Caller-owned arrays, each may be NULL. */
@@ -274,34 +284,6 @@ QAP_API const int32_t * qap_signal_order(int32_t * count);
 QAP_API int qap_kept_rows(
     int32_t n_tokens, const int32_t * special, int32_t n_special, const int32_t * indices, int32_t n_keep,
     int32_t * kept);
-
-/* --- relevance of patches to a prompt by CLIP: the keys and tensors qap_clip_text.* of an mmproj file --- */
-
-struct qap_clip_text;
-
-struct qap_clip_text_shape {
-    int32_t n_ctx;    /* longest prompt in tokens, begin and end included */
-    int32_t n_proj;   /* length of an embedding that patches and text share */
-    int32_t n_hidden; /* length of a patch before the projector */
-    int32_t n_vocab;
-};
-
-/* Loads the text tower onto a ggml device, or the CPU for NULL. NULL with an error for a file without one. */
-QAP_API struct qap_clip_text *     qap_clip_text_open(const char * path, const char * device, int32_t n_threads);
-QAP_API void                       qap_clip_text_free(struct qap_clip_text * clip);
-QAP_API struct qap_clip_text_shape qap_clip_text_get_shape(const struct qap_clip_text * clip);
-
-/* ids: CLIP's token ids of a prompt, [n_ids], begin and end included, at most n_ctx, each below n_vocab. One call at a
- * time runs on one object. */
-/* embedding: [n_proj], not normalised */
-QAP_API int qap_clip_text_embed(struct qap_clip_text * clip, const int32_t * ids, int32_t n_ids, float * embedding);
-/* hidden: [n_tokens, n_hidden], the input of LLaVA's projector; embeddings: [n_tokens, n_proj], not normalised */
-QAP_API int qap_clip_text_project(
-    struct qap_clip_text * clip, const float * hidden, int32_t n_tokens, float * embeddings);
-/* relevance: [n_tokens], minus the cosine between a patch and the text (CDPruner, arXiv 2506.10967); a zero has cosine 0 */
-QAP_API int qap_clip_text_relevance(
-    struct qap_clip_text * clip, const float * hidden, int32_t n_tokens, const int32_t * ids, int32_t n_ids,
-    float * relevance);
 
 /* --- what our graphs are made of --- */
 

@@ -17,6 +17,10 @@
 
 static const char * KEPT_NAME  = "qap_early_kept";
 static const char * TOTAL_NAME = "qap_early_total";
+static const char * NEAR_NAME  = "qap_early_near";
+
+// Above, cosines would take tens of megabytes for each picture that is kept: coverage does without.
+static const int64_t MOST_NEAR = 4096;
 
 // A token's patches side by side. x: [width, n_patches] contiguous -> [width * n_merge^2, n_tokens]
 static ggml_tensor * to_tokens(ggml_context * ctx, ggml_tensor * x, const qap_layout & layout) {
@@ -98,6 +102,15 @@ static ggml_tensor * best_in_order(ggml_context * ctx, ggml_tensor * total, int6
     return ggml_reshape_1d(ctx, ggml_get_rows(ctx, ggml_reshape_2d(ctx, best, 1, n), order), n);
 }
 
+// Cosines of some tokens with all, of what tells them apart: rows minus their mean.
+// tokens: [width, n]; some: [n_some] I32 -> [n, n_some]
+static ggml_tensor * build_near(ggml_context * ctx, ggml_tensor * tokens, ggml_tensor * some) {
+    const float   part = 1.0f / (float) tokens->ne[1];
+    ggml_tensor * mean = ggml_scale(ctx, qap_build_column_sums(ctx, tokens), part);
+    ggml_tensor * unit = qap_build_unit_rows(ctx, ggml_sub(ctx, tokens, mean));
+    return qap_build_products(ctx, unit, ggml_get_rows(ctx, unit, some));
+}
+
 // Numbers of tokens in a window, as numbers of the whole grid. places: [n] I32 -> [n] I32
 static ggml_tensor * whole_numbers(
     ggml_context * ctx, ggml_tensor * places, const qap_window & window, int64_t n_tokens) {
@@ -157,12 +170,19 @@ ggml_tensor * qap_hook_early_drop(clip_graph & graph, ggml_tensor * hidden, int 
     weights                 = qap_build_window(ctx, ggml_reshape_2d(ctx, weights, 1, layout.n_tokens), window);
     weights                 = log_attention(ctx, ggml_reshape_1d(ctx, weights, weights->ne[1]), hidden->ne[1]);
     ggml_tensor * total     = qap_build_scores(ctx, tokens, weights, /* roots */ nullptr, plan->params).total;
-    ggml_tensor * kept      = whole_numbers(ctx, best_in_order(ctx, total, plan->n_early), window, layout.n_tokens);
+    ggml_tensor * best      = best_in_order(ctx, total, plan->n_early);
+    ggml_tensor * kept      = whole_numbers(ctx, best, window, layout.n_tokens);
+    ggml_tensor * near      = tokens->ne[1] <= MOST_NEAR ? build_near(ctx, tokens, best) : nullptr;
     ggml_set_name(total, TOTAL_NAME);
     ggml_set_name(kept, KEPT_NAME);
-    for (ggml_tensor * node : { total, kept }) {
-        ggml_set_output(node);
-        ggml_build_forward_expand(graph.gf, node);
+    for (ggml_tensor * node : { total, kept, near }) {
+        if (node != nullptr) {
+            ggml_set_output(node);
+            ggml_build_forward_expand(graph.gf, node);
+        }
+    }
+    if (near != nullptr) {
+        ggml_set_name(near, NEAR_NAME);
     }
     return keep(graph, hidden, layout, kept);
 }
@@ -240,7 +260,8 @@ ggml_tensor * qap_hook_early_first(clip_graph & graph, ggml_tensor * rows) {
 // --- after the tower ---
 
 qap_early_nodes qap_early_find(ggml_cgraph * gf) {
-    return { ggml_graph_get_tensor(gf, KEPT_NAME), ggml_graph_get_tensor(gf, TOTAL_NAME) };
+    return { ggml_graph_get_tensor(gf, KEPT_NAME), ggml_graph_get_tensor(gf, TOTAL_NAME),
+             ggml_graph_get_tensor(gf, NEAR_NAME) };
 }
 
 qap_layout qap_early_layout(const qap_layout & layout, int64_t n_early) {

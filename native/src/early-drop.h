@@ -24,6 +24,8 @@ int qap_early_plan(qap_plan & plan, const clip_model & model, const clip_image_f
 struct qap_early_nodes {
     ggml_tensor * kept  = nullptr; // [n_early] I32, tokens that are left, ascending
     ggml_tensor * total = nullptr; // [n_real] (all tokens if none is real), by which they were chosen
+    ggml_tensor * near =
+        nullptr; // [n_real, n_early], cosines of those that are left with all; null where those are many
 };
 
 qap_early_nodes qap_early_find(ggml_cgraph * gf);
@@ -35,5 +37,5 @@ qap_layout qap_early_layout(const qap_layout & layout, int64_t n_early);
 // What has the rows of all tokens already comes back as it is.
 ggml_tensor * qap_early_put(ggml_context * ctx, ggml_tensor * rows, const qap_layout & layout, ggml_tensor * kept);
 
-// Read plan.early and plan.early_total; -1 with an error where the graph did not do what the plan asks for.
-int qap_early_read(const qap_early_nodes & nodes, qap_plan & plan);
+// Read plan.early, plan.early_total and, if it is wanted, plan.early_near; -1 with an error where the graph did not do what the plan asks for.
+int qap_early_read(const qap_early_nodes & nodes, qap_plan & plan, bool near);

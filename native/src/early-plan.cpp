@@ -159,8 +159,36 @@ int qap_early_plan(qap_plan & plan, const clip_model & model, const clip_image_f
 
 // --- after the encode ---
 
-int qap_early_read(const qap_early_nodes & nodes, qap_plan & plan) {
+// plan.early_near from the cosines of what is left with all candidates: those with what was dropped.
+static int read_near(ggml_tensor * near, const std::vector<int32_t> & candidates, qap_plan & plan) {
+    const std::vector<int32_t> dropped = plan.dropped_early();
+    const size_t               n       = candidates.size();
+    if (near == nullptr || dropped.empty()) {
+        return 0;
+    }
+    if (near->ne[0] != (int64_t) n || near->ne[1] != plan.n_early) {
+        return qap_fail("encoder_keep: expected cosines of %d tokens from the encoder", (int) plan.n_early);
+    }
+    std::vector<float>   all(n * (size_t) plan.n_early);
+    std::vector<int32_t> places; // of what was dropped among the candidates
+    qap_read_floats(near, all.data());
+    for (size_t i = 0; i < n; i++) {
+        if (std::binary_search(dropped.begin(), dropped.end(), candidates[i])) {
+            places.push_back((int32_t) i);
+        }
+    }
+    plan.early_near.reserve(places.size() * (size_t) plan.n_early);
+    for (size_t row = 0; row < (size_t) plan.n_early; row++) {
+        for (const int32_t place : places) {
+            plan.early_near.push_back(all[row * n + (size_t) place]);
+        }
+    }
+    return 0;
+}
+
+int qap_early_read(const qap_early_nodes & nodes, qap_plan & plan, bool near) {
     plan.early_total.clear();
+    plan.early_near.clear();
     if (plan.given) { // it is in the plan already
         const bool done = nodes.kept != nullptr && nodes.kept->ne[0] == plan.n_early;
         return done ? 0 : qap_fail("duplicates: this encoder did not leave them out");
@@ -190,5 +218,5 @@ int qap_early_read(const qap_early_nodes & nodes, qap_plan & plan) {
     plan.early = std::move(kept);
     plan.early_total.resize((size_t) plan.n_total);
     plan.spread(candidates, total.data(), plan.early_total.data());
-    return 0;
+    return near ? read_near(nodes.near, candidates, plan) : 0;
 }

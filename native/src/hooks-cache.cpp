@@ -94,12 +94,13 @@ void qap_hook_remember(clip_ctx * ctx, const clip_image_f32_batch & imgs, const 
     auto kept    = std::make_unique<qap_cached_image>();
     kept->shape  = shape_of(*image, imgs.qap.get());
     kept->pixels = image->get_ro_buf();
-    kept->ctx.reset(ggml_init({ 5 * ggml_tensor_overhead(), nullptr, /* no_alloc */ true }));
+    kept->ctx.reset(ggml_init({ 6 * ggml_tensor_overhead(), nullptr, /* no_alloc */ true }));
     kept->embeddings  = keep_tensor(kept->ctx.get(), rows);
     kept->attention   = keep_tensor(kept->ctx.get(), graph.attention);
     kept->received    = keep_tensor(kept->ctx.get(), graph.received);
     kept->early       = keep_tensor(kept->ctx.get(), graph.early);
     kept->early_total = keep_tensor(kept->ctx.get(), graph.early_total);
+    kept->early_near  = keep_tensor(kept->ctx.get(), graph.early_near);
     kept->signals     = graph.signals;
     kept->buffer.reset(ggml_backend_alloc_ctx_tensors(kept->ctx.get(), qap_clip_parts_of(ctx).backend));
     if (!kept->buffer) {
@@ -111,6 +112,7 @@ void qap_hook_remember(clip_ctx * ctx, const clip_image_f32_batch & imgs, const 
         { graph.received,    kept->received    },
         { graph.early,       kept->early       },
         { graph.early_total, kept->early_total },
+        { graph.early_near,  kept->early_near  },
     };
     for (const auto & [from, to] : copies) {
         if (to != nullptr) {
@@ -134,6 +136,7 @@ static int prune(
     graph.received    = kept.received;
     graph.early       = kept.early;
     graph.early_total = kept.early_total;
+    graph.early_near  = kept.early_near;
     graph.n_tokens    = layout.n_tokens;
     graph.n_columns   = layout.n_patches_x / layout.n_merge;
     graph.signals     = kept.signals;

@@ -122,6 +122,7 @@ static qap_graph build_nodes(
     graph.n_columns   = whole.n_patches_x / whole.n_merge;
     graph.early       = early.kept;
     graph.early_total = early.total;
+    graph.early_near  = early.near;
     graph.ctx.reset(ggml_init({ ggml_tensor_overhead() * max_nodes(whole.n_patches), nullptr, /* no_alloc */ true }));
 
     ggml_context * ctx          = graph.ctx.get();
@@ -249,7 +250,13 @@ static int choose(
     if (plan.semantic_id < 0 || check_weights(graph, plan) != 0 || read_scores(graph, plan, left, total) != 0) {
         return -1;
     }
-    if (qap_choose(plan.params, total.data(), cosines.data(), (int32_t) left.size(), plan.n_keep, chosen) != 0) {
+    std::vector<float> dropped_total;
+    const auto         n = (int32_t) left.size();
+    for (const int32_t token : plan.early_near.empty() ? std::vector<int32_t>() : plan.dropped_early()) {
+        dropped_total.push_back(plan.early_total[(size_t) token]);
+    }
+    const qap_dropped dropped = { (int32_t) dropped_total.size(), dropped_total.data(), plan.early_near.data() };
+    if (qap_choose(plan.params, total.data(), cosines.data(), n, plan.n_keep, dropped, chosen) != 0) {
         return -1;
     }
     plan.keep_left(left, chosen);
@@ -273,8 +280,9 @@ static int collect(const qap_graph & graph, qap_plan & plan, std::vector<float> 
     if (graph.n_tokens != plan.n_total || n_rows != plan.n_rows()) {
         return qap_fail("expected %d tokens from the encoder, got %d", (int) plan.n_total, (int) graph.n_tokens);
     }
-    plan.n_columns = (int32_t) graph.n_columns;
-    if (qap_early_read({ graph.early, graph.early_total }, plan) != 0) {
+    plan.n_columns  = (int32_t) graph.n_columns;
+    const bool near = plan.capture || plan.params.select == QAP_SELECT_COVERAGE; // nobody else looks at them
+    if (qap_early_read({ graph.early, graph.early_total, graph.early_near }, plan, near) != 0) {
         return -1;
     }
     read_noted(graph.attention, plan, 1, plan.attention);

@@ -24,6 +24,7 @@ struct qap_cached_image {
     ggml_tensor *           received    = nullptr; // [n_left], raw, or null
     ggml_tensor *           early       = nullptr; // [n_left] I32, tokens that an early drop left, or null
     ggml_tensor *           early_total = nullptr; // what they were chosen by
+    ggml_tensor *           early_near  = nullptr; // their cosines with all tokens, or null
     uint32_t                signals     = 0;       // those that the encoder can give, as bits of qap_signal()
 
     size_t bytes() const;

@@ -59,7 +59,7 @@ bool qap_needs_cosines(const qap_params & params, int32_t n_real, int32_t n_keep
 
 int qap_choose(
     const qap_params & params, const float * total, const float * cosines, int32_t n_real, int32_t n_keep,
-    std::vector<int32_t> & chosen) {
+    const qap_dropped & dropped, std::vector<int32_t> & chosen) {
     if (n_keep < 0 || n_keep > n_real) {
         return qap_fail("n_keep: expected a number in 0..%d, got %d", (int) n_real, (int) n_keep);
     }
@@ -68,7 +68,8 @@ int qap_choose(
         std::iota(chosen.begin(), chosen.end(), 0);
         return 0;
     }
-    return n_keep == 0 ? 0 : qap_select(total, cosines, n_real, n_keep, params.select, params.seed, chosen.data());
+    const qap_select_input in = { total, cosines, n_real, n_keep, params.seed, dropped };
+    return n_keep == 0 ? 0 : qap_select_from(in, params.select, chosen.data());
 }
 
 int qap_check_weights(const qap_plan & plan, int32_t n_embd) {
@@ -137,6 +138,14 @@ static bool read_piece(const qap_piece & piece, qap_plan & plan) {
     plan.n_total = piece.n_rows - piece.n_special;
     if (!is_ascending(piece.padding, piece.n_padding, plan.n_total)) {
         qap_fail("padding: expected ascending numbers of some of the %d tokens", (int) plan.n_total);
+        return false;
+    }
+    const qap_dropped & dropped = piece.dropped;
+    if (dropped.count < 0 || dropped.count > piece.n_padding ||
+        (dropped.count > 0 && (dropped.total == nullptr || dropped.near == nullptr))) {
+        qap_fail(
+            "dropped: expected at most the %d tokens that cannot be kept, with scores and cosines, got %d",
+            (int) piece.n_padding, (int) dropped.count);
         return false;
     }
     const bool of_prompt =
@@ -292,7 +301,7 @@ int qap_prune(
                 return -1;
             }
         }
-        if (qap_choose(*params, total.data(), cosines.data(), n_real, n_keep, chosen) != 0) {
+        if (qap_choose(*params, total.data(), cosines.data(), n_real, n_keep, piece->dropped, chosen) != 0) {
             return -1;
         }
     }

@@ -4,6 +4,7 @@
 
 #include "qap-plan.h"
 #include "qap.h"
+#include "selectors/selectors.h"
 
 #include <cstdint>
 #include <vector>
@@ -14,10 +15,11 @@ constexpr uint32_t qap_signal_bit(int32_t semantic) {
 }
 
 // Choose n_keep (0..n_real) of the tokens that are no padding, from scores and cosines over these alone.
-// total: [n_real]; cosines: [n_real, n_real], both null where nobody needs them; chosen: numbers among them, ascending
+// total: [n_real]; cosines: [n_real, n_real], both null where nobody needs them; dropped: what an early drop took;
+// chosen: numbers among them, ascending
 int qap_choose(
     const qap_params & params, const float * total, const float * cosines, int32_t n_real, int32_t n_keep,
-    std::vector<int32_t> & chosen);
+    const qap_dropped & dropped, std::vector<int32_t> & chosen);
 
 // Does choosing n_keep of n_real and making their rows need cosines?
 bool qap_needs_cosines(const qap_params & params, int32_t n_real, int32_t n_keep);

@@ -62,6 +62,7 @@ struct qap_graph {
     ggml_tensor *    hidden      = nullptr; // [n_hidden, n_left], the projector's input
     ggml_tensor *    early       = nullptr; // [n_left] I32, tokens that an early drop left; null: n_left = n_tokens
     ggml_tensor *    early_total = nullptr; // [n_real], what they were chosen by
+    ggml_tensor *    early_near  = nullptr; // [n_real, n_left], their cosines with all; null where those are too many
     qap_score_nodes  scores;                // [n_scored]: tokens that are left and no padding
     uint32_t         signals   = 0;         // what relevance can be made of here, see qap_signal()
     int64_t          n_tokens  = 0;         // rows of `embeddings` that are no special ones

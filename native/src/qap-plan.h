@@ -57,6 +57,7 @@ struct qap_plan {
     std::vector<float>   hidden;                                       // [n_total, n_hidden] or empty; likewise
     std::vector<int32_t> early;       // [n_early], tokens that an early drop left, ascending; empty without one
     std::vector<float>   early_total; // [n_total] or empty: what they were chosen by; zeros for padding
+    std::vector<float>   early_near;  // [n_early, dropped_early()] or empty: cosines inside the encoder
     int32_t              n_hidden  = 0;
     int32_t              n_columns = 0; // tokens of a line of the picture, or 0 where it is several views
 
@@ -94,6 +95,16 @@ struct qap_plan {
         std::iota(all.begin(), all.end(), 0);
         std::set_difference(all.begin(), all.end(), left.begin(), left.end(), std::back_inserter(out));
         return out;
+    }
+
+    // Numbers of the tokens that the encoder dropped, ascending; padding is not among them.
+    std::vector<int32_t> dropped_early() const {
+        const std::vector<int32_t> real = real_tokens();
+        std::vector<int32_t>       dropped;
+        if (!early.empty() && !given) {
+            std::set_difference(real.begin(), real.end(), early.begin(), early.end(), std::back_inserter(dropped));
+        }
+        return dropped;
     }
 
     // From the pixels: of the tokens that are no padding these alone go through the encoder, ascending.

@@ -75,30 +75,39 @@ static int64_t find_non_finite(const float * values, int64_t count) {
     return -1;
 }
 
-int qap_select(
-    const float * total, const float * cosines, int32_t n_tokens, int32_t n_keep, int32_t selector, uint64_t seed,
-    int32_t * indices) {
-    if (n_tokens < 1 || n_keep < 1 || n_keep > n_tokens) {
-        return qap_fail("n_keep: expected a number in 1..%d, got %d", (int) n_tokens, (int) n_keep);
+int qap_select_from(const qap_select_input & in, int32_t selector, int32_t * indices) {
+    if (in.n_tokens < 1 || in.n_keep < 1 || in.n_keep > in.n_tokens) {
+        return qap_fail("n_keep: expected a number in 1..%d, got %d", (int) in.n_tokens, (int) in.n_keep);
     }
     const selector_row * row = find_selector(selector);
     if (row == nullptr) {
         return qap_fail("select: unknown id %d", (int) selector);
     }
-    if ((row->needs_scores && total == nullptr) || (row->needs_cosines && cosines == nullptr)) {
+    if ((row->needs_scores && in.total == nullptr) || (row->needs_cosines && in.cosines == nullptr)) {
         return qap_fail(
-            "select: %s needs %s", qap_name_from_id("select", selector), total == nullptr ? "scores" : "features");
+            "select: %s needs %s", qap_name_from_id("select", selector), in.total == nullptr ? "scores" : "features");
     }
     if (row->needs_scores) {
-        const int64_t at = find_non_finite(total, n_tokens);
+        const int64_t at = find_non_finite(in.total, in.n_tokens);
         if (at >= 0) {
-            return qap_fail("expected finite scores, got %g at token %d", (double) total[at], (int) at);
+            return qap_fail("expected finite scores, got %g at token %d", (double) in.total[at], (int) at);
         }
     }
-    if (row->needs_cosines && find_non_finite(cosines, (int64_t) n_tokens * n_tokens) >= 0) {
+    const int64_t n = in.n_tokens, n_dropped = in.dropped.count;
+    if (row->needs_cosines &&
+        (find_non_finite(in.cosines, n * n) >= 0 || find_non_finite(in.dropped.near, n * n_dropped) >= 0)) {
         return qap_fail("expected finite cosines; check the features");
     }
-    row->select({ total, cosines, n_tokens, n_keep, seed }, indices);
+    if (find_non_finite(in.dropped.total, n_dropped) >= 0) {
+        return qap_fail("expected finite scores of the tokens that were dropped early; check the mmproj file");
+    }
+    row->select(in, indices);
     qap_clear_error();
     return 0;
+}
+
+int qap_select(
+    const float * total, const float * cosines, int32_t n_tokens, int32_t n_keep, int32_t selector, uint64_t seed,
+    int32_t * indices) {
+    return qap_select_from({ total, cosines, n_tokens, n_keep, seed, {} }, selector, indices);
 }

@@ -1,6 +1,7 @@
 // test-files.cpp: the gate and the loader of CLIP's text tower over every file of a folder, each as each kind. What they
 // say of it matters little (tests/robust compares that); that they read no byte too many does.
 #include "check.h"
+#include "qap-clip-text.h"
 #include "qap.h"
 
 #include <algorithm>

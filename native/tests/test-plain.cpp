@@ -117,7 +117,7 @@ static void test_pruning(generator & rng, int rounds) {
                                         padding.data(), (int32_t) padding.size(),
                                         given,          given,
                                         given,          QAP_SEMANTIC_TEXT,
-                                        nullptr };
+                                        nullptr,        {} };
         qap_params    p             = qap_params_default();
         p.select                    = any_id(rng, "select");
         p.merge                     = between(rng, 0, 1);
@@ -125,11 +125,19 @@ static void test_pruning(generator & rng, int rounds) {
         const size_t         n_kept = (size_t) n_keep + special.size();
         std::vector<int32_t> indices((size_t) n_keep), kept(n_kept);
         std::vector<float>   total((size_t) n_tokens, NAN), out(n_kept * (size_t) width);
-        qap_pruned           pruned = {};
-        pruned.indices              = indices.data();
-        pruned.kept                 = kept.data();
-        pruned.rows                 = out.data();
-        pruned.scores.total         = total.data();
+        piece.dropped.count = between(rng, 0, piece.n_padding);
+        std::vector<float> dropped((size_t) piece.dropped.count), near((size_t) (n_real * piece.dropped.count) + 1);
+        for (std::vector<float> * values : { &dropped, &near }) {
+            for (float & value : *values) {
+                value = (float) between(rng, -8, 8) / 8.0f;
+            }
+        }
+        piece.dropped       = { piece.dropped.count, dropped.data(), near.data() };
+        qap_pruned pruned   = {};
+        pruned.indices      = indices.data();
+        pruned.kept         = kept.data();
+        pruned.rows         = out.data();
+        pruned.scores.total = total.data();
         CHECK(qap_prune(&piece, &p, n_keep, nullptr, 1, &pruned) == 0);
         CHECK(std::is_sorted(indices.begin(), indices.end()) && std::is_sorted(kept.begin(), kept.end()));
         for (const int32_t token : indices) {
@@ -140,6 +148,8 @@ static void test_pruning(generator & rng, int rounds) {
             CHECK(left_out ? total[(size_t) token] == 0.0f : std::isfinite(total[(size_t) token]));
         }
         CHECK(qap_prune(&piece, &p, n_real + 1, nullptr, 1, &pruned) == -1);
+        piece.dropped.count = piece.n_padding + 1;
+        CHECK(qap_prune(&piece, &p, n_keep, nullptr, 1, &pruned) == -1);
         CHECK(qap_kept_rows(n_tokens, special.data(), piece.n_special, indices.data(), n_keep, kept.data()) == 0);
     }
 }

@@ -1,6 +1,7 @@
 // test-threads.cpp: what may be called from several threads at once, for ThreadSanitizer: the default, the override
 // stacks, errors, scores and selections, and one text tower that all share.
 #include "check.h"
+#include "qap-clip-text.h"
 #include "qap-params.h"
 #include "qap.h"
 

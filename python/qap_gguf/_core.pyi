@@ -101,6 +101,8 @@ def prune(
     device: str | None,
     n_threads: int,
     channel_weights: npt.NDArray[np.float32] | None = None,
+    dropped_total: npt.NDArray[np.float32] | None = None,
+    dropped_near: npt.NDArray[np.float32] | None = None,
 ) -> dict[str, Any]: ...
 def merge_average(
     x: npt.NDArray[np.float32], cosines: npt.NDArray[np.float32], indices: npt.NDArray[np.int32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ pytest.importorskip("qap_gguf._core", reason="needs the installed package", exc_
 
 import qap_gguf as qap
 from dropin.gguf_copy import rewrite
-from qap_gguf import _core
+from qap_gguf import _core, reference
 from qap_gguf.defaults import to_params
 from qap_gguf.vision.images import load_image
 
@@ -100,6 +101,28 @@ def test_what_is_left_says_which_tokens_it_is(vlm: qap.VisionModel, pixels: Any)
     np.testing.assert_array_equal(cut.scores.dropped, image.dropped)
     np.testing.assert_array_equal(cut.features, image.features[cut.indices])
     assert not np.array_equal(image.features[kept], vlm.encode(pixels).features[kept])  # the later layers saw fewer
+
+
+@pytest.mark.parametrize("letterboxed", [False, True])
+def test_coverage_counts_what_was_dropped(vlm: qap.VisionModel, pixels: Any, letterboxed: bool) -> None:
+    image = vlm.encode(wide_picture() if letterboxed else pixels, HALF)
+    left, dropped = np.flatnonzero(~(image.dropped | image.padding)), np.flatnonzero(image.dropped & ~image.padding)
+    assert image.dropped_total is not None
+    assert image.dropped_near is not None
+    assert (len(image.dropped_total), len(image.dropped_near)) == (len(dropped), len(left) * len(dropped))
+    assert len(left) + len(dropped) == image.n_real
+    others = image.dropped_total, image.dropped_near.reshape(len(left), -1)
+    alone = dataclasses.replace(image, dropped_total=None, dropped_near=None)
+    for n_keep in (1, 9, 20):
+        cfg = HALF.replace(n_keep=n_keep, select="coverage")
+        total, x = vlm.score(image, cfg).total[left], image.features[left]
+        for shown, given in ((image, others), (alone, None)):
+            chosen = reference.select(total, n_keep, "coverage", features=x, dropped=given)
+            np.testing.assert_array_equal(vlm.prune(shown, cfg).indices, left[chosen])
+        topk = cfg.replace(select="topk")
+        np.testing.assert_array_equal(vlm.prune(image, topk).indices, vlm.prune(alone, topk).indices)
+    cfg = HALF.replace(n_keep=9)
+    assert not np.array_equal(vlm.prune(image, cfg).indices, vlm.prune(alone, cfg).indices)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +291,8 @@ def test_the_cache_tells_drops_apart(pixels: Any, tmp_path: Path) -> None:
         assert vlm.n_encodes == len(found)
         assert again is not found[1]
         assert again.pieces == found[1].pieces
-        np.testing.assert_array_equal(again.kept_early, found[1].kept_early)
+        for name in ("kept_early", "dropped_total", "dropped_near"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(found[1], name))
 
 
 def test_what_cannot_be_is_one_line(vlm: qap.VisionModel, pixels: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,14 @@ def first_piece(case: Case, pixels: Array, config: qap.PruneConfig) -> tuple[Arr
     return rows[piece_of(len(rows), report).token_rows(report["early"])], report
 
 
+def near_of(tower: Tower, drop: Drop) -> Array:
+    """Cosines of what was left with what was dropped, of what the layer gave minus its mean, (n_left, n_dropped)."""
+    x = tower.tokens(drop.hidden)
+    x = x.reshape(len(x), -1).astype(np.float64)
+    unit = (x - x.mean(0)) / np.linalg.norm(x - x.mean(0), axis=1, keepdims=True)
+    return np.asarray(unit[drop.kept] @ np.delete(unit, drop.kept, axis=0).T)
+
+
 @pytest.mark.parametrize("after", [1, 2])
 def test_scores_tokens_and_features_are_those_of_torch(case: Case, after: int) -> None:
     config = qap.PruneConfig(n_keep=1, encoder_keep=0.5, encoder_layer=after)
@@ -165,6 +173,7 @@ def test_scores_tokens_and_features_are_those_of_torch(case: Case, after: int) -
     assert 0 < n_early < report["n_total"]
     assert nmse(report["early_total"], drop.total) <= LIMIT
     np.testing.assert_array_equal(report["early"], drop.kept)
+    assert nmse(report["early_near"], near_of(case.tower, drop)) <= LIMIT
     assert nmse(got, want) <= LIMIT
 
 
@@ -173,7 +182,7 @@ def test_duplicates_are_out_of_sight_from_the_first_layer_on(case: Case) -> None
     pixels, distinct = case.with_copies()
     got, report = first_piece(case, pixels, config)
     np.testing.assert_array_equal(report["early"], distinct)
-    assert report["early_total"] is None
+    assert report["early_total"] is report["early_near"] is None
     assert 0 < len(distinct) < report["n_total"]
     drop = Drop(0, len(distinct), kept=distinct)
     with torch.no_grad(), dropping(case.tower, drop, config):

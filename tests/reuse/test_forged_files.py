@@ -90,6 +90,20 @@ def with_array(field: str, array: Any) -> Edit:
     return edit
 
 
+def dropping(total: Any, near: Any) -> Edit:
+    """An edit after which two of the nine tokens were dropped early."""
+
+    def edit(plain: dict[str, Any], arrays: dict[str, Any]) -> None:
+        plain["pieces"] = [[9, 3, [], [], [4, 6], None]]
+        for name, array in (("dropped_total", total), ("dropped_near", near)):
+            if array is None:
+                plain[name] = None
+            else:
+                arrays[name] = array
+
+    return edit
+
+
 WRONG: list[Any] = ["x", -1, 1.5, None, True, [], {}, [[]], [1, 2, 3], ["a", "b"], 2**70, [1, None], {"a": 1}]
 FIELDS = ("grid", "size", "seconds", "bytes_read", "n_planes", "pieces", "attention", "key", "duplicates")
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -106,6 +120,11 @@ def test_a_forged_file_is_one_that_is_read(store: EmbeddingStore) -> None:
     found = store.load(KEYS[0])
     assert found is not None
     assert found.content == place
+    store.path(KEYS[0]).write_bytes(forged(dropping(np.zeros(2, "f4"), np.zeros(14, "f4"))))
+    found = store.load(KEYS[0])
+    assert found is not None
+    assert found.dropped_near is not None
+    assert found.dropped_near.shape == (14,)
 
 
 def test_fields_of_wrong_types_count_as_missing(store: EmbeddingStore) -> None:
@@ -131,6 +150,13 @@ def test_fields_of_wrong_types_count_as_missing(store: EmbeddingStore) -> None:
         files.append(forged(with_array("features", array)))
         files.append(forged(with_array("hidden", array)))
         files.append(forged(with_array("attention", array)))
+    two, cells = np.zeros(2, "f4"), np.zeros(14, "f4")
+    for total, near in (
+        (two, None), (None, cells), (two, cells[:13]), (two[:1], cells), (two, cells.reshape(7, 2)),
+        (two, cells.astype("f8")), (two.astype("i4"), cells), (two[:0], cells[:0]),
+    ):  # fmt: skip
+        files.append(forged(dropping(total, near)))
+    files += [forged(with_array("dropped_total", two)), forged(setting("dropped_near", 3))]
     files += [
         forged(lambda plain, _: plain.update(other=1)),
         forged(lambda _, arrays: arrays.update(other=np.zeros(3))),

@@ -4,7 +4,7 @@
 
 #include "ggml-cpp.h"
 #include "ggml.h"
-#include "qap.h"
+#include "qap-clip-text.h"
 
 #include <mutex>
 #include <string>

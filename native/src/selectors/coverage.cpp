@@ -5,12 +5,18 @@
 // lazy (Minoux 1978): what a token adds only shrinks while others are kept, so an old gain is a bound, and only tokens
 // whose bound reaches the best gain are computed again.
 //
+// After an early drop the tokens that it took have to be stood for as well: they rank below the others, by the scores that
+// they were dropped by, and in place of their cosines stand those inside the encoder. These say less, so the rank counts
+// only as much as the part of the tokens that is left: where few are, the others would outweigh them.
+//
 // Gains are sums of float32 cosines. Two that differ by less than SAME of all weights count as equal, and the lower
 // index wins; when no token adds more than that, the rest is filled by the highest scores.
 #include "selectors.h"
 
-static const double  SAME  = 1e-6;
-static const int32_t LANES = 8;
+#include <utility>
+
+static const double SAME  = 1e-6;
+static const size_t LANES = 8;
 
 // The mean of the places that each score has in ascending order, counted from 1.
 static std::vector<double> rank(const float * score, int32_t n) {
@@ -31,25 +37,46 @@ static std::vector<double> rank(const float * score, int32_t n) {
 
 namespace {
 
-struct coverage_state {
-    const qap_select_input & in;
-    std::vector<double>      weight;
-    std::vector<float>       covered; // [n]: the highest cosine to a kept token, at least 0
-    std::vector<double>      bound;   // [n]: what the token would have added when that was last computed; -1: kept
+// Tokens that are to be stood for.
+struct group {
+    std::vector<double> weight;
+    std::vector<float>  covered; // the highest cosine to a kept token, at least 0
 
-    double gain(int32_t j) const {
-        const float * row         = in.cosines + (size_t) j * in.n_tokens;
-        double        sums[LANES] = {};
-        int32_t       i           = 0;
-        for (; i + LANES <= in.n_tokens; i += LANES) { // several sums: the compiler may then use vectors
-            for (int32_t lane = 0; lane < LANES; lane++) {
+    explicit group(std::vector<double> weights) : weight(std::move(weights)), covered(weight.size(), 0.0f) {}
+
+    // what a token with these cosines would add
+    double gain(const float * row) const {
+        const size_t n           = weight.size();
+        double       sums[LANES] = {};
+        size_t       i           = 0;
+        for (; i + LANES <= n; i += LANES) { // several sums: the compiler may then use vectors
+            for (size_t lane = 0; lane < LANES; lane++) {
                 sums[lane] += weight[i + lane] * std::max(row[i + lane] - covered[i + lane], 0.0f);
             }
         }
-        for (; i < in.n_tokens; i++) {
+        for (; i < n; i++) {
             sums[0] += weight[i] * std::max(row[i] - covered[i], 0.0f);
         }
         return std::accumulate(sums, sums + LANES, 0.0);
+    }
+
+    void keep(const float * row) {
+        for (size_t i = 0; i < covered.size(); i++) {
+            covered[i] = std::max(covered[i], row[i]);
+        }
+    }
+};
+
+struct coverage_state {
+    const qap_select_input & in;
+    group                    left, dropped;
+    std::vector<double>      bound; // [n]: what the token would have added when that was last computed; -1: kept
+
+    const float * cosines(int32_t j) const { return in.cosines + (size_t) j * in.n_tokens; }
+    const float * near(int32_t j) const { return in.dropped.near + (size_t) j * in.dropped.count; }
+
+    double gain(int32_t j) const {
+        return left.gain(cosines(j)) + (in.dropped.count > 0 ? dropped.gain(near(j)) : 0.0);
     }
 
     // The lowest index whose gain is the largest but for `margin`, or -1 when none is above `margin`.
@@ -72,9 +99,9 @@ struct coverage_state {
     }
 
     void keep(int32_t j) {
-        const float * row = in.cosines + (size_t) j * in.n_tokens;
-        for (int32_t i = 0; i < in.n_tokens; i++) {
-            covered[i] = std::max(covered[i], row[i]);
+        left.keep(cosines(j));
+        if (in.dropped.count > 0) {
+            dropped.keep(near(j));
         }
         bound[j] = -1.0;
     }
@@ -83,10 +110,18 @@ struct coverage_state {
 } // namespace
 
 void qap_select_coverage(const qap_select_input & in, int32_t * indices) {
-    const int32_t  n     = in.n_tokens;
-    coverage_state state = { in, rank(in.total, n), std::vector<float>(n, 0.0f), std::vector<double>(n) };
-    const double   all   = 0.5 * n * (n + 1.0); // the sum of all weights, and so a bound of any gain
-    std::fill(state.bound.begin(), state.bound.end(), all);
+    const int32_t       n    = in.n_tokens;
+    std::vector<double> left = rank(in.total, n), dropped = rank(in.dropped.total, in.dropped.count);
+    for (double & weight : left) {
+        weight += in.dropped.count;
+    }
+    const double part = (double) n / (n + in.dropped.count);
+    for (double & weight : dropped) {
+        weight *= part;
+    }
+    // the sum of all weights, and so a bound of any gain
+    const double all = std::accumulate(dropped.begin(), dropped.end(), std::accumulate(left.begin(), left.end(), 0.0));
+    coverage_state state = { in, group(std::move(left)), group(std::move(dropped)), std::vector<double>(n, all) };
 
     int32_t kept = 0;
     for (int32_t best; kept < in.n_keep && (best = state.find(SAME * all)) >= 0; kept++) {

@@ -2,6 +2,8 @@
 // The NumPy twins, which tests compare with index by index, are in python/qap_gguf/reference/selection.py.
 #pragma once
 
+#include "qap.h"
+
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
@@ -13,7 +15,11 @@ struct qap_select_input {
     int32_t       n_tokens;
     int32_t       n_keep;
     uint64_t      seed;
+    qap_dropped   dropped;
 };
+
+// qap_select() for all of the input.
+int qap_select_from(const qap_select_input & in, int32_t selector, int32_t * indices);
 
 // Each writes n_keep different indices, sorted ascending.
 void qap_select_topk(const qap_select_input & in, int32_t * indices);

@@ -53,7 +53,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     const size_t       n             = (size_t) (std::max(piece.n_rows, 1) * std::max(piece.n_width, 1));
     std::vector<float> rows(n), signal((size_t) std::max(piece.n_rows, 1)), attention(signal.size());
     std::vector<float> weights((size_t) std::max(piece.n_width, 1));
-    for (std::vector<float> * values : { &rows, &signal, &attention, &weights }) {
+    piece.dropped.count = in.between(-1, 8);
+    std::vector<float> dropped((size_t) std::max(piece.dropped.count, 0));
+    std::vector<float> near(dropped.size() * (size_t) std::max(piece.n_rows, 0));
+    for (std::vector<float> * values : { &rows, &signal, &attention, &weights, &dropped, &near }) {
         for (float & value : *values) {
             value = in.take<uint8_t>() == 255 ? in.take<float>() : (float) in.take<int8_t>(); // any bits, now and then
         }
@@ -67,6 +70,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     piece.prompt          = in.take<uint8_t>() % 2 != 0 ? signal.data() : nullptr;
     piece.prompt_semantic = in.between(0, 5);
     piece.channel_weights = in.take<uint8_t>() % 4 != 0 ? weights.data() : nullptr;
+    piece.dropped.total   = in.take<uint8_t>() % 8 != 0 ? dropped.data() : nullptr;
+    piece.dropped.near    = near.data();
     const int32_t n_keep  = in.between(-1, 26);
 
     const size_t         room = (size_t) std::max(n_keep, 0);

@@ -80,22 +80,41 @@ class PrunedImage:
 
 @dataclass(frozen=True, eq=False)
 class _Inputs:
-    """A piece of an image, all of its rows (n_rows, n_embd), and what relevance of its tokens is made of."""
+    """A piece of an image, all of its rows (n_rows, n_embd), what relevance of its tokens is made of, and of what an
+    early drop took the scores (n_dropped,) and cosines (n_left, n_dropped)."""
 
     piece: Piece
     rows: FloatArray
     attention: FloatArray | None
     received: FloatArray | None
     prompt: FloatArray | None
+    dropped_total: FloatArray | None = None
+    dropped_near: FloatArray | None = None
 
 
 def _inputs(image: ImageEmbedding, signals: Signals, signal: str) -> list[_Inputs]:
     noted = (signals.attention, signals.received, signals.of_prompt(signal))
     found, row, token = [], 0, 0
-    for piece in image.pieces:
+    for piece, (total, near) in zip(image.pieces, _dropped(image), strict=True):
         rows, span = image.features[row : row + piece.n_rows], slice(token, token + piece.n_tokens)
-        found.append(_Inputs(piece, rows, *(None if whole is None else whole[span] for whole in noted)))
+        attention, received, prompt = (None if whole is None else whole[span] for whole in noted)
+        found.append(_Inputs(piece, rows, attention, received, prompt, total, near))
         row, token = row + piece.n_rows, token + piece.n_tokens
+    return found
+
+
+def _dropped(image: ImageEmbedding) -> list[tuple[FloatArray | None, FloatArray | None]]:
+    """Of each piece the scores (n_dropped,) and cosines (n_left, n_dropped) of what an early drop took, or None."""
+    if image.dropped_total is None or image.dropped_near is None:
+        return [(None, None)] * len(image.pieces)
+    found: list[tuple[FloatArray | None, FloatArray | None]] = []
+    first = cell = 0
+    for piece in image.pieces:
+        n_dropped = len(piece.dropped_real) if piece.n_left else 0
+        last, end = first + n_dropped, cell + n_dropped * piece.n_left
+        near = image.dropped_near[cell:end].reshape(piece.n_left, n_dropped)
+        found.append((image.dropped_total[first:last], near) if n_dropped else (None, None))
+        first, cell = last, end
     return found
 
 
@@ -126,6 +145,8 @@ def _prune(
                 device=None,
                 n_threads=n_threads,
                 channel_weights=channel_weights if cfg.error == "model" else None,
+                dropped_total=part.dropped_total,
+                dropped_near=part.dropped_near,
             )
             for part, n_keep in zip(_inputs(image, signals, signal), counts, strict=True)
         ]

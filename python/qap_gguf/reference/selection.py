@@ -116,12 +116,19 @@ def ranks(v: ArrayLike) -> F64:
     return np.asarray(below + (equal + 1) / 2, dtype=np.float64)
 
 
-def _coverage(scores: F64, k: int, table: F64) -> list[int]:
-    """Greedy facility location over the cosines, each token weighted by the rank of its score; then the best scores."""
-    weights = ranks(scores)
+def _coverage(scores: F64, k: int, table: F64, dropped: F64 | None = None, near: F64 | None = None) -> list[int]:
+    """Greedy facility location over the cosines, each token weighted by the rank of its score; then the best scores.
+
+    table: (n_tok, n_tok). dropped: scores of other tokens that have to be stood for, (n_dropped,); near: the cosines of
+    the tokens with them, (n_tok, n_dropped).
+    """
+    weights, similar = ranks(scores), np.maximum(table, 0.0)
+    if dropped is not None and near is not None:
+        part = scores.size / (scores.size + dropped.size)
+        weights = np.concatenate([dropped.size + weights, part * ranks(dropped)])
+        similar = np.concatenate([similar, np.maximum(near.T, 0.0)])
     margin = SAME * weights.sum()
-    similar = np.maximum(table, 0.0)
-    covered = np.zeros(scores.size)  # of each token: the highest cosine to a kept one
+    covered = np.zeros(weights.size)  # of each token: the highest cosine to a kept one
     kept: list[int] = []
     while len(kept) < k:
         gains = weights @ np.maximum(similar - covered[:, None], 0.0)
@@ -148,6 +155,7 @@ def select(
     method: str = "topk",
     seed: int = 0,
     features: NDArray[np.floating[Any]] | None = None,
+    dropped: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> I32:
     """Choose exactly k tokens.
 
@@ -159,7 +167,8 @@ def select(
       the one whose nearest neighbour is farthest. Distances up to 1e-6 are zero. Scores do not matter.
     - "coverage" takes, one after the other, the token that adds most to sum_i w_i max(0, max_j cos(x_i, x_j)), j the
       kept ones and w_i the rank of token i's score. Gains that differ by less than 1e-6 of all weights are equal; when
-      no token adds more than that, the rest is filled by the largest scores.
+      no token adds more than that, the rest is filled by the largest scores. Tokens that an early drop took count in
+      the sum too, with the lowest ranks times the part of the tokens that is left, and are never chosen.
     - "random" takes the k smallest keys splitmix64(seed + (i + 1) * golden), so a seed gives the same tokens on every
       machine, and a larger k only adds to them. It looks at the number of scores only, and so does
     - "uniform", the middles of k equal stretches, floor((2 j + 1) n / (2 k)).
@@ -170,6 +179,8 @@ def select(
         method: "topk", "dpp", "divprune", "coverage", "random" or "uniform".
         seed: 0..2**64-1, for "random".
         features: floating point, shape (n_tok, n_embd), for "dpp", "divprune" and "coverage".
+        dropped: for "coverage", what an early drop took: scores (n_dropped,), at least one, and cosines of the tokens
+            with them, (n_tok, n_dropped).
 
     Returns:
         int32, shape (k,), strictly ascending.
@@ -200,6 +211,11 @@ def select(
     table = cosines(features)
     if table.shape[0] != n:
         raise ValueError(f"features must have {n} rows, one for each score, got {table.shape[0]}; pass one image's")
+    if method == "coverage" and dropped is not None:
+        others, near = check_vector("dropped", dropped[0]), np.asarray(dropped[1], np.float64)
+        if near.shape != (n, others.size):
+            raise ValueError(f"dropped must have cosines of shape {(n, others.size)}, got {near.shape}; transpose them")
+        return np.array(sorted(_coverage(values, k, table, others, near)), dtype=np.int32)
     return np.array(sorted(_BY_COSINES[method](values, k, table)), dtype=np.int32)
 
 

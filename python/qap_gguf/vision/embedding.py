@@ -41,6 +41,10 @@ class ImageEmbedding:
         n_planes: planes of a row; the first is what scores look at.
         thumbnail: the picture as a small JPEG file, uint8 (n_bytes,), which notebooks show; None where it is not known.
         skip_flat_tiles, duplicates: those of the PruneConfig that it was encoded with.
+        dropped_total: scores of the tokens that an early drop took, float32 (n_dropped,), piece by piece; None where it
+            took none, or where a piece has more than 4096 tokens.
+        dropped_near: cosines of the tokens that it left with these, inside the encoder: of each piece the table
+            (n_left, n_dropped), one after another, float32 (n,); None where `dropped_total` is.
     """
 
     features: FloatArray
@@ -56,6 +60,8 @@ class ImageEmbedding:
     thumbnail: npt.NDArray[np.uint8] | None = None
     skip_flat_tiles: int | None = None
     duplicates: int | None = None
+    dropped_total: FloatArray | None = None
+    dropped_near: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if not self.pieces:
@@ -174,6 +180,7 @@ def embedding_of(
             ]
         complete = [part for part in parts if part is not None]
         signals[name] = np.concatenate(complete) if found and len(complete) == len(parts) else None
+    signals |= _dropped(pieces, reports)
     both = zip(features, reports, strict=True)
     n_bytes = [int((report or {}).get("bytes_read", rows.nbytes)) for rows, report in both]  # no report: all rows
     return ImageEmbedding(
@@ -189,6 +196,19 @@ def embedding_of(
         duplicates=duplicates,
         **signals,
     )
+
+
+def _dropped(pieces: Sequence[Piece], reports: Sequence[dict[str, Any] | None]) -> dict[str, FloatArray | None]:
+    """Scores and cosines of what an early drop took, of all pieces or, where one lacks them, of none."""
+    totals, tables = [], []
+    for piece, report in zip(pieces, reports, strict=True):
+        if piece.n_left == 0 or not piece.dropped_real:
+            continue
+        if report is None or report["early_near"] is None:
+            return {}
+        totals.append(report["early_total"][list(piece.dropped_real)])
+        tables.append(report["early_near"].reshape(-1))
+    return {"dropped_total": np.concatenate(totals), "dropped_near": np.concatenate(tables)} if totals else {}
 
 
 def is_usable(features: FloatArray) -> bool:

@@ -35,8 +35,9 @@ from qap_gguf.vision.embedding import ImageEmbedding
 from qap_gguf.vision.thumbnail import MAX_BYTES as THUMBNAIL_BYTES
 from qap_gguf.vision.tiles import Content, Piece
 
-_MAGIC = b"qap_gguf embedding 7\n"
+_MAGIC = b"qap_gguf embedding 8\n"
 _SUFFIX = ".qapemb"
+_DROPPED = ("dropped_total", "dropped_near")
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -133,12 +134,26 @@ def _embedding(arrays: dict[str, np.ndarray[Any, Any]], plain: dict[str, Any]) -
         extra[name] = None if level is None else _count(level)
         if level is not None and level > 255:
             raise ValueError(name)
-    if plain or set(arrays) - {"features", "hidden", "attention", "received", "thumbnail"}:
+    _check_dropped(arrays, plain, pieces)
+    names = ("attention", "received", "hidden", "thumbnail", *_DROPPED)
+    if plain or set(arrays) - {"features", *names}:
         raise ValueError("other fields")
-    signals: Any = {name: arrays.get(name) for name in ("attention", "received", "hidden", "thumbnail")}
+    signals: Any = {name: arrays.get(name) for name in names}
     whole = np.ascontiguousarray(arrays["features"])
     return ImageEmbedding(whole, (rows, columns), size=(width, height), seconds=seconds, pieces=pieces,
                           **signals, **extra)  # fmt: skip
+
+
+def _check_dropped(arrays: dict[str, np.ndarray[Any, Any]], plain: dict[str, Any], pieces: tuple[Piece, ...]) -> None:
+    """Scores and cosines of what an early drop took are those of the pieces, or not there."""
+    left = [piece for piece in pieces if piece.n_left]
+    sizes = (sum(len(p.dropped_real) for p in left), sum(p.n_left * len(p.dropped_real) for p in left))
+    if all(arrays.get(name) is None and plain.pop(name, None) is None for name in _DROPPED):
+        return
+    for name, size in zip(_DROPPED, sizes, strict=True):
+        array = arrays.get(name)
+        if array is None or array.dtype != np.float32 or array.shape != (size,) or size == 0:
+            raise ValueError(name)
 
 
 def _piece(row: Any) -> Piece:

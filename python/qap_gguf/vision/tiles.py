@@ -59,6 +59,12 @@ class Piece:
         return tuple(sorted({*self.padding, *self.dropped})) if self.dropped else self.padding
 
     @property
+    def dropped_real(self) -> tuple[int, ...]:
+        """Numbers of the dropped tokens that are no padding, ascending."""
+        padding = set(self.padding)
+        return tuple(token for token in self.dropped if token not in padding)
+
+    @property
     def n_left(self) -> int:
         """Tokens that can be kept."""
         return self.n_tokens - len(self.left_out)
