@@ -111,8 +111,9 @@ int main(int argc, char ** argv) {
         CHECK(qap_override_push(&p) == 0);
         mtmd::input_chunks_ptr chunks = tokenize(ctx, picture.ptr.get());
         qap_override_pop();
-        if (!chunks) { // a signal that needs the prompt
-            CHECK(p.semantic == QAP_SEMANTIC_TEXT || p.semantic == QAP_SEMANTIC_CLIP_TEXT);
+        if (!chunks) { // a signal that needs the prompt, or weights of channels that this file has not
+            const bool of_prompt = p.semantic == QAP_SEMANTIC_TEXT || p.semantic == QAP_SEMANTIC_CLIP_TEXT;
+            CHECK(of_prompt || p.error == QAP_ERROR_MODEL);
             refused++;
             continue;
         }
