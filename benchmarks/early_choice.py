@@ -223,16 +223,19 @@ class Pictures:
         total = qap.score(whole, CONFIG, semantic=attention).total
         wanted = {n: qap.select(total, n, features=whole, method="coverage") for n in self._budgets}
         out: dict[tuple[str, int], Shown] = {}
+        halves: dict[str, tuple[Any, Halfway]] = {}  # layer -> its output; rows share it
         for row in self._rows:
             choice, layer, final = (*row.split(":"), "", "")[:3]
             if choice == "none":
                 out |= {(row, n): Shown(whole[at], at, len(whole)) for n, at in wanted.items()}
                 continue
-            hidden, attention = self._tower.layers(start, 0, int(layer))
-            patches = np.ascontiguousarray(hidden[0, 1:].numpy())
-            known = Halfway(patches, early_total(attention, patches), wanted[max(wanted)])
+            if layer not in halves:
+                half, attention = self._tower.layers(start, 0, int(layer))
+                patches = np.ascontiguousarray(half[0, 1:].numpy())
+                halves[layer] = half, Halfway(patches, early_total(attention, patches), wanted[max(wanted)])
+            half, known = halves[layer]
             kept = CHOICES[choice](known, int(np.ceil(self._part * len(whole))))
-            hidden = torch.cat([hidden[:, :1], hidden[:, 1:][:, torch.from_numpy(kept).long()]], dim=1)
+            hidden = torch.cat([half[:, :1], half[:, 1:][:, torch.from_numpy(kept).long()]], dim=1)
             hidden, attention = self._tower.layers(hidden, int(layer), last)
             tokens = self._tower.tokens(hidden)
             left = qap.score(tokens, CONFIG, semantic=attention).total

@@ -49,6 +49,14 @@ static py::object report_of(const chunk_ref & chunk) {
     const auto put = [&](const char * name, const float * data) {
         out[name] = data != nullptr ? py::object(copy_array(data, (size_t) r.n_total)) : py::object(py::none());
     };
+    const auto put_table = [&](const char * name, const float * data, int32_t n_rows, int32_t n_columns) {
+        out[name] = py::none();
+        if (data != nullptr) {
+            py::array_t<float> table({ (py::ssize_t) n_rows, (py::ssize_t) n_columns });
+            std::copy_n(data, (size_t) n_rows * (size_t) n_columns, table.mutable_data());
+            out[name] = table;
+        }
+    };
     out["n_total"]   = r.n_total;
     out["n_keep"]    = r.n_keep;
     out["special"]   = copy_array(r.special, (size_t) r.n_special);
@@ -66,12 +74,7 @@ static py::object report_of(const chunk_ref & chunk) {
         out["early"] = copy_array(r.early, (size_t) r.n_early);
     }
     put("early_total", r.early_total);
-    out["early_near"] = py::none();
-    if (r.early_near != nullptr) {
-        py::array_t<float> near({ (py::ssize_t) r.n_early, (py::ssize_t) r.n_dropped });
-        std::copy_n(r.early_near, (size_t) r.n_early * (size_t) r.n_dropped, near.mutable_data());
-        out["early_near"] = near;
-    }
+    put_table("early_near", r.early_near, r.n_early, r.n_total - r.n_padding - r.n_early);
     put("error", r.error);
     put("outlier", r.outlier);
     put("sensitivity", r.sensitivity);
@@ -79,12 +82,7 @@ static py::object report_of(const chunk_ref & chunk) {
     put("attention", r.attention);
     put("received", r.received);
     put("total", r.total);
-    out["hidden"] = py::none();
-    if (r.hidden != nullptr) {
-        py::array_t<float> hidden({ (py::ssize_t) r.n_total, (py::ssize_t) r.n_hidden });
-        std::copy_n(r.hidden, (size_t) r.n_total * (size_t) r.n_hidden, hidden.mutable_data());
-        out["hidden"] = hidden;
-    }
+    put_table("hidden", r.hidden, r.n_total, r.n_hidden);
     return out;
 }
 

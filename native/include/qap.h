@@ -106,8 +106,7 @@ struct qap_report {
     float   content[4]; /* where the picture lies on the grid: left, top, width, height, in tokens; zeros: not known */
     int32_t signal;     /* enum qap_semantic: what the relevance was made of */
     const float * early_total; /* [n_total] or NULL: what an early drop chose by; 0 for padding */
-    int32_t       n_dropped;   /* tokens that an early drop took, padding not counted; 0 where early_near is NULL */
-    const float * early_near;  /* [n_early, n_dropped]: see qap_dropped; NULL for more than 4096 tokens */
+    const float * early_near;  /* [n_early, n_total - n_padding - n_early]: see qap_dropped; NULL above 4096 tokens */
     const float * error; /* [n_total] or NULL; so are all that follow. 0 for padding and for what was dropped early */
     const float * outlier;
     const float * sensitivity;

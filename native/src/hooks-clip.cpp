@@ -250,10 +250,12 @@ static int choose(
     if (plan.semantic_id < 0 || check_weights(graph, plan) != 0 || read_scores(graph, plan, left, total) != 0) {
         return -1;
     }
-    std::vector<float> dropped_total;
     const auto         n = (int32_t) left.size();
-    for (const int32_t token : plan.early_near.empty() ? std::vector<int32_t>() : plan.dropped_early()) {
-        dropped_total.push_back(plan.early_total[(size_t) token]);
+    std::vector<float> dropped_total;
+    if (!plan.early_near.empty()) {
+        for (const int32_t token : plan.dropped_early()) {
+            dropped_total.push_back(plan.early_total[(size_t) token]);
+        }
     }
     const qap_dropped dropped = { (int32_t) dropped_total.size(), dropped_total.data(), plan.early_near.data() };
     if (qap_choose(plan.params, total.data(), cosines.data(), n, plan.n_keep, dropped, chosen) != 0) {

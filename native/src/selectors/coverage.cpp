@@ -75,9 +75,7 @@ struct coverage_state {
     const float * cosines(int32_t j) const { return in.cosines + (size_t) j * in.n_tokens; }
     const float * near(int32_t j) const { return in.dropped.near + (size_t) j * in.dropped.count; }
 
-    double gain(int32_t j) const {
-        return left.gain(cosines(j)) + (in.dropped.count > 0 ? dropped.gain(near(j)) : 0.0);
-    }
+    double gain(int32_t j) const { return left.gain(cosines(j)) + dropped.gain(near(j)); }
 
     // The lowest index whose gain is the largest but for `margin`, or -1 when none is above `margin`.
     int32_t find(double margin) {
@@ -100,9 +98,7 @@ struct coverage_state {
 
     void keep(int32_t j) {
         left.keep(cosines(j));
-        if (in.dropped.count > 0) {
-            dropped.keep(near(j));
-        }
+        dropped.keep(near(j));
         bound[j] = -1.0;
     }
 };

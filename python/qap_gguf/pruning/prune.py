@@ -110,7 +110,7 @@ def _dropped(image: ImageEmbedding) -> list[tuple[FloatArray | None, FloatArray 
     found: list[tuple[FloatArray | None, FloatArray | None]] = []
     first = cell = 0
     for piece in image.pieces:
-        n_dropped = len(piece.dropped_real) if piece.n_left else 0
+        n_dropped = len(piece.dropped_real)
         last, end = first + n_dropped, cell + n_dropped * piece.n_left
         near = image.dropped_near[cell:end].reshape(piece.n_left, n_dropped)
         found.append((image.dropped_total[first:last], near) if n_dropped else (None, None))

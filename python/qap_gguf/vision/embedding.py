@@ -202,7 +202,7 @@ def _dropped(pieces: Sequence[Piece], reports: Sequence[dict[str, Any] | None]) 
     """Scores and cosines of what an early drop took, of all pieces or, where one lacks them, of none."""
     totals, tables = [], []
     for piece, report in zip(pieces, reports, strict=True):
-        if piece.n_left == 0 or not piece.dropped_real:
+        if not piece.dropped_real:
             continue
         if report is None or report["early_near"] is None:
             return {}

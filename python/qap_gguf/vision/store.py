@@ -146,8 +146,8 @@ def _embedding(arrays: dict[str, np.ndarray[Any, Any]], plain: dict[str, Any]) -
 
 def _check_dropped(arrays: dict[str, np.ndarray[Any, Any]], plain: dict[str, Any], pieces: tuple[Piece, ...]) -> None:
     """Scores and cosines of what an early drop took are those of the pieces, or not there."""
-    left = [piece for piece in pieces if piece.n_left]
-    sizes = (sum(len(p.dropped_real) for p in left), sum(p.n_left * len(p.dropped_real) for p in left))
+    counts = [len(piece.dropped_real) for piece in pieces]
+    sizes = sum(counts), sum(count * piece.n_left for count, piece in zip(counts, pieces, strict=True))
     if all(arrays.get(name) is None and plain.pop(name, None) is None for name in _DROPPED):
         return
     for name, size in zip(_DROPPED, sizes, strict=True):

@@ -60,9 +60,9 @@ class Piece:
 
     @property
     def dropped_real(self) -> tuple[int, ...]:
-        """Numbers of the dropped tokens that are no padding, ascending."""
+        """Numbers of the dropped tokens that are no padding, ascending; none where no token is left."""
         padding = set(self.padding)
-        return tuple(token for token in self.dropped if token not in padding)
+        return tuple(token for token in self.dropped if token not in padding) if self.n_left else ()
 
     @property
     def n_left(self) -> int:
